@@ -1,0 +1,54 @@
+# make demo    train a small network with learnt strides
+# make test    all tests but the slow ones
+#
+# Every target installs what it needs into .venv first. Another interpreter:
+# make PYTHON=python3.13 test
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test test-slow lint wheel install
+
+help:
+	@echo 'make demo       train a small network with learnt strides'
+	@echo 'make test       run all tests but the slow ones'
+	@echo 'make test-slow  run the slow tests'
+	@echo 'make lint       ruff check, ruff format --check, mypy'
+	@echo 'make wheel      build the source distribution and the wheel into dist/'
+
+demo: install
+	$(VENV)/bin/diffstride-train
+
+test: install
+	$(PY) -m pytest -m 'not slow'
+
+test-slow: install
+	$(PY) -m pytest -m slow
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+# The wheel is built from the source distribution, which so proves complete.
+wheel: install
+	$(PY) -m build --no-isolation
+
+install: $(INSTALLED)
+
+# An interpreter that already sits in .venv is kept, and is the one to check.
+$(INSTALLED): pyproject.toml constraints.txt
+	@python=$(PY); test -x "$$python" || python='$(PYTHON)'; \
+	version=$$("$$python" --version 2>&1) || version='not found'; \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "DiffStride needs Python 3.11 or newer, but '$$python' is: $$version."; \
+	  echo "Name another (make PYTHON=python3.13 test), and remove an older .venv first."; \
+	  exit 1; } >&2
+	@$(PY) -m pip --version >/dev/null 2>&1 || '$(PYTHON)' -m venv $(VENV) || { \
+	  echo "No virtual environment could be made; on Debian and Ubuntu: apt install python3-venv" >&2; \
+	  exit 1; }
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt \
+	  -e '.[torch,experiments,dev]'
+	@touch $@

@@ -1,0 +1,20 @@
+"""DiffStride for PyTorch: downsampling layers whose strides are learnt."""
+
+from diffstride_core import NothingToCropWarning as NothingToCropWarning
+from diffstride_core import __version__ as __version__
+from diffstride_torch.functional import authors_strides as authors_strides
+from diffstride_torch.functional import complexity as complexity
+from diffstride_torch.functional import diff_stride as diff_stride
+from diffstride_torch.functional import output_sizes as output_sizes
+from diffstride_torch.functional import plain_autodiff as plain_autodiff
+from diffstride_torch.functional import spectral_pool as spectral_pool
+from diffstride_torch.functional import spectral_resize as spectral_resize
+from diffstride_torch.modules import DiffStride1d as DiffStride1d
+from diffstride_torch.modules import DiffStride2d as DiffStride2d
+from diffstride_torch.modules import DiffStride3d as DiffStride3d
+from diffstride_torch.modules import SpectralPool1d as SpectralPool1d
+from diffstride_torch.modules import SpectralPool2d as SpectralPool2d
+from diffstride_torch.modules import SpectralPool3d as SpectralPool3d
+from diffstride_torch.modules import complexity_penalty as complexity_penalty
+from diffstride_torch.modules import param_groups as param_groups
+from diffstride_torch.modules import project_strides as project_strides

@@ -1,0 +1,399 @@
+"""DiffStride and spectral pooling as PyTorch modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffstride_backends.torch_backend import BACKEND, FUNCTIONAL
+
+from diffstride_core.conventions import Limits
+from diffstride_core.plan_cache import PlanCache
+from diffstride_core.settings import check_strides, host_strides, make_settings
+
+
+class _Version:
+    """What a tensor's values are known by without reading them from a device."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        # The tensor itself, not its id: a freed tensor's id and memory are soon used again.
+        self._tensor = tensor
+        self._state = tensor._version, tensor.data_ptr()
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _Version)
+            and self._tensor is other._tensor
+            and self._state == other._state
+        )
+
+    def __hash__(self) -> int:
+        return hash((id(self._tensor), self._state))
+
+
+def _token(strides: torch.Tensor) -> Any:
+    # Reading host memory costs nothing, and sees even what was written behind autograd's back.
+    if strides.device.type == "cpu":
+        return BACKEND.host_values(strides)
+    return _Version(strides)
+
+
+class DiffStride(torch.nn.Module):
+    """Downsampling with learnt strides; base of the modules of fixed rank.
+
+    Parameters
+    ----------
+    stride : float or sequence of float
+        Initial strides, at least 1: one per resized axis or one for all.
+    smoothness : float, optional
+        Width of the window's ramp, see `diff_stride`.
+    shared : bool
+        Learn one stride for all axes instead of one per axis.
+    limits : (lower, upper) or None
+        Limits on the strides besides the built-in bounds; None switches those off too.
+    cropping : bool
+        False masks the spectrum without cropping it.
+    trainable : bool
+        Whether the strides require a gradient.
+    norm, convention, method
+        See `diff_stride`.
+    axes : int or sequence of int, optional
+        The axes to resize, by default the last ones.
+    device : torch.device, optional
+    dtype : torch.dtype, optional
+        Of the strides, float32 or float64; by default float32. Converting the module to half
+        precision leaves them as they are.
+
+    Attributes
+    ----------
+    strides : torch.nn.Parameter, shape (d,) or (1,)
+        The stride parameters. A forward pass bounds them without changing them; `project_strides`
+        does after an optimiser's step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `diff_stride`, and for a stride below 1.
+
+    Notes
+    -----
+    The output's size follows from the strides' values, which are kept on the host and read again
+    when the parameter has changed: on a CPU seen by its values, elsewhere by the parameter's
+    identity, version counter and memory address. Writing through ``strides.data`` on an accelerator
+    leaves no such trace; call `project_strides` then. So too inside `torch.compile`, where the
+    values are those of the last forward pass outside it or of the last `project_strides`.
+    """
+
+    rank: ClassVar[int]
+
+    def __init__(
+        self,
+        stride: float | Sequence[float],
+        *,
+        smoothness: float | None = None,
+        shared: bool = False,
+        limits: Limits | None = (None, None),
+        cropping: bool = True,
+        trainable: bool = True,
+        norm: str | None = None,
+        convention: str = "paper",
+        method: str = "auto",
+        axes: int | Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings = make_settings(
+            axes=tuple(range(-self.rank, 0)) if axes is None else axes,
+            smoothness=smoothness,
+            limits=limits,
+            cropping=cropping,
+            norm=norm,
+            convention=convention,
+            method=method,
+        )
+        _check_rank(self.rank, self.settings.axes)
+        dtype = torch.float32 if dtype is None else dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+        values = _initial_strides(stride, self.rank, shared)
+        self.strides = torch.nn.Parameter(
+            torch.tensor(values, dtype=dtype, device=device), requires_grad=trainable
+        )
+        self._plans = PlanCache(self.settings, len(values))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Downsample a tensor.
+
+        Parameters
+        ----------
+        x : torch.Tensor, shape (..., N_1, ..., N_d, ...)
+
+        Returns
+        -------
+        torch.Tensor, shape (..., M_1, ..., M_d, ...)
+        """
+        BACKEND.check_input(x)
+        BACKEND.check_strides(self.strides, x)
+        self._refresh()
+        return FUNCTIONAL.resample(self._plans.plan(x.shape), x, self.strides)
+
+    def output_sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the sizes along the resized axes for an input of the given shape."""
+        self._refresh()
+        return self._plans.plan(shape).output_sizes
+
+    def extra_repr(self) -> str:  # noqa: D102
+        settings = self.settings
+        values = ", ".join(f"{value:.4g}" for value in self.strides.tolist())
+        shown = [
+            f"strides=[{values}]",
+            f"convention={settings.convention.name!r}",
+            f"smoothness={settings.smoothness:g}",
+        ]
+        if self.strides.numel() < self.rank:
+            shown.append("shared=True")
+        if settings.limits != (None, None):
+            shown.append(f"limits={settings.limits}")
+        if not settings.cropping:
+            shown.append("cropping=False")
+        if not self.strides.requires_grad:
+            shown.append("trainable=False")
+        if settings.norm != settings.convention.default_norm:
+            shown.append(f"norm={settings.norm!r}")
+        if settings.method != "auto":
+            shown.append(f"method={settings.method!r}")
+        if settings.axes != tuple(range(-self.rank, 0)):
+            shown.append(f"axes={settings.axes}")
+        return ", ".join(shown)
+
+    def _refresh(self) -> None:
+        # A compiled graph must not read device memory; its plans are those made outside.
+        if not torch.compiler.is_compiling():
+            strides = self.strides
+            self._plans.refresh(_token(strides), lambda: BACKEND.host_values(strides))
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        def keep_precision(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.dtype.itemsize < 4 else moved
+
+        return super()._apply(keep_precision, recurse)
+
+
+class DiffStride1d(DiffStride):
+    """Downsampling of the last axis with a learnt stride: `DiffStride` with d = 1."""
+
+    rank = 1
+
+
+class DiffStride2d(DiffStride):
+    """Downsampling of two axes with learnt strides: `DiffStride` with d = 2."""
+
+    rank = 2
+
+
+class DiffStride3d(DiffStride):
+    """Downsampling of three axes with learnt strides: `DiffStride` with d = 3."""
+
+    rank = 3
+
+
+class SpectralPool(torch.nn.Module):
+    """Spectral pooling with fixed strides; base of the modules of fixed rank.
+
+    Parameters
+    ----------
+    stride : float or sequence of float
+        At least 1: one per resized axis or one for all.
+    norm, convention
+        See `spectral_pool`.
+    axes : int or sequence of int, optional
+        The axes to resize, by default the last ones.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `spectral_pool`.
+    """
+
+    rank: ClassVar[int]
+
+    def __init__(
+        self,
+        stride: float | Sequence[float],
+        *,
+        norm: str | None = None,
+        convention: str = "paper",
+        axes: int | Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.axes = tuple(range(-self.rank, 0)) if axes is None else axes
+        settings = make_settings(axes=self.axes, norm=norm, convention=convention)
+        _check_rank(self.rank, settings.axes)
+        self.norm, self.convention = norm, convention
+        self.stride = _initial_strides(stride, self.rank, shared=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Downsample a tensor.
+
+        Parameters
+        ----------
+        x : torch.Tensor, shape (..., N_1, ..., N_d, ...)
+
+        Returns
+        -------
+        torch.Tensor, shape (..., M_1, ..., M_d, ...)
+        """
+        return FUNCTIONAL.spectral_pool(
+            x, self.stride, axes=self.axes, norm=self.norm, convention=self.convention
+        )
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"stride={self.stride}, convention={self.convention!r}"
+
+
+class SpectralPool1d(SpectralPool):
+    """Spectral pooling of the last axis with fixed strides: `SpectralPool` with d = 1."""
+
+    rank = 1
+
+
+class SpectralPool2d(SpectralPool):
+    """Spectral pooling of two axes with fixed strides: `SpectralPool` with d = 2."""
+
+    rank = 2
+
+
+class SpectralPool3d(SpectralPool):
+    """Spectral pooling of three axes with fixed strides: `SpectralPool` with d = 3."""
+
+    rank = 3
+
+
+def _check_rank(rank: int, axes: tuple[int, ...]) -> None:
+    if len(axes) != rank:
+        raise ValueError(f"axes must name {rank} axes, got {axes}")
+
+
+def _initial_strides(stride: Any, rank: int, shared: bool) -> tuple[float, ...]:
+    """Return the initial value of every stride parameter."""
+    values = tuple(np.ravel(host_strides(stride)).tolist())
+    check_strides(values, rank, least=1.0)
+    if shared:
+        if len(set(values)) != 1:
+            raise ValueError(f"stride must be one number where shared=True, got {stride!r}")
+        return values[:1]
+    return values * rank if len(values) == 1 else values
+
+
+def _named_layers(model: torch.nn.Module) -> list[tuple[str, DiffStride]]:
+    return [
+        (name, module) for name, module in model.named_modules() if isinstance(module, DiffStride)
+    ]
+
+
+@torch.no_grad()
+def project_strides(model: torch.nn.Module) -> None:
+    """Put every stride of a model back within its bounds; call it after the optimiser's step.
+
+    The bounds are the layer's limits and, for the input sizes that it has seen, the built-in ones.
+    All strides are read in one transfer per device, from which every layer's output sizes follow:
+    forward passes after it read no device memory.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+
+    Raises
+    ------
+    ValueError
+        If a stride is NaN or infinite, naming the layer; no stride is changed then.
+    """
+    layers = _named_layers(model)
+    values = _read_together([layer.strides for _, layer in layers])
+    for (name, _), strides in zip(layers, values, strict=True):
+        if not np.isfinite(strides).all():
+            raise ValueError(f"strides of layer {name!r} must be finite, got {strides.tolist()}")
+    for (_, layer), strides in zip(layers, values, strict=True):
+        bounded = np.array(layer._plans.project(tuple(strides.tolist())), dtype=strides.dtype)
+        if (bounded != strides).any():
+            layer.strides.copy_(torch.from_numpy(bounded))
+        layer._plans.refresh(_token(layer.strides), lambda b=bounded: tuple(b.tolist()))
+
+
+def _read_together(tensors: Iterable[torch.Tensor]) -> list[np.ndarray[Any, Any]]:
+    """Return the values of small tensors on the host, in one transfer per device and dtype."""
+    tensors = list(tensors)
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        groups.setdefault((tensor.device, tensor.dtype), []).append(i)
+    values: list[np.ndarray[Any, Any]] = [np.empty(0)] * len(tensors)
+    for members in groups.values():
+        together = torch.cat([tensors[i].detach() for i in members]).cpu()
+        parts = together.split([tensors[i].numel() for i in members])
+        for i, part in zip(members, parts, strict=True):
+            values[i] = part.numpy()
+    return values
+
+
+def param_groups(
+    model: torch.nn.Module, *, stride_lr: float | None = None, **options: Any
+) -> list[dict[str, Any]]:
+    """Return optimiser parameter groups that treat strides apart.
+
+    Weight decay would pull strides towards 0, that is outside their bounds, so they get none.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    stride_lr : float, optional
+        Learning rate of the strides; by default that of the other parameters.
+    **options
+        Options of the optimiser for all parameters, for example ``lr`` and ``weight_decay``.
+
+    Returns
+    -------
+    list of dict
+        For a constructor such as `torch.optim.SGD`; only parameters that require a gradient.
+    """
+    strides = {id(layer.strides): layer.strides for _, layer in _named_layers(model)}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in strides]
+    groups = [{**options, "params": others}]
+    learnt = [p for p in strides.values() if p.requires_grad]
+    if learnt:
+        group = {**options, "params": learnt, "weight_decay": 0.0}
+        if stride_lr is not None:
+            group["lr"] = stride_lr
+        groups.append(group)
+    return groups
+
+
+def complexity_penalty(model: torch.nn.Module) -> torch.Tensor:
+    """Return the complexity penalty J of a model's layers.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Its DiffStride layers count in the order in which they were registered, which must be the
+        order of the network.
+
+    Returns
+    -------
+    torch.Tensor, shape ()
+        Differentiable in the strides; see `complexity`.
+
+    Raises
+    ------
+    ValueError
+        If the model has no DiffStride layer.
+    """
+    layers = [layer for _, layer in _named_layers(model)]
+    if not layers:
+        raise ValueError(
+            f"model must have a DiffStride layer, got {type(model).__name__} with none"
+        )
+    bounds = tuple(layer._plans.bounds() for layer in layers)
+    return FUNCTIONAL.bounded_complexity(bounds, [layer.strides for layer in layers])

@@ -1,0 +1,1 @@
+"""Array frameworks: namespace, device, and how a gradient is attached."""

@@ -1,0 +1,384 @@
+"""The functions that every adapter offers, written once for all frameworks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from diffstride_backends.protocol import ArrayT, Attach, Backend, HostArray
+from diffstride_core import complexity, resample
+from diffstride_core.complexity import LayerBounds
+from diffstride_core.conventions import Limits
+from diffstride_core.plan import Bounds, Plan
+from diffstride_core.settings import (
+    Settings,
+    authors_strides,
+    axis_sizes,
+    check_stride_count,
+    check_strides,
+    checked_shape,
+    checked_sizes,
+    host_strides,
+    make_settings,
+    normalized_axes,
+    plan_diff_stride,
+    plan_pool,
+    plan_resize,
+)
+
+ResultT = TypeVar("ResultT")
+
+
+class Functional(Generic[ArrayT, ResultT]):
+    """The functional interface over one backend.
+
+    Parameters
+    ----------
+    backend : Backend
+    attach : Attach
+        How an evaluation is joined with its derivative; decides what the functions return. Below
+        "array" stands for it.
+    """
+
+    def __init__(self, backend: Backend[ArrayT], attach: Attach[ResultT]) -> None:
+        self._backend = backend
+        self._attach = attach
+
+    def diff_stride(
+        self,
+        x: ArrayT,
+        strides: Any,
+        *,
+        sizes: Sequence[int] | None = None,
+        axes: int | Sequence[int] = (-2, -1),
+        smoothness: float | None = None,
+        limits: Limits | None = (None, None),
+        cropping: bool = True,
+        norm: str | None = None,
+        convention: str = "paper",
+        method: str = "auto",
+    ) -> ResultT:
+        r"""Downsample an array by strides that have a gradient.
+
+        Along every resized axis the spectrum is multiplied by a window whose width follows the
+        stride, cropped, and transformed back (Riad et al., ICLR 2022, Algorithm 1).
+
+        Parameters
+        ----------
+        x : array, shape (..., N_1, ..., N_d, ...)
+            Real floating point, any number of other dimensions.
+        strides : float, sequence of float, or array of shape (), (1,) or (d,)
+            One stride per resized axis, or one shared by all. A value outside the bounds is
+            bounded; its gradient passes straight through. Arrays are float32 or float64.
+        sizes : sequence of int, optional
+            Output size per axis, in place of the one that follows from the stride. Needed where
+            strides are traced; with it, strides that are arrays are never read.
+        axes : int or sequence of int
+            The axes to resize. The last one given is the paper's width (its mask has the offset of
+            Eq. 4).
+        smoothness : float, optional
+            Width R of the window's ramp: in frequencies ("paper", "tensorflow"; default 4.0), or as
+            a fraction of the pass band, at most 1 ("relative"; default 0.25).
+        limits : (lower, upper) or None
+            Limits on the strides besides the built-in bounds, None for none. ``limits=None``
+            switches the built-in bounds off too, but for S >= 1.
+        cropping : bool
+            False masks the spectrum without cropping it: the shape never changes.
+        norm : {"forward", "ortho", "backward"}, optional
+            Scale of the output: a constant stays that constant ("forward"), or is multiplied by
+            the square root of ("ortho"), or by ("backward") the ratio of input and output size.
+            The default is "forward", for the tensorflow convention "backward".
+        convention : {"paper", "relative", "tensorflow"}
+            Which window a stride stands for.
+        method : {"auto", "matmul", "fft"}
+            Small matrix products or FFTs; "auto" chooses per axis.
+
+        Returns
+        -------
+        array, shape (..., M_1, ..., M_d, ...)
+            Of the dtype and on the device of `x`.
+
+        Raises
+        ------
+        TypeError
+            For an argument of the wrong kind: `x` not real floating point, strides in half
+            precision, ...
+        ValueError
+            For a value that is not allowed: strides that are not finite or too many, axes repeated
+            or out of range, limits the wrong way round, arrays on different devices, ...
+        """
+        settings = make_settings(
+            axes=axes,
+            smoothness=smoothness,
+            limits=limits,
+            cropping=cropping,
+            norm=norm,
+            convention=convention,
+            method=method,
+        )
+        self._backend.check_input(x)
+        array = self._strides(strides, len(settings.axes), like=x)
+        plan = self._plan(settings, tuple(x.shape), array, sizes)  # type: ignore[attr-defined]
+        return self.resample(plan, x, array)
+
+    def resample(self, plan: Plan, x: ArrayT, strides: ArrayT | None = None) -> ResultT:
+        """Apply a plan: what all resizing functions and modules come down to.
+
+        Parameters
+        ----------
+        plan : Plan
+        x : array
+        strides : array of shape (), (1,) or (d,), optional
+            The stride parameters, for a plan that has strides.
+        """
+        arrays = (x,) if strides is None else (x, strides)
+        return self._attach(self._backend, resample.forward, resample.vjp, plan, *arrays)
+
+    def output_sizes(
+        self,
+        shape: Sequence[int],
+        strides: Any,
+        *,
+        axes: int | Sequence[int] = (-2, -1),
+        smoothness: float | None = None,
+        limits: Limits | None = (None, None),
+        cropping: bool = True,
+        convention: str = "paper",
+    ) -> tuple[int, ...]:
+        """Return the sizes that `diff_stride` gives along the resized axes.
+
+        Parameters
+        ----------
+        shape : sequence of int
+            Of the input.
+        strides, axes, smoothness, limits, cropping, convention
+            As for `diff_stride`; the strides must have concrete values.
+
+        Returns
+        -------
+        tuple of int
+            One size per resized axis, in the order of `axes`.
+        """
+        settings = make_settings(
+            axes=axes,
+            smoothness=smoothness,
+            limits=limits,
+            cropping=cropping,
+            convention=convention,
+        )
+        array = self._strides(strides, len(settings.axes), like=None)
+        return self._plan(settings, checked_shape(shape), array, None).output_sizes
+
+    def spectral_resize(
+        self,
+        x: ArrayT,
+        sizes: int | Sequence[int],
+        *,
+        axes: int | Sequence[int] = (-2, -1),
+        norm: str = "forward",
+    ) -> ResultT:
+        """Resize an array by cropping or zero-padding its spectrum.
+
+        Equal to `scipy.signal.resample` along each axis for the default norm.
+
+        Parameters
+        ----------
+        x : array, shape (..., N_1, ..., N_d, ...)
+            Real floating point.
+        sizes : int or sequence of int
+            Target size per axis, larger or smaller.
+        axes : int or sequence of int
+            The axes to resize.
+        norm : {"forward", "ortho", "backward"}
+            As for `diff_stride`.
+
+        Returns
+        -------
+        array, shape (..., M_1, ..., M_d, ...)
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `diff_stride`.
+        """
+        settings = make_settings(axes=axes, norm=norm)
+        self._backend.check_input(x)
+        shape: tuple[int, ...] = tuple(x.shape)  # type: ignore[attr-defined]
+        negative = normalized_axes(settings.axes, shape)
+        target = checked_sizes(sizes, len(negative))
+        return self.resample(
+            plan_resize(negative, axis_sizes(negative, shape), target, settings.norm), x
+        )
+
+    def spectral_pool(
+        self,
+        x: ArrayT,
+        strides: Any,
+        *,
+        axes: int | Sequence[int] = (-2, -1),
+        norm: str | None = None,
+        convention: str = "paper",
+    ) -> ResultT:
+        """Downsample an array by cropping its spectrum to floor(N/S) samples per axis.
+
+        Spectral pooling with fixed strides (Rippel, Snoek, Adams, 2015); the strides have no
+        gradient.
+
+        Parameters
+        ----------
+        x : array, shape (..., N_1, ..., N_d, ...)
+            Real floating point.
+        strides : float or sequence of float
+            At least 1; one per axis or one for all.
+        axes : int or sequence of int
+            The axes to resize.
+        norm : {"forward", "ortho", "backward"}, optional
+            As for `diff_stride`.
+        convention : {"paper", "relative", "tensorflow"}
+            "tensorflow" is the authors' FixedSpectralPooling; the other two are the same.
+
+        Returns
+        -------
+        array, shape (..., M_1, ..., M_d, ...)
+            M = min(N, max(2, floor(N/S))).
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `diff_stride`, and for a stride below 1.
+        """
+        settings = make_settings(axes=axes, norm=norm, convention=convention)
+        self._backend.check_input(x)
+        shape: tuple[int, ...] = tuple(x.shape)  # type: ignore[attr-defined]
+        negative = normalized_axes(settings.axes, shape)
+        values = self._concrete(self._strides(strides, len(negative), like=None))
+        plan = plan_pool(settings, negative, axis_sizes(negative, shape), values)
+        return self.resample(plan, x)
+
+    def complexity(self, strides_per_layer: Sequence[Any]) -> ResultT:
+        r"""Return the complexity penalty of a stack of layers.
+
+        .. math:: J = \sum_{l=1}^{L} \prod_{i=1}^{l} \prod_a \frac{1}{S_a^i}
+
+        Parameters
+        ----------
+        strides_per_layer : sequence
+            Per layer, in the order of the network, its strides with one entry per resized axis;
+            repeat a shared stride once per axis. Values below 1 count as 1, straight through.
+
+        Returns
+        -------
+        array, shape ()
+            J, differentiable in every layer's strides.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there is no layer, or strides are not finite numbers in one dimension.
+        """
+        if not isinstance(strides_per_layer, Sequence) or isinstance(strides_per_layer, str):
+            raise TypeError(
+                "strides_per_layer must be a sequence with the strides of each layer, got "
+                f"{strides_per_layer!r}"
+            )
+        arrays = [self._strides(strides, None, like=None) for strides in strides_per_layer]
+        for array in arrays:
+            values = self._backend.host_values(array)
+            if values is not None:
+                check_strides(values, len(values))
+        bounds = tuple((Bounds(),) * _entries(array) for array in arrays)
+        return self.bounded_complexity(bounds, arrays)
+
+    def bounded_complexity(self, bounds: LayerBounds, arrays: Sequence[ArrayT]) -> ResultT:
+        """Return the complexity penalty of layers whose bounds are known.
+
+        Parameters
+        ----------
+        bounds : tuple of tuple of Bounds
+            Per layer and resized axis.
+        arrays : sequence of array of shape (), (1,) or (d,)
+            The stride parameters per layer.
+        """
+        if not arrays:
+            raise ValueError("strides_per_layer must have at least one layer, got none")
+        return self._attach(self._backend, complexity.forward, complexity.vjp, bounds, *arrays)
+
+    def authors_strides(
+        self,
+        shape: Sequence[int],
+        strides: Any,
+        *,
+        axes: int | Sequence[int] = (-2, -1),
+        smoothness: float = 4.0,
+    ) -> tuple[float, ...]:
+        """Return what the authors' TensorFlow layer writes back into its strides when called.
+
+        Their forward pass raises the parameter itself to size/(size - R); ours never changes it.
+
+        Parameters
+        ----------
+        shape : sequence of int
+            Of the input.
+        strides : float, sequence of float or array
+            Before the call.
+        axes : int or sequence of int
+            Height and width.
+        smoothness : float
+            R.
+
+        Returns
+        -------
+        tuple of float
+            After the call, as many as there are strides; float32 values.
+        """
+        settings = make_settings(axes=axes, smoothness=smoothness, convention="tensorflow")
+        values = self._concrete(self._strides(strides, len(settings.axes), like=None))
+        return authors_strides(settings, axis_sizes(settings.axes, checked_shape(shape)), values)
+
+    def _strides(self, strides: Any, axes: int | None, *, like: ArrayT | None) -> ArrayT:
+        """Return checked strides as an array of the framework."""
+        if self._backend.is_array(strides):
+            self._backend.check_strides(strides, like)
+            array: ArrayT = strides
+        else:
+            host: HostArray = host_strides(strides)
+            check_strides(np.ravel(host).tolist(), host.size)
+            array = self._backend.strides_from_host(host, like)
+        rank = len(array.shape)  # type: ignore[attr-defined]
+        if rank > 1:
+            raise ValueError(f"strides must have at most 1 dimension, got {rank}")
+        if axes is not None:
+            check_stride_count(_entries(array), axes)
+        return array
+
+    def _concrete(self, strides: ArrayT) -> tuple[float, ...]:
+        values = self._backend.host_values(strides)
+        if values is None:
+            raise ValueError("strides must have concrete values here, got traced ones")
+        return values
+
+    def _plan(
+        self,
+        settings: Settings,
+        shape: tuple[int, ...],
+        strides: ArrayT,
+        sizes: Sequence[int] | None,
+    ) -> Plan:
+        axes = normalized_axes(settings.axes, shape)
+        given = None if sizes is None else checked_sizes(sizes, len(axes))
+        # Reading strides can cost a device transfer; here it would decide nothing.
+        values = self._backend.host_values(strides) if given is None else None
+        return plan_diff_stride(
+            settings,
+            axes,
+            tuple(shape[axis] for axis in axes),
+            values,
+            shared=_entries(strides) == 1,
+            output_sizes=given,
+        )
+
+
+def _entries(strides: Any) -> int:
+    return int(strides.shape[0]) if strides.shape else 1

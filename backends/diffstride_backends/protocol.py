@@ -1,0 +1,69 @@
+"""What a framework contributes beyond the array API: inputs, host values and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffstride_core.ops import ArrayOps
+
+ArrayT = TypeVar("ArrayT")
+ResultT_co = TypeVar("ResultT_co", covariant=True)
+
+HostArray: TypeAlias = NDArray[Any]
+Pullback: TypeAlias = Callable[[ArrayT], tuple[ArrayT | None, ...]]
+"""Maps the cotangent of an output to the gradients of the arrays it was computed from."""
+
+
+class Backend(ArrayOps, Protocol[ArrayT]):
+    """One framework, as the functions common to all adapters need it."""
+
+    def check_input(self, x: object) -> None:
+        """Raise TypeError unless `x` is a real floating-point array of the framework."""
+
+    def is_array(self, x: object) -> bool:
+        """Return whether `x` is an array of the framework."""
+
+    def strides_from_host(self, strides: NDArray[np.floating], like: ArrayT | None) -> ArrayT:
+        """Return host strides as an array of the same dtype on the device of `like`."""
+
+    def check_strides(self, strides: ArrayT, like: ArrayT | None) -> None:
+        """Check strides that are an array of the framework.
+
+        Raises TypeError unless they are float32 or float64, ValueError if they are not on the
+        device of `like`.
+        """
+
+    def host_values(self, strides: ArrayT) -> tuple[float, ...] | None:
+        """Return the values of the strides, None where they are traced."""
+
+    def from_host(self, array: HostArray, dtype: str) -> ArrayT:
+        """Return a copy of a host array in the dtype named."""
+
+    def dtype_name(self, array: ArrayT) -> str:
+        """Return the name of an array's dtype, as NumPy or ml_dtypes spell it."""
+
+    def to_host(self, array: ArrayT) -> HostArray:
+        """Return an array's values on the host; bfloat16 as float32."""
+
+
+class Attach(Protocol[ResultT_co]):
+    """A way to join a forward pass with its derivative.
+
+    Called with the functions ``forward(backend, plan, *arrays)`` and
+    ``vjp(backend, plan, cotangent, *arrays, needs=...)``, what they are to be given, and returns
+    what the framework's user expects: a differentiable array, or a value and its pullback.
+    """
+
+    def __call__(
+        self,
+        backend: Any,
+        forward: Callable[..., Any],
+        vjp: Callable[..., tuple[Any, ...]],
+        plan: Any,
+        *arrays: Any,
+    ) -> ResultT_co:
+        """Evaluate ``forward`` and attach ``vjp``."""

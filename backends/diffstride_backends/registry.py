@@ -1,0 +1,86 @@
+"""The backends by name, imported when they are asked for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+from diffstride_backends.functional import Functional
+from diffstride_backends.protocol import Backend
+
+_MODULES = {
+    "numpy": "diffstride_backends.numpy_backend",
+    "torch": "diffstride_backends.torch_backend",
+}
+
+
+@dataclass(frozen=True)
+class Framework:
+    """What the registry knows about a framework.
+
+    Attributes
+    ----------
+    name : str
+    backend : Backend
+    functional : Functional
+        Its functions return the framework's arrays.
+    with_pullback : Functional
+        Its functions return pairs of a value and its pullback, obtained the way the framework
+        differentiates.
+    """
+
+    name: str
+    backend: Backend[Any]
+    functional: Functional[Any, Any]
+    with_pullback: Functional[Any, Any]
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all backends, installed or not."""
+    return tuple(_MODULES)
+
+
+def is_installed(name: str) -> bool:
+    """Return whether a backend's framework can be imported; does not import it."""
+    return importlib.util.find_spec(_checked(name)) is not None
+
+
+def get(name: str) -> Framework:
+    """Return a framework by name, importing it.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+    ImportError
+        If the framework is not installed.
+    """
+    framework = importlib.import_module(_MODULES[_checked(name)]).FRAMEWORK
+    assert isinstance(framework, Framework)
+    return framework
+
+
+def framework_of(array: object) -> Framework:
+    """Return the framework that an array belongs to.
+
+    Its package has been imported already, or there would be no array.
+
+    Raises
+    ------
+    TypeError
+        If no backend knows the array's type.
+    """
+    root = type(array).__module__.partition(".")[0]
+    if root not in _MODULES:
+        raise TypeError(
+            f"array must belong to one of {', '.join(_MODULES)}, got {type(array).__name__}"
+        )
+    return get(root)
+
+
+def _checked(name: str) -> str:
+    if name not in _MODULES:
+        raise ValueError(f"name must be one of {', '.join(_MODULES)}, got {name!r}")
+    return name

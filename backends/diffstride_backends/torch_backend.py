@@ -1,0 +1,216 @@
+"""PyTorch: one autograd function that carries any of the core's derivatives."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from diffstride_backends.functional import Functional
+from diffstride_backends.protocol import HostArray, Pullback
+from diffstride_backends.registry import Framework
+from diffstride_core import bases
+from diffstride_core._namespace import namespace_of
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class TorchBackend:
+    """PyTorch tensors on any device."""
+
+    def __init__(self) -> None:
+        self.xp: Any = namespace_of(torch.empty(0))
+
+    def precise_dtype(self, array: torch.Tensor) -> torch.dtype:  # noqa: D102
+        return _precise_dtype(array.device.type)
+
+    def frequencies(self, count: int, like: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        return torch.arange(count, dtype=self.precise_dtype(like), device=like.device)
+
+    def compute_dtype(self, array: torch.Tensor) -> torch.dtype:  # noqa: D102
+        return torch.float32 if array.dtype.itemsize == 2 else array.dtype
+
+    def tables(  # noqa: D102
+        self, basis: bases.AxisBasis, like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return _tables(basis, like.dtype, like.device)
+
+    def stop_gradient(self, array: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        return array.detach()
+
+    def rfft(self, array: torch.Tensor, axis: int) -> torch.Tensor:  # noqa: D102
+        if array.numel() == 0:  # which MKL refuses
+            shape = list(array.shape)
+            shape[axis] = shape[axis] // 2 + 1
+            return array.new_zeros(shape, dtype=array.dtype.to_complex())
+        spectrum: torch.Tensor = torch.fft.rfft(array, dim=axis)
+        return spectrum
+
+    def irfft(self, array: torch.Tensor, size: int, axis: int) -> torch.Tensor:  # noqa: D102
+        if array.numel() == 0:
+            shape = list(array.shape)
+            shape[axis] = size
+            return array.new_zeros(shape, dtype=array.dtype.to_real())
+        samples: torch.Tensor = torch.fft.irfft(array, n=size, dim=axis)
+        return samples
+
+    def is_array(self, x: object) -> bool:  # noqa: D102
+        return isinstance(x, torch.Tensor)
+
+    def check_input(self, x: object) -> None:  # noqa: D102
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+        if x.dtype not in _FLOATS:
+            raise TypeError(f"x must be real floating point, got dtype {x.dtype}")
+
+    def check_strides(self, strides: torch.Tensor, like: torch.Tensor | None) -> None:  # noqa: D102
+        if strides.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"strides must be float32 or float64, got dtype {strides.dtype}")
+        if like is not None and strides.device != like.device:
+            raise ValueError(
+                f"strides must be on the device of x, {like.device}, got {strides.device}"
+            )
+
+    def strides_from_host(  # noqa: D102
+        self, strides: NDArray[np.floating], like: torch.Tensor | None
+    ) -> torch.Tensor:
+        if like is None:
+            return torch.tensor(strides)
+        dtype = min(
+            torch.tensor(strides).dtype, self.precise_dtype(like), key=lambda dtype: dtype.itemsize
+        )
+        return torch.tensor(strides, dtype=dtype, device=like.device)
+
+    def host_values(self, strides: torch.Tensor) -> tuple[float, ...] | None:  # noqa: D102
+        if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(strides):
+            return None
+        return tuple(strides.detach().reshape(-1).tolist())
+
+    def from_host(self, array: HostArray, dtype: str) -> torch.Tensor:  # noqa: D102
+        return torch.tensor(array, dtype=getattr(torch, dtype))
+
+    def dtype_name(self, array: torch.Tensor) -> str:  # noqa: D102
+        return str(array.dtype).removeprefix("torch.")
+
+    def to_host(self, array: torch.Tensor) -> HostArray:  # noqa: D102
+        array = array.detach().cpu()
+        return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+
+
+# Apple's GPUs have no double precision.
+def _precise_dtype(device: str) -> torch.dtype:
+    return torch.float32 if device == "mps" else torch.float64
+
+
+@lru_cache(maxsize=256)
+def _tables(
+    basis: bases.AxisBasis, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    synthesis, analysis = bases.tables(basis)
+    return (
+        torch.tensor(synthesis, dtype=dtype, device=device),
+        torch.tensor(analysis, dtype=dtype, device=device),
+    )
+
+
+class _Attached(torch.autograd.Function):
+    """A forward pass of the core with its vector-Jacobian product.
+
+    Only the inputs are kept for the backward pass. That is written in differentiable operations of
+    its own, so autograd gives second derivatives.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        backend: TorchBackend,
+        forward: Callable[..., torch.Tensor],
+        vjp: Callable[..., tuple[torch.Tensor | None, ...]],
+        plan: Any,
+        *arrays: torch.Tensor,
+    ) -> torch.Tensor:
+        return forward(backend, plan, *arrays)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.backend, _, ctx.vjp, ctx.plan, *arrays = inputs
+        ctx.save_for_backward(*arrays)
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> Any:
+        needs = ctx.needs_input_grad[4:]
+        # The backward pass can run inside autocast too.
+        with torch.autocast(g.device.type, enabled=False):
+            gradients = ctx.vjp(ctx.backend, ctx.plan, g, *ctx.saved_tensors, needs=needs)
+        return None, None, None, None, *gradients
+
+
+def attach(
+    backend: TorchBackend,
+    forward: Callable[..., torch.Tensor],
+    vjp: Callable[..., tuple[torch.Tensor | None, ...]],
+    plan: Any,
+    *arrays: torch.Tensor,
+) -> torch.Tensor:
+    """Evaluate the forward pass, with its derivative known to autograd."""
+    # Autocast would run the small products that build the operator in half precision.
+    with torch.autocast(arrays[0].device.type, enabled=False):
+        if _mode.plain:
+            return forward(backend, plan, *arrays)
+        y: torch.Tensor = _Attached.apply(  # type: ignore[no-untyped-call]
+            backend, forward, vjp, plan, *arrays
+        )
+        return y
+
+
+class _Mode(threading.local):
+    """How derivatives are attached, per thread; torch.compile reads no context variable."""
+
+    plain = False
+
+
+_mode = _Mode()
+
+
+@contextmanager
+def plain_autodiff() -> Iterator[None]:
+    """Let autograd differentiate the forward pass itself, without the attached derivative.
+
+    Forward-mode differentiation (`torch.func.jvp`, `torch.func.jacfwd`, `torch.func.hessian`) needs
+    it. The results are the same; time and memory are those of automatic differentiation.
+    """
+    before, _mode.plain = _mode.plain, True
+    try:
+        yield
+    finally:
+        _mode.plain = before
+
+
+def value_and_pullback(
+    backend: TorchBackend,
+    forward: Callable[..., torch.Tensor],
+    vjp: Callable[..., tuple[torch.Tensor | None, ...]],
+    plan: Any,
+    *arrays: torch.Tensor,
+) -> tuple[torch.Tensor, Pullback[torch.Tensor]]:
+    """Evaluate the forward pass and return it with the pullback that autograd computes."""
+    leaves = [array.detach().requires_grad_() for array in arrays]
+    y = attach(backend, forward, vjp, plan, *leaves)
+
+    def pullback(g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of the inputs for the cotangent `g` of the output."""
+        return torch.autograd.grad(y, leaves, g, retain_graph=True)
+
+    return y.detach(), pullback
+
+
+BACKEND = TorchBackend()
+FUNCTIONAL: Functional[torch.Tensor, torch.Tensor] = Functional(BACKEND, attach)
+FRAMEWORK = Framework("torch", BACKEND, FUNCTIONAL, Functional(BACKEND, value_and_pullback))

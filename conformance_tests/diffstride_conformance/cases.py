@@ -1,0 +1,207 @@
+"""What is computed and compared: every operation, over sizes, ranks, strides and options."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+Operation: TypeAlias = Literal["diff_stride", "spectral_resize", "spectral_pool", "complexity"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One evaluation and its pullback.
+
+    Attributes
+    ----------
+    name : str
+        Unique, and made of what the case is about.
+    operation : str
+        Name of the function in the adapters and in the oracle.
+    shape : tuple of int
+        Of the input x; unused for ``"complexity"``.
+    strides : tuple
+        Numbers; for ``"complexity"`` a tuple of them per layer. Empty for ``"spectral_resize"``.
+    options : dict
+        Keyword arguments, the same for the adapters and the oracle but for ``method``, which the
+        oracle does not know.
+    """
+
+    name: str
+    operation: Operation
+    shape: tuple[int, ...] = ()
+    strides: tuple[Any, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def random(self) -> np.random.Generator:
+        """Return the generator of the case's random arrays: the same in every process."""
+        return np.random.default_rng(list(self.name.encode()))
+
+
+SIZES = (*range(1, 18), 27, 31, 32, 33, 48, 63, 64, 65, 100, 127, 128, 129, 255, 256, 257)
+STRIDES = (1.0, 1.3, 2.0, 2.7, 3.0, 7.5, 1000.0, 0.4)
+"""Ties (1, 2, 3), fractions, above the upper bound, and below 1 as a drifted parameter."""
+
+SMOOTHNESS = {"paper": (0.5, 1.0, 2.5, 4.0, 8.0, 16.0), "relative": (0.05, 0.25, 0.6, 1.0)}
+
+
+@cache
+def all_cases() -> tuple[Case, ...]:
+    """Return every case."""
+    cases = [
+        *_axis_sizes(),
+        *_combinations(),
+        *_tensorflow(),
+        *_layouts(),
+        *_resizes(),
+        *_pools(),
+        *_complexities(),
+    ]
+    names = [case.name for case in cases]
+    assert len(set(names)) == len(names)
+    return tuple(cases)
+
+
+def _diff_stride(
+    kind: str, shape: tuple[int, ...], strides: tuple[float, ...], **options: Any
+) -> Case:
+    described = [f"{key}={value}" for key, value in options.items()]
+    text = "-".join([kind, "x".join(map(str, shape)), ",".join(map(str, strides)), *described])
+    return Case(text.replace(" ", ""), "diff_stride", shape, strides, options)
+
+
+def _axis_sizes() -> Iterator[Case]:
+    """One axis of every size, at a stride that differs from size to size, with either engine."""
+    for convention, method in itertools.product(("paper", "relative"), ("matmul", "fft")):
+        for i, size in enumerate(SIZES):
+            for stride in (STRIDES[i % len(STRIDES)], 2.0):
+                options = {"axes": (-1,), "convention": convention, "method": method}
+                if stride == 2.0 and i % len(STRIDES) == STRIDES.index(2.0):
+                    continue
+                yield _diff_stride("size", (2, size), (stride,), **options)
+
+
+def _combinations() -> Iterator[Case]:
+    """Two and three axes with random sizes, strides and options from a fixed generator."""
+    rng = np.random.default_rng(20220203)
+
+    def pick(values: Any) -> Any:
+        return values[rng.integers(len(values))]
+
+    for number in range(240):
+        rank = 3 if number % 4 == 0 else 2
+        sizes = tuple(int(pick(SIZES[:22] if rank == 3 else SIZES[:28])) for _ in range(rank))
+        batch = pick(((), (2,), (2, 3), (1, 2, 1), (0,), (3, 0)))
+        shared = bool(rng.random() < 0.25)
+        convention = pick(("paper", "relative"))
+        options: dict[str, Any] = {
+            "axes": tuple(range(-rank, 0)),
+            "convention": convention,
+            "method": pick(("matmul", "fft")),
+            "smoothness": pick(SMOOTHNESS[convention]),
+            "norm": pick((None, "forward", "ortho", "backward")),
+            "limits": pick(
+                ((None, None), (None, None), None, (1.5, None), (None, 2.5), (1.2, 3.0))
+            ),
+        }
+        if number % 10 == 0:
+            options["cropping"] = False
+        if number % 10 == 5:
+            options["sizes"] = tuple(int(rng.integers(1, size + 4)) for size in sizes)
+        strides = tuple(
+            float(pick((*STRIDES, round(float(rng.uniform(1, 5)), 3))))
+            for _ in range(1 if shared else rank)
+        )
+        yield _diff_stride(f"mix{number}", (*batch, *sizes), strides, **options)
+
+
+def _tensorflow() -> Iterator[Case]:
+    """Even and odd heights and widths in the convention of the authors' code."""
+    shapes = ((2, 32, 32), (2, 31, 28), (17, 40), (2, 26, 33), (2, 9, 15), (1, 8, 8), (2, 5, 2))
+    for i, (shape, strides) in enumerate(
+        itertools.product(shapes, ((2.0, 2.0), (1.3, 2.7), (3.0, 1.5), (1.0, 5.0), (2.2,)))
+    ):
+        options: dict[str, Any] = {"convention": "tensorflow"}
+        if i % 3 == 1:
+            options["smoothness"] = (1.0, 2.0, 6.5)[i % 9 // 3]
+        if i % 5 == 2:
+            options["cropping"] = False
+        if i % 7 == 3:
+            options["limits"] = (1.5, 2.5)
+        if i % 7 == 5:
+            options["limits"] = None
+        if i % 4 == 2:
+            options["norm"] = ("forward", "ortho")[i % 8 // 4]
+        yield _diff_stride("tensorflow", shape, strides, **options)
+
+
+def _layouts() -> Iterator[Case]:
+    """Axes anywhere and in any order, channels first and last."""
+    layouts: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
+        ((2, 12, 15, 3), (1, 2)),
+        ((2, 12, 15, 3), (2, 1)),
+        ((2, 12, 15, 3), (-3, -2)),
+        ((12, 3, 15), (0, -1)),
+        ((12, 3, 15), (2, 0)),
+        ((9, 14), (1, 0)),
+        ((9, 10, 2, 11), (3, 0, 1)),
+        ((16, 2, 3), (0,)),
+    )
+    for shape, axes in layouts:
+        for convention, method in itertools.product(("paper", "relative"), ("matmul", "fft")):
+            strides = (1.7, 2.4, 1.2)[: len(axes)]
+            yield _diff_stride(
+                "layout", shape, strides, axes=axes, convention=convention, method=method,
+                smoothness=1.5 if convention == "paper" else 0.5,
+            )  # fmt: skip
+    for shape, axes in (((2, 12, 15, 3), (1, 2)), ((12, 3, 15), (2, 0))):
+        yield _diff_stride("layout", shape, (1.7, 2.4), axes=axes, convention="tensorflow")
+
+
+def _resizes() -> Iterator[Case]:
+    for size, norm in itertools.product((1, 2, 3, 8, 9, 16, 33), ("forward", "ortho", "backward")):
+        for target in (1, 2, 5, 8, 9, 20):
+            yield Case(
+                f"resize-{size}-{target}-{norm}",
+                "spectral_resize",
+                (2, size),
+                options={"sizes": (target,), "axes": (-1,), "norm": norm},
+            )
+    for shape, sizes, axes in (
+        ((2, 12, 15), (7, 20), (-2, -1)),
+        ((2, 12, 15), (6, 10), (-1, 1)),
+        ((7, 2, 8, 6), (4, 3, 9), (0, 2, 3)),
+        ((0, 12, 15), (7, 20), (-2, -1)),
+        ((2, 600), (211,), (-1,)),
+        ((600, 2), (900,), (0,)),
+    ):
+        name = f"resize-{shape}-{sizes}-{axes}".replace(" ", "")
+        yield Case(name, "spectral_resize", shape, options={"sizes": sizes, "axes": axes})
+
+
+def _pools() -> Iterator[Case]:
+    for convention, shape, strides in itertools.product(
+        ("paper", "relative", "tensorflow"),
+        ((2, 12, 15), (2, 9, 8), (33, 32), (2, 5, 5)),
+        ((2.0, 2.0), (1.0, 1.5), (3.0, 2.4), (2.0,)),
+    ):
+        name = f"pool-{convention}-{shape}-{strides}".replace(" ", "")
+        yield Case(name, "spectral_pool", shape, strides, {"convention": convention})
+
+
+def _complexities() -> Iterator[Case]:
+    for i, layers in enumerate(
+        (
+            ((2.0, 2.0),),
+            ((2.0,), (1.5,), (3.0,)),
+            ((1.0, 1.0), (2.0, 3.0), (1.2, 1.7), (5.0, 1.1)),
+            ((2.0, 1.5, 1.2), (3.0,)),
+            ((0.5, 2.0), (2.0, 2.0)),
+        )
+    ):
+        yield Case(f"complexity-{i}", "complexity", strides=layers)

@@ -1,0 +1,560 @@
+"""The reference itself: against the authors' code, against derivations, and its comparison rule.
+
+By default the packaged golden subset is read; ``DIFFSTRIDE_GOLDEN`` may name a full recording.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.signal
+from diffstride_conformance import oracle
+from diffstride_conformance.comparison import Mismatch, check
+from diffstride_conformance.golden import load_cases, load_trajectories
+
+CASES = load_cases()
+REGULAR = [case for case in CASES if case.special is None]
+FINITE = [
+    case
+    for case in CASES
+    if case.layer == "DiffStride" and np.all(np.isfinite(case.arrays["strides_after"]))
+]
+TRAJECTORIES = load_trajectories()
+
+# What a float64 evaluation owes the float32 recording (golden/README.md).
+OUTPUT_TOLERANCE = 5e-7
+DX_TOLERANCE = 5e-6
+DSTRIDES_TOLERANCE = 2e-7
+
+
+def by_id(entry):
+    return entry.id
+
+
+def golden_case(case_id):
+    return next(case for case in CASES if case.id == case_id)
+
+
+def evaluate(case, strides=None):
+    config, arrays = case.config, case.arrays
+    if case.layer == "FixedSpectralPooling":
+        return oracle.spectral_pool(
+            arrays["x"], config.strides, arrays["g"], axes=config.axes, convention="tensorflow"
+        )
+    return oracle.diff_stride(
+        arrays["x"],
+        arrays["strides_before"] if strides is None else strides,
+        arrays["g"],
+        axes=config.axes,
+        smoothness=config.smoothness,
+        limits=config.limits,
+        cropping=config.cropping,
+        convention="tensorflow",
+    )
+
+
+def assert_reproduces(case, reference, *, terms=None):
+    """Compare with the recording; `terms` stands in where the sum of terms was not recorded."""
+    arrays = case.arrays
+    assert reference.output.shape == arrays["y"].shape
+    for recorded, computed, tolerance in (
+        (arrays["y"], reference.output, OUTPUT_TOLERANCE),
+        (arrays["dx"], reference.dx, DX_TOLERANCE),
+    ):
+        error = np.max(np.abs(recorded - computed)) / np.max(np.abs(computed))
+        assert error <= tolerance
+    if case.layer == "DiffStride":
+        terms = case.dstrides_sum_abs_terms if terms is None else terms
+        assert reference.dstrides.shape == arrays["dstrides"].shape
+        error = np.abs(arrays["dstrides"] - reference.dstrides)
+        assert np.all(error <= DSTRIDES_TOLERANCE * terms)
+        assert np.all(np.abs(reference.dstrides) <= reference.bound)
+
+
+# --- The tensorflow convention, against the authors' code --------------------------------------
+
+
+@pytest.mark.parametrize("case", REGULAR, ids=by_id)
+def test_golden_case(case):
+    assert_reproduces(case, evaluate(case))
+
+
+def test_special_cases_are_the_three_below():
+    special = {case.id for case in CASES if case.special is not None}
+    assert special == {"015_D_28x28", "082_D_8x8", "092_D_26x58"}
+
+
+def test_size_decided_by_float32():
+    # 28/fl(2.8) is 10.0000002, which float32 rounds to 10: a = ceil(10/2 + 4) = 9, a width of 18.
+    # In float64 a tenth column would survive with a weight of 2e-8.
+    case = golden_case("015_D_28x28")
+    stride = float(case.arrays["strides_before"][1])
+    assert 2 * math.ceil(28 / stride / 2 + 4) == 20
+    reference = evaluate(case)
+    assert reference.output.shape[-1] == 18
+    assert_reproduces(case, reference, terms=reference.bound)
+
+
+def test_infinite_stride_where_size_equals_smoothness():
+    # The authors' floor is 8/(8 - 8), and their stride becomes infinite for good. The reference
+    # has no floor there; at the largest float32 stride it gives what theirs gives at infinity.
+    case = golden_case("082_D_8x8")
+    assert np.all(np.isinf(case.arrays["strides_after"]))
+    given = case.arrays["strides_before"]
+    used = oracle.used_strides((8, 8), given, smoothness=8.0, convention="tensorflow")
+    assert used == (2.0, 2.0)
+    assert_reproduces(case, evaluate(case, strides=[oracle.FLOAT32_MAX] * 2))
+
+
+def test_tie_decided_by_float32_at_the_floor():
+    # At s = 26/22 row and column k sit exactly on v = 1 in exact arithmetic, and a tie passes the
+    # gradient. In float32 26/fl(26/22) exceeds 22, so the value exceeds 1 and the clip blocks it.
+    case = golden_case("092_D_26x58")
+    floor = np.float32(26) / np.float32(22)
+    assert np.float32(26) / floor > 22
+    _, slope = oracle.tensorflow_mask(26, float(floor), last=False)
+    assert slope[11] == 0
+    assert slope[12] < 0
+    assert_reproduces(case, evaluate(case))
+
+
+@pytest.mark.parametrize("case", FINITE, ids=by_id)
+def test_golden_strides_written_back(case):
+    arrays = case.arrays
+    held = oracle.tensorflow_written_back(
+        arrays["x"].shape,
+        arrays["strides_before"],
+        axes=case.config.axes,
+        smoothness=case.config.smoothness,
+    )
+    assert held.dtype == np.float32
+    assert np.array_equal(held, arrays["strides_after"])
+
+
+@pytest.mark.parametrize("trajectory", TRAJECTORIES, ids=by_id)
+def test_golden_trajectory(trajectory):
+    config, arrays = trajectory.config, trajectory.arrays
+    x = arrays["x"]
+    options = {"axes": config.axes, "smoothness": config.smoothness}
+    layer = {**options, "limits": config.limits, "convention": "tensorflow"}
+    lower, upper = config.limits
+    strides = np.asarray(config.strides, dtype=np.float32)
+    velocity = np.zeros(strides.shape)
+    for step in range(trajectory.steps):
+        np.testing.assert_allclose(strides, arrays["strides"][step], rtol=0, atol=2e-5)
+        y = oracle.diff_stride(x, strides, **layer).output
+        assert y.shape == tuple(arrays["y_shape"][step])
+        sign = 1 if step < trajectory.switch else -1
+        gradient = oracle.diff_stride(x, strides, sign * 2 * y / y.size, **layer).dstrides
+        np.testing.assert_allclose(gradient, arrays["grad"][step], rtol=0, atol=5e-5)
+        np.testing.assert_allclose(sign * np.mean(y**2), arrays["loss"][step], rtol=2e-5)
+
+        held = oracle.tensorflow_written_back(x.shape, strides, **options)
+        np.testing.assert_allclose(held, arrays["strides_after_call"][step], rtol=0, atol=2e-5)
+        velocity = trajectory.momentum * velocity - trajectory.lr * gradient
+        strides = np.clip(held + velocity, lower or 1.0, upper).astype(np.float32)
+    np.testing.assert_allclose(strides, arrays["strides"][-1], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("stride", [1.0, 1.3, 2.0, 2.7, 5.5])
+@pytest.mark.parametrize("size", [2, 5, 8, 9, 16, 17, 33])
+def test_tensorflow_sizes_closed_form(size, stride):
+    shape = (size, size)
+    R = 2.5
+    (s, _) = oracle.used_strides(shape, [stride, stride], smoothness=R, convention="tensorflow")
+    a = math.ceil(max(size / s, 2) / 2 + R)
+    height = 2 * min(a, size // 2) if size % 2 == 0 else 2 * min(a, (size + 1) // 2) - 1
+    width = 2 * min(a, size // 2)
+    sizes = oracle.output_sizes(shape, [stride, stride], smoothness=R, convention="tensorflow")
+    assert sizes == (height, width)
+
+
+def test_tensorflow_is_for_images():
+    with pytest.raises(ValueError, match="images"):
+        oracle.diff_stride(np.ones(8), 2.0, axes=(-1,), convention="tensorflow")
+
+
+# --- Derivatives -------------------------------------------------------------------------------
+
+# Strides away from ties: every bin's v and v - 1 stay further than tau from 0, see the assertion.
+DERIVATIVE_CASES = [
+    ("paper", (17,), (1.93,), None, (-1,)),
+    ("paper", (32, 31), (2.11, 1.57), None, (-2, -1)),
+    ("paper", (31, 32), (1.71, 3.27), 1.5, (-1, -2)),
+    ("paper", (12, 13, 10), (1.63, 1.77, 2.23), 2.0, (-3, -2, -1)),
+    ("paper", (19, 24), (2.37,), 3.0, (-2, -1)),
+    ("relative", (64, 33), (1.63, 1.41), None, (-2, -1)),
+    ("relative", (12, 9), (2.23, 3.31), None, (-2, -1)),
+    ("relative", (40, 8), (2.43,), 0.4, (-2, -1)),
+    ("relative", (15,), (2.13,), 1.0, (-1,)),
+]
+
+
+@pytest.mark.parametrize("norm", ["forward", "ortho", "backward"])
+@pytest.mark.parametrize(("convention", "shape", "strides", "smoothness", "axes"), DERIVATIVE_CASES)
+def test_stride_derivative_against_central_differences(
+    convention, shape, strides, smoothness, axes, norm
+):
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((2, *shape))
+    options = {"axes": axes, "smoothness": smoothness, "convention": convention}
+    per_axis = np.broadcast_to(strides, len(axes))
+    for j, (axis, stride) in enumerate(zip(axes, per_axis, strict=True)):
+        v, _ = oracle.ramp(
+            x.shape[axis],
+            stride,
+            smoothness=smoothness,
+            last=j == len(axes) - 1,
+            convention=convention,
+        )
+        assert min(np.min(np.abs(v)), np.min(np.abs(v - 1))) > 2 * oracle.TIE
+    sizes = oracle.output_sizes(x.shape, strides, **options)
+    options |= {"sizes": sizes, "norm": norm}
+    g = rng.standard_normal(oracle.diff_stride(x, strides, **options).output.shape)
+    reference = oracle.diff_stride(x, strides, g, **options)
+    assert np.all(np.abs(reference.dstrides) <= reference.bound)
+    assert np.all(reference.bound > 0)
+
+    step = 1e-6
+    for j in range(len(strides)):
+        there = np.asarray(strides, dtype=float)
+        back = there.copy()
+        there[j] += step
+        back[j] -= step
+        change = (
+            oracle.diff_stride(x, there, **options).output
+            - oracle.diff_stride(x, back, **options).output
+        )
+        estimate = np.sum(g * change) / (2 * step)
+        assert abs(estimate - reference.dstrides[j]) <= 1e-8 * reference.bound[j]
+
+
+@pytest.mark.parametrize("cropping", [True, False])
+@pytest.mark.parametrize("strides", [(2.11, 1.57), (2.43,)])
+@pytest.mark.parametrize("shape", [(32, 31), (31, 32)])
+def test_tensorflow_stride_derivative_against_central_differences(shape, strides, cropping):
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((2, *shape))
+    options = {"cropping": cropping, "convention": "tensorflow"}
+    g = rng.standard_normal(oracle.diff_stride(x, strides, **options).output.shape)
+    reference = oracle.diff_stride(x, strides, g, **options)
+    step = 2.0**-9  # large because the mask is evaluated in float32
+    for j in range(len(strides)):
+        there = np.asarray(strides, dtype=float)
+        back = there.copy()
+        there[j] += step
+        back[j] -= step
+        change = (
+            oracle.diff_stride(x, there, **options).output
+            - oracle.diff_stride(x, back, **options).output
+        )
+        estimate = np.sum(g * change) / (2 * step)
+        assert abs(estimate - reference.dstrides[j]) <= 1e-5 * reference.bound[j]
+
+
+@pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
+@pytest.mark.parametrize("operator", ["diff_stride", "spectral_pool", "spectral_resize"])
+def test_dx_is_the_adjoint(operator, convention):
+    # The operators are linear in x, so <g, L x> = <dx, x> for every x, and dx is independent of x.
+    rng = np.random.default_rng(9)
+    x, other = rng.standard_normal((2, 3, 16, 13))
+    axes = (0, 2) if convention == "relative" else (2, 1)
+
+    def apply(x, cotangent=None):
+        if operator == "spectral_resize":
+            return oracle.spectral_resize(x, (5, 18), cotangent, axes=axes)
+        function = getattr(oracle, operator)
+        return function(x, (1.4, 1.9), cotangent, axes=axes, convention=convention)
+
+    g = rng.standard_normal(apply(x).output.shape)
+    reference = apply(x, g)
+    for array in (x, other):
+        product = np.sum(g * apply(array).output)
+        scale = np.linalg.norm(g) * np.linalg.norm(array)
+        assert abs(product - np.sum(reference.dx * array)) <= 1e-14 * scale
+    np.testing.assert_array_equal(reference.dx, apply(other, g).dx)
+
+
+def test_derivative_on_ties_is_the_right_hand_one():
+    # N = 32, S = 2, R = 4: bin 8 sits on v = 1 and bin 12 on v = 0 of a full axis.
+    mu, dmu = oracle.mask(32, 2.0, smoothness=4.0)
+    assert mu[8] == 1
+    assert dmu[8] == -32 / (2 * 4 * 2**2)
+    assert mu[12] == 0
+    assert dmu[12] == 0
+    # The same verdict on the bins just beside the corners, where rounding may put them.
+    for stride in (2.0 - 1e-6, 2.0 + 1e-6):
+        _, dmu = oracle.mask(32, stride, smoothness=4.0)
+        assert np.flatnonzero(dmu).tolist() == [8, 9, 10, 11]
+
+
+# --- The paper and relative conventions --------------------------------------------------------
+
+
+def by_fft(x, strides, *, sizes, smoothness, convention):
+    """Evaluate the last two axes by FFT, the recipe that is meant to equal the matrices."""
+    (N, W), (M, w) = x.shape[-2:], sizes
+    row_weights, _ = oracle.mask(N, strides[0], smoothness=smoothness, convention=convention)
+    column_weights, _ = oracle.mask(
+        W, strides[1], smoothness=smoothness, last=True, convention=convention
+    )
+    X = np.fft.rfft2(x, norm="forward")[..., : min(W, w) // 2 + 1]
+    X = X * column_weights[: min(W, w) // 2 + 1]
+    lo = min(N, M)
+    Y = np.zeros((*x.shape[:-2], M, X.shape[-1]), dtype=complex)
+    for k in range(-((lo - 1) // 2), (lo - 1) // 2 + 1):
+        Y[..., k % M, :] = row_weights[abs(k)] * X[..., k % N, :]
+    if lo % 2 == 0:
+        half = row_weights[lo // 2] * (X[..., lo // 2, :] + X[..., -(lo // 2), :]) / 2
+        if M > N:
+            Y[..., lo // 2, :] = Y[..., -(lo // 2), :] = half / 2
+        else:
+            Y[..., lo // 2, :] = half
+    Y = np.fft.ifft(Y, axis=-2, norm="forward")
+    Y[..., 0] = Y[..., 0].real
+    if min(W, w) % 2 == 0:
+        # Halved where its negative will be a bin of its own in the longer output.
+        Y[..., -1] = Y[..., -1].real / (2 if w > W else 1)
+    return np.fft.irfft(Y, n=w, axis=-1, norm="forward")
+
+
+@pytest.mark.parametrize("sizes", [None, (7, 10), (12, 12), (16, 15), (19, 18), (13, 20)])
+@pytest.mark.parametrize("shape", [(16, 15), (15, 16), (16, 18)])
+@pytest.mark.parametrize("convention", ["paper", "relative"])
+def test_equal_to_the_fft_evaluation(convention, shape, sizes):
+    x = np.random.default_rng(1).standard_normal((2, *shape))
+    strides = (1.6, 1.9)
+    smoothness = {"paper": 2.5, "relative": 0.5}[convention]
+    reference = oracle.diff_stride(
+        x, strides, sizes=sizes, smoothness=smoothness, convention=convention
+    )
+    y = by_fft(
+        x,
+        oracle.used_strides(shape, strides, smoothness=smoothness, convention=convention),
+        sizes=reference.output.shape[-2:],
+        smoothness=smoothness,
+        convention=convention,
+    )
+    np.testing.assert_allclose(reference.output, y, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("convention", ["paper", "relative"])
+@pytest.mark.parametrize("size", range(1, 11))
+def test_identity_at_stride_one_without_bounds(size, convention):
+    x = np.random.default_rng(2).standard_normal((size, 2, size + 1))
+    y = oracle.diff_stride(x, 1.0, axes=(0, 2), limits=None, convention=convention).output
+    np.testing.assert_allclose(y, x, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(("norm", "exponent"), [("forward", 0), ("ortho", 0.5), ("backward", 1)])
+@pytest.mark.parametrize("convention", ["paper", "relative"])
+@pytest.mark.parametrize("strides", [2.0, (1.3, 2.7)])
+def test_constants(strides, convention, norm, exponent):
+    x = np.full((2, 33, 48), 1.5)
+    y = oracle.diff_stride(x, strides, norm=norm, convention=convention).output
+    assert y.size < x.size
+    np.testing.assert_allclose(y, 1.5 * (x.size / y.size) ** exponent, rtol=1e-14)
+
+
+def test_relative_convention_is_equivariant_under_transposition():
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((12, 17, 14))
+    strides = np.array([2.1, 1.4, 2.9])
+    options = {"axes": (0, 1, 2), "convention": "relative"}
+    g = rng.standard_normal(oracle.output_sizes(x.shape, strides, **options))
+    reference = oracle.diff_stride(x, strides, g, **options)
+    for order in ([1, 0, 2], [0, 2, 1], [2, 0, 1]):
+        moved = oracle.diff_stride(
+            x.transpose(order), strides[order], g.transpose(order), **options
+        )
+        for before, after in (
+            (reference.output.transpose(order), moved.output),
+            (reference.dx.transpose(order), moved.dx),
+            (reference.dstrides[order], moved.dstrides),
+        ):
+            np.testing.assert_allclose(after, before, rtol=0, atol=1e-13 * np.max(np.abs(before)))
+
+
+def test_last_axis_passes_half_a_cosine_and_no_sine_at_nyquist():
+    # Eq. 4 leaves mu(12) = 1/4 alive there, and symmetrising halves it once more.
+    phase = 2 * np.pi * 12 * np.arange(32) / 32
+    nyquist = np.cos(np.pi * np.arange(24))
+    cosine = oracle.diff_stride(np.cos(phase), 2.0, axes=(0,)).output
+    np.testing.assert_allclose(cosine, 0.125 * nyquist, rtol=0, atol=1e-14)
+    sine = oracle.diff_stride(np.sin(phase), 2.0, axes=(0,)).output
+    np.testing.assert_allclose(sine, 0.0, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("convention", "expected"), [("paper", [32, 24, 20, 18]), ("relative", [32, 20, 14, 10])]
+)
+def test_sizes_through_a_network(convention, expected):
+    sizes = [32]
+    for _ in range(3):
+        (size,) = oracle.output_sizes((sizes[-1],), 2.0, axes=(0,), convention=convention)
+        sizes.append(size)
+    assert sizes == expected
+
+
+def test_bounds():
+    assert oracle.used_strides((32,), 1.0) == (32 / 28,)
+    assert oracle.used_strides((32,), 0.5, limits=None) == (1.0,)
+    assert oracle.used_strides((32,), 40.0) == (16.0,)
+    assert oracle.used_strides((32,), 40.0, limits=None) == (40.0,)
+    assert oracle.used_strides((32,), 1.0, limits=(3.0, None)) == (3.0,)
+    # Where they cross the upper bound wins: the floor of 5 points is 5, half of them 2.5.
+    assert oracle.used_strides((5,), 1.0) == (2.5,)
+    # A shared stride takes the tightest bounds of its axes.
+    assert oracle.used_strides((32, 16), 1.0) == (16 / 12, 16 / 12)
+    assert oracle.used_strides((32, 16), 40.0) == (8.0, 8.0)
+    assert oracle.used_strides((32, 16), [1.0, 40.0]) == (32 / 28, 8.0)
+    assert oracle.used_strides((32, 7), [1.0, 1.0], convention="relative") == (1.125, 7 / 6)
+    with pytest.raises(ValueError, match="greater than upper"):
+        oracle.used_strides((32,), 2.0, limits=(3.0, 2.0))
+
+
+@pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
+def test_shared_stride(convention):
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((2, 24, 18))
+    each = [1.7, 1.7]
+    g = rng.standard_normal(oracle.diff_stride(x, each, convention=convention).output.shape)
+    apart = oracle.diff_stride(x, each, g, convention=convention)
+    for shared in (1.7, [1.7]):
+        together = oracle.diff_stride(x, shared, g, convention=convention)
+        np.testing.assert_array_equal(together.output, apart.output)
+        assert together.dstrides.shape == together.bound.shape == np.shape(shared)
+        np.testing.assert_allclose(together.dstrides, np.sum(apart.dstrides), rtol=1e-14)
+        np.testing.assert_allclose(together.bound, np.sum(apart.bound), rtol=1e-14)
+
+
+@pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
+def test_batches(convention):
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((2, 3, 20, 16))
+    whole = oracle.diff_stride(x, (1.9, 2.2), convention=convention)
+    assert whole.dx is whole.dstrides is whole.bound is None
+    single = oracle.diff_stride(x[1, 2], (1.9, 2.2), convention=convention)
+    np.testing.assert_allclose(whole.output[1, 2], single.output, rtol=0, atol=1e-14)
+
+    empty = oracle.diff_stride(x[:0], (1.9, 2.2), whole.output[:0], convention=convention)
+    assert empty.output.shape == (0, *whole.output.shape[1:])
+    assert empty.dx.shape == (0, *x.shape[1:])
+    assert empty.dstrides.tolist() == empty.bound.tolist() == [0, 0]
+
+
+# --- Without a mask, and the penalty -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("out_size", range(1, 13))
+@pytest.mark.parametrize("size", range(1, 10))
+def test_spectral_resize_against_scipy(size, out_size):
+    x = np.random.default_rng(6).standard_normal((2, size, 3))
+    y = oracle.spectral_resize(x, (out_size,), axes=(1,)).output
+    expected = scipy.signal.resample(x, out_size, axis=1)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-13)
+
+
+def test_spectral_resize_of_several_axes_against_scipy():
+    x = np.random.default_rng(6).standard_normal((9, 2, 12, 7))
+    y = oracle.spectral_resize(x, (6, 5, 10), axes=(2, 0, 3)).output
+    expected = x
+    for axis, size in ((2, 6), (0, 5), (3, 10)):
+        expected = scipy.signal.resample(expected, size, axis=axis)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-13)
+
+
+def test_spectral_pool():
+    x = np.random.default_rng(6).standard_normal((2, 30, 21))
+    y = oracle.spectral_pool(x, 2.0).output
+    assert y.shape == (2, 15, 10)
+    resized = oracle.spectral_resize(x, (15, 10)).output
+    # They differ in the bin k = 5 of the last axis alone: pooling keeps half of it.
+    Y, resized_Y = np.fft.rfft(y), np.fft.rfft(resized)
+    np.testing.assert_allclose(Y[..., :5], resized_Y[..., :5], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(Y[..., 5], resized_Y[..., 5] / 2, rtol=0, atol=1e-12)
+    # A float32 stride just above an integer ratio does not lose a point, and 2 are kept.
+    assert oracle.spectral_pool(x, np.float32(2.1)).output.shape == (2, 14, 10)
+    assert oracle.spectral_pool(x, [100.0, 21.0]).output.shape == (2, 2, 2)
+    assert oracle.spectral_pool(x[:1], [3.0, 3.0], axes=(0, 1)).output.shape == (1, 10, 21)
+
+
+def test_complexity():
+    layers = [np.array([2.0, 2.5]), np.array([1.5]), np.array([1.0, 3.0, 2.0])]
+    value, gradients = oracle.complexity(layers)
+    assert value == pytest.approx(1 / 5 + 1 / 7.5 + 1 / 45, rel=1e-15)
+    step = 1e-6
+    for layer, gradient in zip(layers, gradients, strict=True):
+        assert gradient.shape == layer.shape
+        for a in range(layer.size):
+            layer[a] += step
+            above, _ = oracle.complexity(layers)
+            layer[a] -= 2 * step
+            below, _ = oracle.complexity(layers)
+            layer[a] += step
+            assert gradient[a] == pytest.approx((above - below) / (2 * step), rel=1e-8)
+    assert oracle.complexity([]) == (0.0, [])
+
+
+# --- The comparison rule -----------------------------------------------------------------------
+
+
+def test_comparison_measures_in_units_of_the_tolerance():
+    reference = np.array([2.0, -4.0, 0.0])
+    actual = reference + np.array([0.0, 0.0, 2e-13])
+    assert check("output", actual, reference, dtype="float64") == pytest.approx(0.5)
+    with pytest.raises(Mismatch, match=r"dx \(float64\): worst at \(2,\)"):
+        check("dx", actual + 3e-13, reference, dtype="float64")
+    assert check("dx", actual + 3e-13, reference, dtype="float64", extra=1e-13) < 1
+
+
+def test_comparison_of_halves_counts_ulps():
+    # The largest magnitude, 3, lies in [2, 4): an ulp is 2**-6 in bfloat16, 2**-9 in float16.
+    reference = np.array([3.0, 1.0])
+    bfloat16 = np.array([3.0, 1.0 + 2**-6], dtype=np.float32)
+    assert check("output", bfloat16, reference, dtype="bfloat16") == 0.5
+    assert check("dx", bfloat16, reference, dtype="bfloat16") == 0.25
+    float16 = np.array([3.0, 1.0 + 2**-8], dtype=np.float16)
+    assert check("output", float16, reference, dtype="float16") == 1.0
+    with pytest.raises(Mismatch, match="not rounded to bfloat16"):
+        check("output", np.float32([3.0, 1.001]), reference, dtype="bfloat16")
+
+
+def test_comparison_of_stride_gradients_uses_the_bound():
+    reference, bound = np.array([1.0, 0.0]), np.array([10.0, 0.0])
+    actual = np.array([1.0 + 5e-7, 0.0], dtype=np.float32)
+    units = check("dstrides", actual, reference, dtype="float32", bound=bound)
+    assert units == pytest.approx(0.5, rel=0.2)
+    units = check(
+        "dstrides",
+        actual.astype(np.float64),
+        reference,
+        dtype="float64",
+        precision="bfloat16",
+        bound=bound,
+    )
+    assert units == pytest.approx(0.5, rel=0.2)
+    with pytest.raises(Mismatch, match=r"worst at \(0,\)"):
+        check("dstrides", actual.astype(np.float64), reference, dtype="float64", bound=bound)
+    with pytest.raises(Mismatch, match=r"worst at \(1,\)"):
+        check("dstrides", actual + np.float32(1e-30), reference, dtype="float32", bound=bound)
+    with pytest.raises(ValueError, match="bound"):
+        check("dstrides", actual, reference, dtype="float32")
+
+
+def test_comparison_of_scalars_and_empty_arrays():
+    assert check("dstrides", np.array(1.0), 1.0, dtype="float64", bound=2.0) == 0
+    with pytest.raises(Mismatch, match=r"worst at \(\)"):
+        check("dstrides", np.array(1.1), 1.0, dtype="float64", bound=2.0)
+    assert check("output", np.zeros((0, 3)), np.zeros((0, 3)), dtype="float64") == 0
+
+
+def test_comparison_refuses_other_shapes_dtypes_and_nan():
+    reference = np.ones((2, 3))
+    with pytest.raises(Mismatch, match="shape"):
+        check("output", np.ones((3, 2)), reference, dtype="float64")
+    with pytest.raises(Mismatch, match="dtype"):
+        check("output", np.ones((2, 3)), reference, dtype="float32")
+    for value in (np.nan, np.inf):
+        with pytest.raises(Mismatch, match="worst"):
+            check("output", np.full((2, 3), value), reference, dtype="float64")

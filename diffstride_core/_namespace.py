@@ -1,0 +1,25 @@
+"""The only place that knows array-api-compat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat
+
+
+def namespace_of(array: Any) -> Any:
+    """Return the array API namespace of an array.
+
+    Parameters
+    ----------
+    array : array
+        An array of any supported framework.
+
+    Returns
+    -------
+    module
+        The namespace, wrapped by array-api-compat where the framework's own one departs from the
+        standard. Backends ask once, when they are made: asking inside a traced function costs
+        warnings and time.
+    """
+    return array_api_compat.array_namespace(array)

@@ -1,0 +1,360 @@
+r"""The three conventions: which window a stride S, a size N and a smoothness stand for.
+
+A convention is one object. It owns the bounds of the stride, the output size, the mask and the
+mask's derivative; the engines see bins and weights, never a convention. To add one, subclass
+`Convention` here and enter an instance in `CONVENTIONS`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+
+from diffstride_core.bases import AxisBasis, Integers, Table, bin_counts
+from diffstride_core.ops import Array, ArrayOps
+from diffstride_core.plan import AxisPlan, Bounds
+from diffstride_core.window import (
+    FlatWindow,
+    Mask,
+    Term,
+    Window,
+    clamp,
+    clipped_ramp,
+    straight_through,
+    with_slope,
+)
+
+Limits: TypeAlias = tuple[float | None, float | None]
+
+
+class Convention(Window):
+    """A window whose width follows a stride.
+
+    Attributes
+    ----------
+    name : str
+    default_smoothness : float
+    default_norm : str
+    """
+
+    name: ClassVar[str]
+    default_smoothness: ClassVar[float]
+    default_norm: ClassVar[str] = "forward"
+
+    def check_smoothness(self, smoothness: float) -> None:
+        """Raise ValueError unless the smoothness is one the convention allows."""
+        if not (math.isfinite(smoothness) and smoothness > 0):
+            raise ValueError(
+                f"smoothness must be a finite number above 0 for convention {self.name!r}, "
+                f"got {smoothness!r}"
+            )
+
+    def check_axes(self, sizes: tuple[int, ...], output_sizes: tuple[int, ...] | None) -> None:
+        """Raise ValueError unless the convention can resize these sizes to those given."""
+
+    @abstractmethod
+    def floor(self, size: int, smoothness: float) -> float:
+        """Return the least stride that keeps the window's edge inside the spectrum."""
+
+    def bounds(self, size: int, smoothness: float, limits: Limits | None) -> Bounds:
+        """Return the bounds of a stride on an axis of the given size.
+
+        Parameters
+        ----------
+        size : int
+            N.
+        smoothness : float
+        limits : (lower, upper) or None
+            The user's limits; None entries add nothing, None switches all but S >= 1 off.
+        """
+        if limits is None:
+            return Bounds()
+        lower, upper = limits
+        return Bounds(
+            floor=self.floor(size, smoothness),
+            lower=1.0 if lower is None else max(1.0, lower),
+            upper=max(1.0, size / 2 if upper is None else min(upper, size / 2)),
+        )
+
+    @abstractmethod
+    def cutoff(self, size: int, smoothness: float, stride: float) -> float:
+        """Return q, the frequency at which the mask without offset reaches 0."""
+
+    def output_size(self, size: int, smoothness: float, stride: float, is_last: bool) -> int:
+        """Return M for a bounded stride: the smallest even size with nothing alive at its Nyquist.
+
+        Parameters
+        ----------
+        size : int
+            N.
+        smoothness : float
+        stride : float
+            Bounded.
+        is_last : bool
+            Whether the axis is the last one.
+        """
+        q = self.cutoff(size, smoothness, stride)
+        # The guard makes strides rounded to float32 give the size of the exact ones.
+        return min(size, 2 * math.ceil(q - 1e-5 - 1e-7 * q))
+
+    def uncropped_size(self, size: int, is_last: bool) -> int:
+        """Return M when the spectrum is only masked."""
+        return size
+
+    def pooled_size(self, size: int, stride: float, is_last: bool) -> int:
+        """Return M of spectral pooling with a fixed stride: floor(N/S), at least 2."""
+        return min(size, max(2, math.floor(size / stride + 1e-5)))
+
+    @property
+    def pooling_window(self) -> Window:
+        """The window of spectral pooling with a fixed stride."""
+        return FlatWindow()
+
+
+@dataclass(frozen=True)
+class Paper(Convention):
+    r"""Eqs. 3 and 4 of the paper, made a real linear operator.
+
+    .. math:: v(k) = (R + N/(2S) + o - |k|)/R
+
+    with R the smoothness in frequencies, o = 1 on the last axis and 0 elsewhere.
+    """
+
+    name = "paper"
+    default_smoothness = 4.0
+
+    def floor(self, size: int, smoothness: float) -> float:  # noqa: D102
+        return size / (size - smoothness) if size > smoothness else 1.0
+
+    def cutoff(self, size: int, smoothness: float, stride: float) -> float:  # noqa: D102
+        return size / (2 * stride) + smoothness
+
+    def mask(  # noqa: D102
+        self, ops: ArrayOps, axis: AxisPlan, smoothness: float, stride: Array, like: Array
+    ) -> Mask:
+        used = straight_through(ops, stride, axis.bounds)
+        k = ops.frequencies(min(axis.size, axis.output_size) // 2 + 1, like)
+        v = (smoothness + axis.size / (2 * used) + float(axis.is_last) - k) / smoothness
+        return clipped_ramp(ops, v, -axis.size / (2 * smoothness * used**2))
+
+
+@dataclass(frozen=True)
+class Relative(Convention):
+    r"""A ramp that is the fraction rho of the pass band, but at least one frequency wide.
+
+    .. math:: R = \max(\rho N/(2S), 1), \quad v(k) = (R + N/(2S) - |k|)/R
+    """
+
+    name = "relative"
+    default_smoothness = 0.25
+
+    # Which of the two ramps holds must not depend on rounding.
+    _WIDE = 1 - 1e-6
+
+    def check_smoothness(self, smoothness: float) -> None:  # noqa: D102
+        if not 0 < smoothness <= 1:
+            raise ValueError(
+                "smoothness must be above 0 and at most 1, a fraction of the pass band, for "
+                f"convention {self.name!r}, got {smoothness!r}"
+            )
+
+    def floor(self, size: int, smoothness: float) -> float:  # noqa: D102
+        return 1.0 if size == 1 else max(1 + smoothness / 2, size / (2 * (size // 2)))
+
+    def cutoff(self, size: int, smoothness: float, stride: float) -> float:  # noqa: D102
+        band = size / (2 * stride)
+        return band + max(smoothness * band, 1.0)
+
+    def mask(  # noqa: D102
+        self, ops: ArrayOps, axis: AxisPlan, smoothness: float, stride: Array, like: Array
+    ) -> Mask:
+        where = ops.xp.where
+        used = straight_through(ops, stride, axis.bounds)
+        k = ops.frequencies(min(axis.size, axis.output_size) // 2 + 1, like)
+        band = axis.size / (2 * used)
+        is_wide = smoothness * band >= self._WIDE
+        slope_wide = -2 * k / (smoothness * axis.size)
+        v = where(is_wide, (1 + smoothness) / smoothness + slope_wide * used, 1 + band - k)
+        return clipped_ramp(ops, v, where(is_wide, slope_wide, -axis.size / (2 * used**2)))
+
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class TensorFlow(Convention):
+    """What the authors' TensorFlow code computes, defect for defect, in two dimensions.
+
+    Strides, thresholds and mask are evaluated in float32, in the code's own order, since rounding
+    decides ties and sizes there. The first axis has the code's height, whose mask is centred beside
+    frequency 0; the second its width, cropped to an even size. The real part that the inverse
+    transform keeps makes the map a sum of two separable operators.
+    """
+
+    name = "tensorflow"
+    default_smoothness = 4.0
+    default_norm = "backward"
+    has_fft = False
+
+    def check_axes(self, sizes: tuple[int, ...], output_sizes: tuple[int, ...] | None) -> None:  # noqa: D102
+        if len(sizes) != 2:
+            raise ValueError(
+                f"convention {self.name!r} resizes exactly 2 axes, height and width, got axes of "
+                f"sizes {sizes}"
+            )
+        if sizes[1] < 2:
+            raise ValueError(
+                f"convention {self.name!r} needs a width of at least 2, got an axis of size "
+                f"{sizes[1]}"
+            )
+        if output_sizes is not None and any(
+            m > n for m, n in zip(output_sizes, sizes, strict=True)
+        ):
+            raise ValueError(
+                f"sizes must be at most {sizes} for convention {self.name!r}, which cannot "
+                f"enlarge, got {output_sizes}"
+            )
+
+    def floor(self, size: int, smoothness: float) -> float:  # noqa: D102
+        if size <= smoothness:
+            return 1.0
+        return float(np.float32(size) / np.float32(size - smoothness))
+
+    def bounds(self, size: int, smoothness: float, limits: Limits | None) -> Bounds:  # noqa: D102
+        lower, upper = (None, None) if limits is None else limits
+        return Bounds(
+            floor=1.0 if limits is None else self.floor(size, smoothness),
+            lower=1.0 if lower is None else float(np.float32(lower)),
+            upper=_FLOAT32_MAX if upper is None else float(np.float32(upper)),
+        )
+
+    @staticmethod
+    def _threshold(xp: Any, size: int, stride: Array, is_last: bool) -> tuple[Array, Array]:
+        """Return size/S, and the half width of the pass band, for a stride in float32."""
+        # Not size / stride: torch multiplies by the reciprocal there, which rounds differently.
+        ratio = xp.full_like(stride, size) / stride
+        return ratio, xp.where(ratio < 2, xp.full_like(ratio, 2), ratio) / 2 + float(is_last)
+
+    def cutoff(self, size: int, smoothness: float, stride: float) -> float:  # noqa: D102
+        used = np.asarray(stride, dtype=np.float32)
+        _, threshold = self._threshold(np, size, used, is_last=False)
+        return float(np.float32(smoothness) + threshold)
+
+    def output_size(self, size: int, smoothness: float, stride: float, is_last: bool) -> int:  # noqa: D102
+        kept = math.ceil(self.cutoff(size, smoothness, stride))
+        if is_last:
+            return 2 * min(kept, size // 2)
+        return 2 * min(kept, (size + 1) // 2) - size % 2
+
+    def uncropped_size(self, size: int, is_last: bool) -> int:  # noqa: D102
+        return 2 * (size // 2) if is_last else size
+
+    def mask(  # noqa: D102
+        self, ops: ArrayOps, axis: AxisPlan, smoothness: float, stride: Array, like: Array
+    ) -> Mask:
+        xp, bounds = ops.xp, axis.bounds
+        single = xp.astype(stride, xp.float32)
+        raised = clamp(ops, single, bounds.floor, math.inf)
+        used = clamp(ops, raised, bounds.lower, bounds.upper)
+        ratio, threshold = self._threshold(xp, axis.size, used, axis.is_last)
+        position = xp.astype(self._positions(ops, axis, like), xp.float32)
+        raw = (smoothness + threshold - position) / smoothness
+        clipped = clamp(ops, raw, 0.0, 1.0)
+
+        # The code's clips pass the gradient at their corners, ties included.
+        active = (
+            (raw >= 0)
+            & (raw <= 1)
+            & (ratio >= 2)
+            & (raised >= bounds.lower)
+            & (raised <= bounds.upper)
+        )
+        precise = with_slope(ops, xp.astype(used, stride.dtype), stride)
+        formula = axis.size / (2 * smoothness * precise) + xp.zeros_like(raw, dtype=stride.dtype)
+        slope = -axis.size / (2 * smoothness * precise**2)
+        return Mask(
+            value=with_slope(ops, xp.astype(clipped, stride.dtype), formula, active),
+            slope=xp.where(active, slope, xp.zeros_like(formula)),
+        )
+
+    @staticmethod
+    def _positions(ops: ArrayOps, axis: AxisPlan, like: Array) -> Array:
+        """Return the position of each bin on the code's ramp."""
+        if axis.is_last:
+            return ops.frequencies(axis.output_size // 2 + 1, like)
+        # Rows k from the front: k, or k + 1 for an odd height. From the back: 0, 1, 2, ...
+        positive = axis.output_size // 2
+        front = ops.frequencies(positive, like) + axis.size % 2
+        back = ops.frequencies(axis.output_size - positive, like)
+        return ops.xp.concat([front, ops.xp.flip(back)])
+
+    def terms(self, axes: tuple[AxisPlan, ...]) -> tuple[Term, ...]:  # noqa: D102
+        return _two_terms(axes)
+
+    def pooled_size(self, size: int, stride: float, is_last: bool) -> int:  # noqa: D102
+        floor = int(size // stride)
+        return max(2, floor if is_last else floor - floor % 2)
+
+    @property
+    def pooling_window(self) -> Window:  # noqa: D102
+        return _TensorFlowPooling()
+
+
+@dataclass(frozen=True)
+class _TensorFlowPooling(Window):
+    """The bins of the authors' code without a mask."""
+
+    has_fft = False
+
+    def mask(
+        self, ops: ArrayOps, axis: AxisPlan, smoothness: float, stride: Array, like: Array
+    ) -> Mask:
+        count = axis.output_size // 2 + 1 if axis.is_last else axis.output_size
+        return Mask(ops.xp.ones_like(ops.frequencies(count, like)), None)
+
+    def terms(self, axes: tuple[AxisPlan, ...]) -> tuple[Term, ...]:
+        return _two_terms(axes)
+
+
+def _two_terms(axes: tuple[AxisPlan, ...]) -> tuple[Term, ...]:
+    """Return the real map y = A_r X G_r^T - A_i X G_i^T of the authors' bins."""
+    height, width = axes
+    return tuple(
+        (
+            AxisBasis(height.size, height.output_size, _rows_kept, quadrature),
+            AxisBasis(width.size, width.output_size, _columns_kept, quadrature),
+        )
+        for quadrature in (False, True)
+    )
+
+
+def _rows_kept(size: int, output_size: int) -> tuple[Integers, Integers, Table]:
+    """Return the bins of the height: the first M//2 rows of the spectrum and the last M - M//2.
+
+    They are handed to the inverse transform in their order, whatever their frequency was.
+    """
+    positive = output_size // 2
+    negative = output_size - positive
+    rows = np.concatenate([np.arange(positive), np.arange(size - negative, size)])
+    return rows, np.arange(output_size), np.ones(output_size)
+
+
+def _columns_kept(size: int, output_size: int) -> tuple[Integers, Integers, Table]:
+    """Return the bins of the width: the first M//2 + 1 columns of the half spectrum.
+
+    Their frequencies are written negative, which leaves the cosine operator as it is and gives the
+    sine operator the sign that it has in the sum of two terms.
+    """
+    k = np.arange(output_size // 2 + 1)
+    return -k, -k, bin_counts(np, k, output_size)
+
+
+CONVENTIONS: dict[str, Convention] = {
+    convention.name: convention for convention in (Paper(), Relative(), TensorFlow())
+}
+
+DEFAULT_CONVENTION = "paper"

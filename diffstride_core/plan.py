@@ -1,0 +1,114 @@
+"""Sizes, bounds and the plan: everything that is decided before an array is touched.
+
+Plain Python numbers only. A plan is frozen and hashable; two plans are equal exactly when a traced
+framework can reuse what it compiled.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffstride_core.window import Window
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The range of one stride.
+
+    Attributes
+    ----------
+    floor : float
+        The least stride whose window reaches into the ramp.
+    lower, upper : float
+        The limits, the user's included; where they cross, `upper` wins.
+    """
+
+    floor: float = 1.0
+    lower: float = 1.0
+    upper: float = math.inf
+
+    def apply(self, stride: float) -> float:
+        """Return the stride that is used in place of a parameter's value."""
+        return min(max(stride, self.floor, self.lower), self.upper)
+
+    def intersect(self, other: Bounds) -> Bounds:
+        """Return the bounds of one stride shared by two axes."""
+        return Bounds(
+            max(self.floor, other.floor),
+            max(self.lower, other.lower),
+            min(self.upper, other.upper),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AxisPlan:
+    """One resized axis.
+
+    Attributes
+    ----------
+    axis : int
+        Counted from the end (negative), so that any number of batch dimensions fits.
+    size, output_size : int
+        N and M.
+    is_last : bool
+        Whether the axis is the last in the order given by the caller.
+    bounds : Bounds
+        The stride's bounds on this axis; those of all axes together where they share one stride.
+    use_fft : bool
+        Whether the FFT engine resizes the axis rather than the matrix engine.
+    """
+
+    axis: int
+    size: int
+    output_size: int
+    is_last: bool = False
+    bounds: Bounds = Bounds()
+    use_fft: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A resize, fully decided but for the stride's value.
+
+    Attributes
+    ----------
+    window : Window
+        Gives the mask and the terms of the operator.
+    smoothness : float
+        The window's ramp, in the window's own unit.
+    axes : tuple of AxisPlan
+        In the order given by the caller.
+    scale : float
+        The norm's factor on the output.
+    """
+
+    window: Window
+    smoothness: float
+    axes: tuple[AxisPlan, ...]
+    scale: float
+
+    @property
+    def output_sizes(self) -> tuple[int, ...]:
+        """M of each axis, in the order given by the caller."""
+        return tuple(axis.output_size for axis in self.axes)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The indices of `axes` in the order of application that costs least.
+
+        Axis a goes before b where it needs fewer multiply-adds, N_a N_b M_a + M_a N_b M_b <
+        N_a N_b M_b + M_b N_a M_a, that is 1/N_a - 1/M_a < 1/N_b - 1/M_b. Among equals the axis
+        nearest to the end comes first: while the array is largest its products are widest.
+        """
+        return tuple(
+            sorted(
+                range(len(self.axes)),
+                key=lambda i: (
+                    1 / self.axes[i].size - 1 / self.axes[i].output_size,
+                    -self.axes[i].axis,
+                ),
+            )
+        )

@@ -1,0 +1,198 @@
+"""What a window is, how its edge gets a gradient, and the flat window of a plain resize."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, TypeAlias
+
+from diffstride_core.bases import AxisBasis, half_spectrum
+from diffstride_core.ops import Array, ArrayOps
+from diffstride_core.plan import AxisPlan, Bounds
+
+Term: TypeAlias = tuple[AxisBasis, ...]
+
+TIE = 1e-4
+"""How far from 0 and 1 a mask value counts as a tie, which takes the right-hand derivative."""
+
+
+class Mask(NamedTuple):
+    """A window over the K bins of one axis, in the precise dtype.
+
+    Attributes
+    ----------
+    value : array, shape (K,)
+        mu.
+    slope : array, shape (K,), or None
+        d mu/dS; None where no stride is involved.
+    """
+
+    value: Array
+    slope: Array | None
+
+    def scaled(self, factor: float) -> Mask:
+        """Return the mask times a factor."""
+        return Mask(self.value * factor, None if self.slope is None else self.slope * factor)
+
+
+class Window(ABC):
+    """The stride-dependent half of a separable resize: a weight per frequency bin and axis.
+
+    Attributes
+    ----------
+    has_fft : bool
+        Whether the bins are those of `bases.half_spectrum`, which the FFT engine can crop.
+    """
+
+    has_fft: ClassVar[bool] = True
+
+    @abstractmethod
+    def mask(
+        self, ops: ArrayOps, axis: AxisPlan, smoothness: float, stride: Array, like: Array
+    ) -> Mask:
+        """Return the mask of one axis.
+
+        Parameters
+        ----------
+        ops : ArrayOps
+        axis : AxisPlan
+        smoothness : float
+        stride : array, shape (), or None
+            The stride parameter in the precise dtype, not yet bounded; None for a window without
+            strides.
+        like : array
+            Gives the device.
+
+        Returns
+        -------
+        Mask
+        """
+
+    def terms(self, axes: tuple[AxisPlan, ...]) -> tuple[Term, ...]:
+        """Return the separable operators whose sum is the resize, a basis per axis in each."""
+        return (tuple(AxisBasis(axis.size, axis.output_size, half_spectrum) for axis in axes),)
+
+
+@dataclass(frozen=True)
+class FlatWindow(Window):
+    """mu = 1: the resize without a mask.
+
+    Parameters
+    ----------
+    nyquist : float
+        Weight of the bin at the Nyquist frequency of a shorter, even output: 1 leaves there what
+        the operator's definition gives, 2 restores the full amplitude of a cosine, as
+        `scipy.signal.resample` does.
+    """
+
+    nyquist: float = 1.0
+
+    def mask(  # noqa: D102
+        self, ops: ArrayOps, axis: AxisPlan, smoothness: float, stride: Array, like: Array
+    ) -> Mask:
+        frequency = ops.frequencies(min(axis.size, axis.output_size) // 2 + 1, like)
+        ones = ops.xp.ones_like(frequency)
+        if axis.output_size < axis.size and axis.output_size % 2 == 0:
+            at_nyquist = frequency == axis.output_size // 2
+            return Mask(ops.xp.where(at_nyquist, self.nyquist * ones, ones), None)
+        return Mask(ones, None)
+
+
+def spread_strides(ops: ArrayOps, strides: Array, count: int) -> list[Array]:
+    """Return the stride of each of `count` axes in the precise dtype.
+
+    Parameters
+    ----------
+    ops : ArrayOps
+    strides : array, shape (), (1,) or (count,)
+        The parameters; a single one serves all axes.
+    count : int
+    """
+    precise = ops.xp.astype(strides, ops.precise_dtype(strides), copy=False)
+    flat = ops.xp.reshape(precise, (-1,))
+    return [flat[i if flat.shape[0] > 1 else 0] for i in range(count)]
+
+
+def gather_slopes(ops: ArrayOps, slopes: list[Array], strides: Array) -> Array:
+    """Return the gradient in the parameters that `spread_strides` took apart.
+
+    Parameters
+    ----------
+    ops : ArrayOps
+    slopes : list of array, shape ()
+        The gradient in the stride of each axis.
+    strides : array, shape (), (1,) or (count,)
+        The parameters.
+
+    Returns
+    -------
+    array
+        Of the shape and dtype of `strides`.
+    """
+    xp = ops.xp
+    gradient = xp.stack(slopes)
+    if strides.shape in ((), (1,)):
+        gradient = xp.sum(gradient)
+    return xp.astype(xp.reshape(gradient, strides.shape), strides.dtype, copy=False)
+
+
+def straight_through(ops: ArrayOps, stride: Array, bounds: Bounds) -> Array:
+    """Return the bounded stride, whose derivative in the parameter is 1 everywhere.
+
+    The gradient of a plain clamp is 0 outside the bounds: a stride that once got there would never
+    come back.
+    """
+    bounded = clamp(ops, stride, max(bounds.floor, bounds.lower), bounds.upper)
+    return with_slope(ops, bounded, stride)
+
+
+def clamp(ops: ArrayOps, array: Array, lower: float, upper: float) -> Array:
+    """Return min(max(array, lower), upper): `upper` wins where the two cross."""
+    xp = ops.xp
+    raised = xp.where(array < lower, xp.full_like(array, lower), array)
+    return xp.where(raised > upper, xp.full_like(array, upper), raised)
+
+
+def with_slope(ops: ArrayOps, value: Array, formula: Array, active: Array | None = None) -> Array:
+    """Return `value`, which automatic differentiation sees as `formula`.
+
+    Parameters
+    ----------
+    value : array
+        What the result is; its own derivative is not used.
+    formula : array
+        What is differentiated, to any order.
+    active : array of bool, optional
+        Where the formula's derivative counts; it is 0 elsewhere.
+    """
+    change = formula - ops.stop_gradient(formula)
+    if active is not None:
+        change = ops.xp.where(active, change, ops.xp.zeros_like(change))
+    return ops.stop_gradient(value) + change
+
+
+def clipped_ramp(ops: ArrayOps, v: Array, slope: Array) -> Mask:
+    """Return clip(v, 0, 1) with the right-hand derivative at its corners.
+
+    Frameworks differ in the derivative of their own clip exactly at 0 and 1, where integer strides
+    put a bin, and rounding decides on which side of the corner v falls. Hence a tolerance: the
+    ramp is 0 < v <= 1 shifted up by `TIE`.
+
+    Parameters
+    ----------
+    ops : ArrayOps
+    v : array, shape (K,)
+        The unclipped mask, differentiable in the stride.
+    slope : array, broadcastable to (K,)
+        dv/dS.
+
+    Returns
+    -------
+    Mask
+    """
+    xp = ops.xp
+    in_ramp = (v > TIE) & (v <= 1 + TIE)
+    return Mask(
+        value=with_slope(ops, clamp(ops, v, 0.0, 1.0), v, in_ramp),
+        slope=xp.where(in_ramp, slope, xp.zeros_like(v)),
+    )

@@ -1,0 +1,1 @@
+"""Experiments with learnable strides; the console command is ``diffstride-train``."""

@@ -1,0 +1,34 @@
+"""Writing files that are either complete or untouched."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["replacing"]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary neighbour of a file and put it in the file's place at the end.
+
+    A crash, a full disk or a power cut leaves the old file as it was.
+
+    Parameters
+    ----------
+    path : Path
+        File to write; its folder is made if need be.
+
+    Yields
+    ------
+    file
+        Where to write the bytes. After an exception nothing is replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

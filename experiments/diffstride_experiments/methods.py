@@ -1,0 +1,47 @@
+"""The ways of downsampling that an experiment compares."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from diffstride_torch.models import Pooling
+
+__all__ = ["METHODS", "Method", "MethodName"]
+
+MethodName = Literal[
+    "conv", "spectral", "diffstride-paper", "diffstride-relative", "diffstride-penalised"
+]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of downsampling.
+
+    Attributes
+    ----------
+    name : str
+        Key in options, files and metrics.
+    label : str
+        Name in tables and plots.
+    pooling, convention : str
+        Arguments of `diffstride_torch.models.small_resnet`.
+    penalised : bool
+        Whether the loss adds the complexity penalty.
+    """
+
+    name: MethodName
+    label: str
+    pooling: Pooling
+    convention: str = "paper"
+    penalised: bool = False
+
+
+METHODS: dict[MethodName, Method] = {
+    method.name: method
+    for method in (
+        Method("conv", "strided convolution", "conv"),
+        Method("spectral", "spectral pooling", "spectral"),
+        Method("diffstride-paper", "DiffStride (paper)", "diffstride"),
+        Method("diffstride-relative", "DiffStride (relative)", "diffstride", "relative"),
+        Method("diffstride-penalised", "DiffStride (relative, λJ)", "diffstride", "relative", True),
+    )
+}

@@ -1,0 +1,138 @@
+"""The figure of a run: accuracy, cost and the way of the strides."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from diffstride_experiments.config import Config
+from diffstride_experiments.methods import METHODS
+from diffstride_experiments.report import Result
+
+__all__ = ["figure_png"]
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+COLOURS = {
+    "conv": "#7F7F7F",
+    "spectral": "#0072B2",
+    "diffstride-paper": "#E69F00",
+    "diffstride-relative": "#D55E00",
+    "diffstride-penalised": "#009E73",
+}
+
+
+def figure_png(
+    results: Sequence[Result], histories: Sequence[Sequence[dict[str, Any]]], config: Config
+) -> bytes:
+    """Draw accuracy curves, accuracy against cost, and the strides of each learnt method.
+
+    Parameters
+    ----------
+    results : sequence of Result
+        Outcomes.
+    histories : sequence of sequences of dict
+        Each method's metrics by epoch, in the same order.
+    config : Config
+        Options of the run.
+
+    Returns
+    -------
+    bytes
+        The figure as PNG.
+    """
+    learnt = [
+        (result, history)
+        for result, history in zip(results, histories, strict=True)
+        if METHODS[result.method].pooling == "diffstride"
+    ]
+    # Figure and canvas without pyplot: no global state, no display.
+    figure = Figure(figsize=(10, 6.4 if learnt else 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    parts = figure.subfigures(2 if learnt else 1, 1, squeeze=False)[:, 0]
+    curves, trade_off = parts[0].subplots(1, 2)
+    _draw_curves(curves, results, histories, config)
+    _draw_trade_off(trade_off, results, config)
+    if learnt:
+        panels = parts[1].subplots(1, len(learnt), sharey=True, squeeze=False)[0]
+        for panel, (result, history) in zip(panels, learnt, strict=True):
+            _draw_strides(panel, result, history)
+        panels[0].set_ylabel("stride")
+        lines, labels = panels[0].get_legend_handles_labels()
+        parts[1].legend(
+            lines, labels, loc="outside lower center", ncols=len(lines) // 2, frameon=False
+        )
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    png = BytesIO()
+    figure.savefig(png, dpi=160, format="png")
+    return png.getvalue()
+
+
+def _draw_curves(
+    axes: Axes,
+    results: Sequence[Result],
+    histories: Sequence[Sequence[dict[str, Any]]],
+    config: Config,
+) -> None:
+    for result, history in zip(results, histories, strict=True):
+        axes.plot(
+            [metrics["epoch"] for metrics in history],
+            [100 * metrics["accuracy"] for metrics in history],
+            marker="o",
+            markersize=3,
+            color=COLOURS[result.method],
+            label=result.label,
+        )
+    # The first epochs are far below the rest and would press it flat.
+    final = [100 * result.accuracy for result in results]
+    axes.set_ylim(max(0, min(final) - 12), min(100.5, max(final) + 1.5))
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel(f"{config.evaluate_on} accuracy, %")
+    axes.legend(frameon=False, fontsize="small", loc="lower right")
+
+
+def _draw_trade_off(axes: Axes, results: Sequence[Result], config: Config) -> None:
+    for result in results:
+        axes.errorbar(
+            result.after.multiply_adds / 1e6,
+            100 * result.accuracy,
+            yerr=100 * result.standard_error,
+            fmt="o",
+            capsize=3,
+            color=COLOURS[result.method],
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("multiply-adds per image after training, 10⁶")
+    axes.set_ylabel(f"{config.evaluate_on} accuracy ± standard error, %")
+
+
+def _draw_strides(axes: Axes, result: Result, history: Sequence[dict[str, Any]]) -> None:
+    epochs = [0] + [metrics["epoch"] for metrics in history]
+    # Shape (epochs + 1, blocks, 2).
+    strides = np.array([result.before.strides] + [metrics["strides"] for metrics in history])
+    colours = colormaps["viridis"](np.linspace(0.1, 0.8, strides.shape[1]))
+    for block, colour in enumerate(colours):
+        for axis, style in enumerate(("-", "--")):
+            axes.plot(
+                epochs,
+                strides[:, block, axis],
+                style,
+                marker="o",
+                markersize=2.5,
+                color=colour,
+                label=f"block {block + 1}, {('height', 'width')[axis]}",
+            )
+    axes.set_title(result.label, fontsize="medium")
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,0 +1,271 @@
+"""Results of a run, as a table for the terminal, as Markdown and as JSON values."""
+
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from diffstride_torch.models import PreActResNet
+from rich import box
+from rich.table import Table
+
+from diffstride_core import __version__ as diffstride_version
+from diffstride_experiments.config import Config
+from diffstride_experiments.cost import feature_map_sizes, multiply_adds
+from diffstride_experiments.data import IMAGE_SIZE, DigitSplit
+from diffstride_experiments.trainer import Trainer, build_network
+
+__all__ = ["Result", "comparisons", "markdown", "results_record", "summarise", "terminal_table"]
+
+IMAGE_SHAPE = (1, IMAGE_SIZE, IMAGE_SIZE)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the strides of a network amount to.
+
+    Attributes
+    ----------
+    strides : list of pair of float
+        Stride of each block along height and width.
+    feature_maps : list of pair of int
+        Height and width of each block's output.
+    multiply_adds : int
+        Multiply-adds per image, see `diffstride_experiments.cost.multiply_adds`.
+    """
+
+    strides: list[tuple[float, float]]
+    feature_maps: list[tuple[int, int]]
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """Outcome of one method.
+
+    Attributes
+    ----------
+    method, label : str
+        Key and name.
+    accuracy, standard_error : float
+        Share of evaluation images classified rightly after the last epoch, and the binomial
+        standard error of that share.
+    before, after : Shape
+        The network at its first and at its last strides.
+    seconds : float
+        Time of training and evaluation.
+    """
+
+    method: str
+    label: str
+    accuracy: float
+    standard_error: float
+    before: Shape
+    after: Shape
+    seconds: float
+
+
+def _shape(network: PreActResNet) -> Shape:
+    return Shape(
+        strides=[block.strides for block in network.blocks],
+        feature_maps=feature_map_sizes(network, network.blocks, IMAGE_SHAPE),
+        multiply_adds=multiply_adds(network, IMAGE_SHAPE),
+    )
+
+
+def summarise(trainer: Trainer) -> Result:
+    """Summarise a finished training.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        Training with at least one finished epoch.
+
+    Returns
+    -------
+    Result
+        The method's outcome.
+    """
+    accuracy = trainer.history[-1]["accuracy"]
+    return Result(
+        method=trainer.method.name,
+        label=trainer.method.label,
+        accuracy=accuracy,
+        standard_error=math.sqrt(accuracy * (1 - accuracy) / len(trainer.data.images)),
+        before=_shape(build_network(trainer.method, trainer.config)),
+        after=_shape(trainer.network),
+        seconds=trainer.seconds,
+    )
+
+
+def comparisons(results: Sequence[Result]) -> list[str]:
+    """Say in words what the table means for the learnt strides.
+
+    Parameters
+    ----------
+    results : sequence of Result
+        Outcomes.
+
+    Returns
+    -------
+    list of str
+        One sentence for each comparison whose two methods are both there. The standard error of a
+        difference takes the two accuracies as independent, which is on the safe side: they come
+        from the same images.
+    """
+    by_name = {result.method: result for result in results}
+
+    def sentence(result: Result, reference: Result) -> str:
+        points = 100 * (result.accuracy - reference.accuracy)
+        error = 100 * math.hypot(result.standard_error, reference.standard_error)
+        ratio = result.after.multiply_adds / reference.after.multiply_adds
+        return (
+            f"{result.label}, against {reference.label}: accuracy {points:+.1f} ± {error:.1f} "
+            f"points at {ratio:.2f} times the multiply-adds."
+        )
+
+    pairs = [
+        ("diffstride-paper", "spectral"),
+        ("diffstride-relative", "spectral"),
+        ("diffstride-penalised", "diffstride-relative"),
+    ]
+    return [
+        sentence(by_name[name], by_name[reference])
+        for name, reference in pairs
+        if name in by_name and reference in by_name
+    ]
+
+
+def _header(config: Config) -> list[str]:
+    return [
+        "method",
+        f"{config.evaluate_on}\naccuracy, %",
+        "strides",
+        "feature\nmaps",
+        "multiply-adds,\nmillions",
+        "seconds",
+    ]
+
+
+def _rows(results: Sequence[Result]) -> list[list[str]]:
+    return [
+        [
+            result.label,
+            f"{100 * result.accuracy:.1f} ± {100 * result.standard_error:.1f}",
+            "\n".join(map(_stride_movement, result.before.strides, result.after.strides)),
+            "\n".join(f"{height}x{width}" for height, width in result.after.feature_maps),
+            _multiply_adds(result),
+            f"{result.seconds:.0f}",
+        ]
+        for result in results
+    ]
+
+
+def _stride_movement(before: tuple[float, float], after: tuple[float, float]) -> str:
+    if before == after:
+        return f"{before[0]:g}x{before[1]:g}"
+    return f"{before[0]:g}x{before[1]:g} → {after[0]:.2f}x{after[1]:.2f}"
+
+
+def _multiply_adds(result: Result) -> str:
+    return _arrow(*(f"{s.multiply_adds / 1e6:#.3g}" for s in (result.before, result.after)))
+
+
+def _arrow(before: str, after: str) -> str:
+    return before if before == after else f"{before} → {after}"
+
+
+def terminal_table(results: Sequence[Result], config: Config) -> Table:
+    """Lay the results out for a terminal.
+
+    Parameters
+    ----------
+    results : sequence of Result
+        Outcomes.
+    config : Config
+        Options of the run.
+
+    Returns
+    -------
+    rich.table.Table
+        One row for each method; strides and feature maps have one line for each block.
+    """
+    # No vertical lines and little padding, so that 80 columns are enough.
+    table = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0), show_lines=True)
+    method, *numbers = _header(config)
+    table.add_column(method)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in _rows(results):
+        table.add_row(*row)
+    return table
+
+
+def markdown(results: Sequence[Result], config: Config) -> str:
+    """Write the results as a Markdown page.
+
+    Parameters
+    ----------
+    results : sequence of Result
+        Outcomes.
+    config : Config
+        Options of the run.
+
+    Returns
+    -------
+    str
+        Table, comparisons and what the columns mean.
+    """
+    header = [name.replace("\n", " ") for name in _header(config)]
+    lines = [header, ["---"] + ["---:"] * 5]
+    lines += [[cell.replace("\n", "<br>") for cell in row] for row in _rows(results)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    remarks = "\n".join(f"- {sentence}" for sentence in comparisons(results))
+    return f"""# Downsampling from poor initial strides
+
+{table}
+
+{remarks}
+
+Accuracy after the last of {config.epochs} epochs, ± one standard error. Strides are height x width,
+before → after training, with one line for each block; feature maps are the blocks' outputs after
+training. Multiply-adds are those of one image's forward pass. Seed {config.seed},
+threads: {config.threads}.
+"""
+
+
+def results_record(results: Sequence[Result], config: Config, data: DigitSplit) -> dict[str, Any]:
+    """Collect the results and all that is needed to repeat them.
+
+    Parameters
+    ----------
+    results : sequence of Result
+        Outcomes.
+    config : Config
+        Options of the run.
+    data : DigitSplit
+        Images that were used.
+
+    Returns
+    -------
+    dict
+        JSON values.
+    """
+    packages = ("torch", "numpy", "scikit-learn", "mlxtend")
+    return {
+        "config": config.resolved(),
+        "train_images": len(data.train_images),
+        "evaluation_images": len(data.images),
+        "versions": {
+            "python": platform.python_version(),
+            "diffstride": diffstride_version,
+            **{name: version(name) for name in packages},
+        },
+        "threads": torch.get_num_threads(),
+        "seconds": sum(result.seconds for result in results),
+        "results": [asdict(result) for result in results],
+        "comparisons": comparisons(results),
+    }
