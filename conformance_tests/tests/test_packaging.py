@@ -93,7 +93,8 @@ CONVENTION_NAMES = re.compile("paper|relative|tensorflow", re.IGNORECASE)
 
 def build(kind: str, out: Path) -> Path:
     """Build one distribution of the source tree without network; return its path."""
-    command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", out, ROOT]
+    command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir"]
+    command += [str(out), str(ROOT)]
     # Not from the source tree: a folder build/ there could be taken for the tool.
     done = subprocess.run(command, cwd=out, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

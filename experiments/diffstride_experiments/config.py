@@ -31,25 +31,25 @@ class Config:
     strides: tuple[float, ...] = (3.0, 2.0, 3.0)
     """Stride of each block; the initial one where it is learnt, rounded for strided convolution."""
 
-    channels: tuple[int, ...] = (8, 16, 32, 64)
+    channels: tuple[int, ...] = (8, 16, 32, 32)
     """Channels of the stem and of each block: one more entry than strides."""
 
-    epochs: int = 10
+    epochs: int = 12
     """Passes over the training images."""
 
     batch_size: int = 100
     """Images in a batch; an incomplete last batch is left out."""
 
-    learning_rate: float = 0.01
+    learning_rate: float = 0.005
     """Peak learning rate of the weights (AdamW, one cycle with cosine annealing)."""
 
-    stride_learning_rate: float = 0.05
+    stride_learning_rate: float = 0.1
     """Peak learning rate of the strides, which have no weight decay."""
 
     weight_decay: float = 0.01
     """Weight decay of the weights."""
 
-    penalty: float = 0.3
+    penalty: float = 1.0
     """Factor λ of the complexity penalty J in diffstride-penalised; more makes it cheaper."""
 
     images: int = IMAGE_COUNT

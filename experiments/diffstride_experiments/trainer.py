@@ -124,6 +124,9 @@ class Trainer:
     def epochs(self) -> Iterator[dict[str, Any]]:
         """Train the epochs that are left, with a progress bar.
 
+        The bar shows the training loss of the epoch so far, the accuracy after the epoch before and
+        the strides of all blocks.
+
         Yields
         ------
         dict
@@ -138,11 +141,13 @@ class Trainer:
         with tqdm(
             total=epochs * self._batches,
             initial=done * self._batches,
-            desc=self.method.label,
-            unit="batch",
+            desc=self.method.name,
+            bar_format="{desc} {percentage:3.0f}% {bar} {remaining}{postfix}",
             dynamic_ncols=True,
             mininterval=0.5,
         ) as progress:
+            if self.history:
+                self._show(progress, self.history[-1]["train_loss"])
             for epoch in range(done + 1, epochs + 1):
                 started = time.perf_counter()
                 metrics = {
@@ -154,7 +159,7 @@ class Trainer:
                 }
                 self.seconds += time.perf_counter() - started
                 self.history.append(metrics)
-                self._show(progress, metrics["loss"], metrics["accuracy"])
+                self._show(progress, metrics["train_loss"])
                 yield metrics
 
     def _train_epoch(self, epoch: int, progress: tqdm) -> dict[str, float]:
@@ -176,7 +181,7 @@ class Trainer:
             correct += _count_correct(logits, labels)
             seen += size
             progress.update()
-            self._show(progress, loss_sum / seen, correct / seen)
+            self._show(progress, loss_sum / seen)
         return {"train_loss": loss_sum / seen, "train_accuracy": correct / seen}
 
     def _step(self, loss: Tensor) -> None:
@@ -202,12 +207,12 @@ class Trainer:
             correct += _count_correct(logits, labels)
         return {"loss": loss_sum / count, "accuracy": correct / count}
 
-    def _show(self, progress: tqdm, loss: float, accuracy: float) -> None:
-        strides = " ".join(f"{h:.2f}x{w:.2f}" for h, w in (b.strides for b in self.network.blocks))
+    def _show(self, progress: tqdm, train_loss: float) -> None:
+        # Short, so that a line of 80 columns holds it.
+        accuracy = f"acc {self.history[-1]['accuracy']:.1%} " if self.history else ""
+        strides = " ".join(f"{h:.1f}x{w:.1f}" for h, w in (b.strides for b in self.network.blocks))
         # refresh=False: drawn at the bar's own pace.
-        progress.set_postfix_str(
-            f"loss {loss:.3f}, acc {accuracy:.1%}, strides {strides}", refresh=False
-        )
+        progress.set_postfix_str(f"loss {train_loss:.2f} {accuracy}{strides}", refresh=False)
 
 
 def _count_correct(logits: Tensor, labels: Tensor) -> int:

@@ -81,7 +81,7 @@ def test_one_run_writes_everything(tiny_config, capfd):
     assert "spectral pooling" in page
     assert "times the multiply-adds" in page
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
-    assert "strides 3." in capfd.readouterr().err
+    assert " 3.0x3.0" in capfd.readouterr().err
 
 
 def test_penalty_raises_strides(tiny_config):
@@ -163,7 +163,7 @@ def test_other_options_in_the_same_folder_are_refused(tiny_config):
         run(replace(config, epochs=5, learning_rate=0.5))
     message = str(refused.value)
     assert "epochs: 2 there, 5 now" in message
-    assert "learning_rate: 0.01 there, 0.5 now" in message
+    assert "learning_rate: 0.005 there, 0.5 now" in message
     assert "seed" not in message
     assert metrics(config) == before
 
