@@ -21,11 +21,12 @@ help:
 demo: install
 	$(VENV)/bin/diffstride-train
 
+# One process per core, each with one thread: threads of several processes would wait for each other.
 test: install
-	$(PY) -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m 'not slow'
 
 test-slow: install
-	$(PY) -m pytest -m slow
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m slow
 
 lint: install
 	$(PY) -m ruff check .

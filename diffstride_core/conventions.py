@@ -215,7 +215,7 @@ class TensorFlow(Convention):
             m > n for m, n in zip(output_sizes, sizes, strict=True)
         ):
             raise ValueError(
-                f"sizes must be at most {sizes} for convention {self.name!r}, which cannot "
+                f"output sizes must be at most {sizes} for convention {self.name!r}, which cannot "
                 f"enlarge, got {output_sizes}"
             )
 
@@ -262,7 +262,10 @@ class TensorFlow(Convention):
         used = clamp(ops, raised, bounds.lower, bounds.upper)
         ratio, threshold = self._threshold(xp, axis.size, used, axis.is_last)
         position = xp.astype(self._positions(ops, axis, like), xp.float32)
-        raw = (smoothness + threshold - position) / smoothness
+        # Divided in double precision and rounded, which is the float32 quotient: compilers replace
+        # a float32 division by a constant with a product that rounds differently.
+        above = xp.astype(smoothness + threshold - position, stride.dtype)
+        raw = xp.astype(above / smoothness, xp.float32)
         clipped = clamp(ops, raw, 0.0, 1.0)
 
         # The code's clips pass the gradient at their corners, ties included.

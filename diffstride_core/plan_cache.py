@@ -9,6 +9,7 @@ from typing import Any
 from diffstride_core.plan import Bounds, Plan
 from diffstride_core.settings import (
     Settings,
+    check_strides,
     declared_bounds,
     normalized_axes,
     plan_diff_stride,
@@ -62,9 +63,14 @@ class PlanCache:
             If a stride is NaN or infinite.
         """
         if self._token is None or token != self._token:
-            strides = read()
-            self._plans = {key: self._make(*key, strides) for key in self._plans}
-            self._strides, self._token = strides, token
+            self.update(token, read())
+
+    def update(self, token: Hashable, strides: tuple[float, ...] | None) -> None:
+        """Bring the plans up to date with strides that have been read; see `refresh`."""
+        if strides is not None:
+            check_strides(strides, len(self._settings.axes))
+        self._plans = {key: self._make(*key, strides) for key in self._plans}
+        self._strides, self._token = strides, token
 
     def plan(self, shape: Sequence[int]) -> Plan:
         """Return the plan for an input of the given shape, as of the last `refresh`."""

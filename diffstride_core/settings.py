@@ -20,8 +20,10 @@ from diffstride_core.window import FlatWindow, Window
 NORMS = ("forward", "ortho", "backward")
 METHODS = ("auto", "matmul", "fft")
 
+_BOOLS = (bool, np.bool_)
+
 # Below this size two small matrix products beat two transforms.
-FFT_FROM_SIZE = 512
+FFT_FROM_SIZE = 256
 
 
 class NothingToCropWarning(UserWarning):
@@ -98,25 +100,26 @@ def _option(name: str, value: object, allowed: tuple[str, ...]) -> str:
 
 def real(name: str, value: Any) -> float:
     """Return a real number as a float, or raise TypeError naming the argument."""
-    if isinstance(value, (bool, str, bytes, complex)) or not hasattr(value, "__float__"):
+    if isinstance(value, (*_BOOLS, str, bytes, complex)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a real number, got {value!r}")
     try:
         return float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"{name} must be a real number, got {value!r}") from error
 
 
 def _integers(name: str, value: Any) -> tuple[int, ...]:
     """Return one int or several as a non-empty tuple of ints."""
-    entries = value if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+    several = isinstance(value, Iterable) and not isinstance(value, (str, bytes))
+    entries = tuple(value) if several else (value,)
     try:
-        if any(isinstance(entry, bool) for entry in entries):
+        if any(isinstance(entry, _BOOLS) for entry in entries):
             raise TypeError
         integers = tuple(operator.index(entry) for entry in entries)
     except TypeError:
         raise TypeError(f"{name} must be an int or a sequence of ints, got {value!r}") from None
     if not integers:
-        raise ValueError(f"{name} must name at least one axis, got {value!r}")
+        raise ValueError(f"{name} must have at least one entry, got {value!r}")
     return integers
 
 
@@ -162,25 +165,33 @@ def host_strides(strides: Any) -> NDArray[np.floating]:
     Raises
     ------
     TypeError
-        Unless they are real numbers; for an array in half precision.
+        Unless they are real numbers; for an array of another dtype.
+    ValueError
+        For more than one dimension.
     """
-    try:
-        array = np.asarray(strides)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"strides must be numbers or an array, got {strides!r}") from error
-    if array.dtype.kind in "iu" or (
-        array.dtype.kind == "f" and not isinstance(strides, np.ndarray)
-    ):
-        return array.astype(np.float64)
-    if array.dtype not in (np.float32, np.float64):
-        raise TypeError(
-            f"strides must be real numbers, arrays of them float32 or float64, got {strides!r}"
-        )
+    if isinstance(strides, np.ndarray):
+        array = strides
+        if array.dtype not in (np.float32, np.float64):
+            raise TypeError(f"strides must be float32 or float64, got dtype {array.dtype}")
+    else:
+        try:
+            array = np.asarray(strides)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"strides must be real numbers or an array, got {strides!r}") from error
+        # Among numbers a bool would be taken for one.
+        has_bool = isinstance(strides, Sequence) and any(isinstance(s, _BOOLS) for s in strides)
+        if array.dtype.kind not in "iuf" or has_bool:
+            raise TypeError(f"strides must be real numbers or an array, got {strides!r}")
+        array = array.astype(np.float64)
+    if array.ndim > 1:
+        raise ValueError(f"strides must have at most 1 dimension, got {array.ndim}")
     return array
 
 
 def check_stride_count(entries: int, count: int) -> None:
     """Raise ValueError unless there is one stride per axis or one for all."""
+    if not entries:
+        raise ValueError("strides must have at least one entry, got none")
     if entries not in (1, count):
         raise ValueError(
             f"strides must have one entry per axis or one shared by all, that is "
@@ -338,8 +349,13 @@ def _output_size(settings: Settings, size: int, stride: float, is_last: bool) ->
 def _warn_where_nothing_can_be_cropped(
     settings: Settings, axes: tuple[int, ...], sizes: tuple[int, ...]
 ) -> None:
+    built_in: Limits | None = None if settings.limits is None else (None, None)
+
+    def widest(size: int) -> float:
+        return settings.convention.bounds(size, settings.smoothness, built_in).upper
+
     for axis, size, is_last in zip(axes, sizes, _is_last(axes), strict=True):
-        if _output_size(settings, size, max(1.0, size / 2), is_last) == size:
+        if _output_size(settings, size, widest(size), is_last) == size:
             warnings.warn(
                 f"axis {axis} of size {size} can never be cropped with smoothness "
                 f"{settings.smoothness:g} in the {settings.convention.name} convention: no stride "

@@ -131,5 +131,8 @@ class DiffStride:
         )
 
     def _refresh(self) -> None:
-        values = BACKEND.host_values(self.strides)
+        strides = self.strides
+        if not isinstance(strides, np.ndarray) or strides.dtype != np.float64 or strides.ndim != 1:
+            raise TypeError(f"strides must be a float64 array of one dimension, got {strides!r}")
+        values = BACKEND.host_values(strides)
         self._plans.refresh(values, lambda: values)

@@ -44,8 +44,8 @@ class PreActBlock(nn.Module):
         Downsampling of both axes, or of height and width. None: the block does not downsample.
     pooling : {"conv", "spectral", "diffstride"}
         ``"conv"`` puts the stride, rounded to integers with halves up, into the first convolution
-        of both branches; ``"spectral"`` pools with `SpectralPool2d`; ``"diffstride"``
-        learns the stride, which is then the initial one, with one `DiffStride2d`.
+        of both branches; ``"spectral"`` pools with `SpectralPool2d`; ``"diffstride"`` learns the
+        stride, which is then the initial one, with one `DiffStride2d`.
     convention : {"paper", "relative"}
         Convention of `DiffStride2d`; the other two kinds of pooling do not use it.
 
@@ -152,6 +152,11 @@ class PreActResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @property
+    def strides(self) -> list[tuple[float, float]]:
+        """Strides of the blocks in order, see `PreActBlock.strides`."""
+        return [block.strides for block in self.blocks if isinstance(block, PreActBlock)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify images.

@@ -8,10 +8,22 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from diffstride_backends.torch_backend import BACKEND, FUNCTIONAL
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from diffstride_core.conventions import Limits
 from diffstride_core.plan_cache import PlanCache
 from diffstride_core.settings import check_strides, host_strides, make_settings
+
+_steps = 0
+
+
+def _count_step(*_: object) -> None:
+    global _steps
+    _steps += 1
+
+
+# Fused optimisers write without a trace in the version counter.
+register_optimizer_step_post_hook(_count_step)
 
 
 class _Version:
@@ -20,7 +32,12 @@ class _Version:
     def __init__(self, tensor: torch.Tensor) -> None:
         # The tensor itself, not its id: a freed tensor's id and memory are soon used again.
         self._tensor = tensor
-        self._state = tensor._version, tensor.data_ptr()
+        self._state: object
+        if tensor.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            self._state = object()  # No trace of a change is kept: equal to no other.
+        else:
+            steps = _steps if tensor.requires_grad else None
+            self._state = tensor._version, tensor.data_ptr(), steps
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -81,9 +98,10 @@ class DiffStride(torch.nn.Module):
     -----
     The output's size follows from the strides' values, which are kept on the host and read again
     when the parameter has changed: on a CPU seen by its values, elsewhere by the parameter's
-    identity, version counter and memory address. Writing through ``strides.data`` on an accelerator
-    leaves no such trace; call `project_strides` then. So too inside `torch.compile`, where the
-    values are those of the last forward pass outside it or of the last `project_strides`.
+    identity, version counter and memory address, and by the steps that optimisers took. Writing
+    through ``strides.data`` on an accelerator leaves no such trace; call `project_strides` then. So
+    too inside `torch.compile`, where the values are those of the last forward pass outside it or of
+    the last `project_strides`.
     """
 
     rank: ClassVar[int]
@@ -147,9 +165,9 @@ class DiffStride(torch.nn.Module):
 
     def extra_repr(self) -> str:  # noqa: D102
         settings = self.settings
-        values = ", ".join(f"{value:.4g}" for value in self.strides.tolist())
+        values = ["..."] if self.strides.is_meta else map("{:.4g}".format, self.strides.tolist())
         shown = [
-            f"strides=[{values}]",
+            f"strides=[{', '.join(values)}]",
             f"convention={settings.convention.name!r}",
             f"smoothness={settings.smoothness:g}",
         ]
@@ -321,7 +339,7 @@ def project_strides(model: torch.nn.Module) -> None:
         bounded = np.array(layer._plans.project(tuple(strides.tolist())), dtype=strides.dtype)
         if (bounded != strides).any():
             layer.strides.copy_(torch.from_numpy(bounded))
-        layer._plans.refresh(_token(layer.strides), lambda b=bounded: tuple(b.tolist()))
+        layer._plans.update(_token(layer.strides), tuple(bounded.tolist()))
 
 
 def _read_together(tensors: Iterable[torch.Tensor]) -> list[np.ndarray[Any, Any]]:

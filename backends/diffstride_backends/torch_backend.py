@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -39,7 +39,10 @@ class TorchBackend:
     def tables(  # noqa: D102
         self, basis: bases.AxisBasis, like: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return _tables(basis, like.dtype, like.device)
+        # In parts: torch.compile has no constant for an object made inside what it traces.
+        return _constant_tables(
+            basis.size, basis.output_size, basis.bins, basis.quadrature, like.dtype, like.device
+        )
 
     def stop_gradient(self, array: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return array.detach()
@@ -88,7 +91,7 @@ class TorchBackend:
         return torch.tensor(strides, dtype=dtype, device=like.device)
 
     def host_values(self, strides: torch.Tensor) -> tuple[float, ...] | None:  # noqa: D102
-        if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(strides):
+        if torch.compiler.is_compiling() or strides.is_meta or _is_batched(strides):
             return None
         return tuple(strides.detach().reshape(-1).tolist())
 
@@ -113,10 +116,46 @@ def _tables(
     basis: bases.AxisBasis, dtype: torch.dtype, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     synthesis, analysis = bases.tables(basis)
-    return (
-        torch.tensor(synthesis, dtype=dtype, device=device),
-        torch.tensor(analysis, dtype=dtype, device=device),
-    )
+    # Kept for later, when the inference mode or the transform of this call is over.
+    with torch.inference_mode(False), torch._C._DisableFuncTorch():
+        return (
+            torch.tensor(synthesis, dtype=dtype, device=device),
+            torch.tensor(analysis, dtype=dtype, device=device),
+        )
+
+
+def _constant_tables(
+    size: int,
+    output_size: int,
+    bins: bases.BinRule,
+    quadrature: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # A dispatch mode, such as that of torch.export, may make tensors that none but it can use.
+    get = _tables.__wrapped__ if torch._C._len_torch_dispatch_stack() else _tables
+    return get(bases.AxisBasis(size, output_size, bins, quadrature), dtype, device)
+
+
+# torch.compile would trace the NumPy code of the tables, as torch code in single precision. The
+# mark is that of torch.compiler.assume_constant_result, which imports the whole compiler.
+_constant_tables._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _is_batched(tensor: torch.Tensor) -> bool:
+    """Return whether torch.vmap maps over the tensor, be it inside other transforms."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    if not torch.amp.is_autocast_available(device.type):  # as on the meta device
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 class _Attached(torch.autograd.Function):
@@ -147,7 +186,7 @@ class _Attached(torch.autograd.Function):
     def backward(ctx: Any, g: torch.Tensor) -> Any:
         needs = ctx.needs_input_grad[4:]
         # The backward pass can run inside autocast too.
-        with torch.autocast(g.device.type, enabled=False):
+        with _no_autocast(g.device):
             gradients = ctx.vjp(ctx.backend, ctx.plan, g, *ctx.saved_tensors, needs=needs)
         return None, None, None, None, *gradients
 
@@ -161,13 +200,18 @@ def attach(
 ) -> torch.Tensor:
     """Evaluate the forward pass, with its derivative known to autograd."""
     # Autocast would run the small products that build the operator in half precision.
-    with torch.autocast(arrays[0].device.type, enabled=False):
-        if _mode.plain:
+    with _no_autocast(arrays[0].device):
+        if _mode.plain or (torch.compiler.is_compiling() and not _has_gradient(arrays)):
             return forward(backend, plan, *arrays)
         y: torch.Tensor = _Attached.apply(  # type: ignore[no-untyped-call]
             backend, forward, vjp, plan, *arrays
         )
         return y
+
+
+# torch.compile cannot trace a function with `setup_context` that nobody differentiates.
+def _has_gradient(arrays: tuple[torch.Tensor, ...]) -> bool:
+    return torch.is_grad_enabled() and any(array.requires_grad for array in arrays)
 
 
 class _Mode(threading.local):

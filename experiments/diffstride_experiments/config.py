@@ -20,7 +20,9 @@ class Config:
     from the last finished epoch.
     """
 
-    # epochs, rates and penalty were chosen with --evaluate-on validation, on training images only.
+    # Rates and penalty were chosen with --evaluate-on validation --seed 1. Learning rates 0.005 and
+    # 0.01 and stride rates 0.05 and 0.1 lay within a standard error of each other. Penalties 0.3, 1
+    # and 3 ended at 2.9, 2.3 and 2.1 million multiply-adds with 98.4, 98.6 and 97.5 % accuracy.
 
     run_dir: Path = Path("runs/demo")
     """Folder for configuration, metrics, checkpoints, results and plot."""

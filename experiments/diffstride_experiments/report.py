@@ -16,6 +16,7 @@ from diffstride_core import __version__ as diffstride_version
 from diffstride_experiments.config import Config
 from diffstride_experiments.cost import feature_map_sizes, multiply_adds
 from diffstride_experiments.data import IMAGE_SIZE, DigitSplit
+from diffstride_experiments.methods import MethodName
 from diffstride_experiments.trainer import Trainer, build_network
 
 __all__ = ["Result", "comparisons", "markdown", "results_record", "summarise", "terminal_table"]
@@ -59,7 +60,7 @@ class Result:
         Time of training and evaluation.
     """
 
-    method: str
+    method: MethodName
     label: str
     accuracy: float
     standard_error: float
@@ -70,7 +71,7 @@ class Result:
 
 def _shape(network: PreActResNet) -> Shape:
     return Shape(
-        strides=[block.strides for block in network.blocks],
+        strides=network.strides,
         feature_maps=feature_map_sizes(network, network.blocks, IMAGE_SHAPE),
         multiply_adds=multiply_adds(network, IMAGE_SHAPE),
     )

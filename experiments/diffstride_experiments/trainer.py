@@ -75,10 +75,14 @@ class Trainer:
         self.method = method
         self.config = config
         self.data = data
-        self.network = build_network(method, config)
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
+        self._batches = len(data.train_images) // config.batch_size
+        self._build()
 
+    def _build(self) -> None:
+        config = self.config
+        self.network = build_network(self.method, config)
         groups = param_groups(
             self.network,
             lr=config.learning_rate,
@@ -86,7 +90,6 @@ class Trainer:
             stride_lr=config.stride_learning_rate,
         )
         self._optimizer = torch.optim.AdamW(groups)
-        self._batches = len(data.train_images) // config.batch_size
         self._scheduler = torch.optim.lr_scheduler.OneCycleLR(
             self._optimizer,
             max_lr=[group["lr"] for group in groups],
@@ -150,17 +153,26 @@ class Trainer:
                 self._show(progress, self.history[-1]["train_loss"])
             for epoch in range(done + 1, epochs + 1):
                 started = time.perf_counter()
-                metrics = {
+                self._start_from_state()
+                metrics: dict[str, Any] = {
                     "method": self.method.name,
                     "epoch": epoch,
                     **self._train_epoch(epoch, progress),
                     **self._evaluate(),
-                    "strides": [list(block.strides) for block in self.network.blocks],
+                    "strides": list(map(list, self.network.strides)),
                 }
                 self.seconds += time.perf_counter() - started
                 self.history.append(metrics)
                 self._show(progress, metrics["train_loss"])
                 yield metrics
+
+    def _start_from_state(self) -> None:
+        # As after a restart, so that a resumed run equals one that was not stopped. Layers may know
+        # more than their state: DiffStride2d remembers the input sizes that it has seen, and they
+        # bound its strides.
+        state = self.state_dict()
+        self._build()
+        self.load_state_dict(state)
 
     def _train_epoch(self, epoch: int, progress: tqdm) -> dict[str, float]:
         self.network.train()
@@ -210,7 +222,7 @@ class Trainer:
     def _show(self, progress: tqdm, train_loss: float) -> None:
         # Short, so that a line of 80 columns holds it.
         accuracy = f"acc {self.history[-1]['accuracy']:.1%} " if self.history else ""
-        strides = " ".join(f"{h:.1f}x{w:.1f}" for h, w in (b.strides for b in self.network.blocks))
+        strides = " ".join(f"{h:.1f}x{w:.1f}" for h, w in self.network.strides)
         # refresh=False: drawn at the bar's own pace.
         progress.set_postfix_str(f"loss {train_loss:.2f} {accuracy}{strides}", refresh=False)
 

@@ -37,7 +37,7 @@ def test_a_pair_of_strides_is_height_and_width(pooling):
     network = small_resnet(pooling=pooling, strides=((1.0, 3.0),), channels=(2, 3)).eval()
     ((_, height, width),) = block_sizes(network, IMAGES)
     assert width < height
-    assert network.blocks[0].strides == (1.0, 3.0)
+    assert network.strides == [(1.0, 3.0)]
 
 
 @pytest.mark.parametrize(("stride", "used"), [(2.4, 2.0), (2.5, 3.0), (1.0, 1.0)])

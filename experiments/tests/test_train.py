@@ -84,11 +84,9 @@ def test_one_run_writes_everything(tiny_config, capfd):
     assert " 3.0x3.0" in capfd.readouterr().err
 
 
-def test_penalty_raises_strides(tiny_config):
-    few = replace(tiny_config, methods=METHODS[3:], penalty=100.0, epochs=3)
-    free, penalised = run(few)
-    for plain, pressed in zip(free.after.strides, penalised.after.strides, strict=True):
-        assert min(pressed) > max(2.0, *plain)
+def test_penalty_makes_the_network_cheaper(tiny_config):
+    free, penalised = run(replace(tiny_config, methods=METHODS[3:], penalty=100.0))
+    assert penalised.after.multiply_adds < free.after.multiply_adds
 
 
 def test_runs_repeat_exactly(tiny_config, tmp_path):
@@ -99,9 +97,15 @@ def test_runs_repeat_exactly(tiny_config, tmp_path):
     assert metrics(again) == metrics(once)
 
 
-@pytest.mark.parametrize("epochs", [0, 1, 2, 3])
+@pytest.mark.parametrize("epochs", [0, 2, 5, 6, 7])
 def test_interrupted_run_goes_on_as_if_it_had_not_been(tiny_config, tmp_path, epochs, monkeypatch):
-    whole = replace(tiny_config, methods=("conv", "diffstride-relative"))
+    # Strides that move fast take the inner maps, and so the strides' bounds, through many sizes.
+    whole = replace(
+        tiny_config,
+        methods=("conv", "diffstride-relative"),
+        epochs=4,
+        stride_learning_rate=1.0,
+    )
     run(whole)
     parts = replace(whole, run_dir=tmp_path / "parts")
     with monkeypatch.context() as patch:

@@ -1,0 +1,916 @@
+"""Plans, bounds, sizes, masks and engines: what the core decides, apart from any one adapter."""
+
+import copy
+import dataclasses
+import itertools
+import math
+import pickle
+import warnings
+from functools import reduce
+
+import numpy as np
+import pytest
+import scipy.signal
+from diffstride_backends import registry, torch_backend
+from diffstride_conformance import oracle
+
+from diffstride_core import NothingToCropWarning, bases, plan_cache
+from diffstride_core.conventions import CONVENTIONS
+from diffstride_core.plan import AxisPlan, Bounds, Plan
+from diffstride_core.plan_cache import PlanCache
+from diffstride_core.settings import (
+    FFT_FROM_SIZE,
+    axis_sizes,
+    checked_sizes,
+    declared_bounds,
+    make_settings,
+    plan_diff_stride,
+    plan_pool,
+    plan_resize,
+)
+from diffstride_core.window import TIE
+
+pytestmark = pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")
+
+FRAMEWORKS = ("numpy", "torch")
+CLEAN = ("paper", "relative")
+SMOOTHNESS = {
+    "paper": (0.5, 1.0, 2.5, 4.0, 8.0),
+    "relative": (0.05, 0.25, 0.6, 1.0),
+    "tensorflow": (1.0, 4.0, 6.5),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Waiting for one another, threads make small products hundreds of times slower."""
+    torch = torch_backend.torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+numpy = registry.get("numpy").functional
+numpy_with_pullback = registry.get("numpy").with_pullback
+OPS = registry.get("numpy").backend
+
+
+def make_plan(sizes, strides, *, output_sizes=None, axes=None, **options):
+    axes = tuple(range(-len(sizes), 0)) if axes is None else axes
+    return plan_diff_stride(
+        make_settings(axes=axes, **options),
+        axes,
+        tuple(sizes),
+        None if strides is None else tuple(strides),
+        shared=strides is not None and len(strides) == 1,
+        output_sizes=output_sizes,
+    )
+
+
+def axis_mask(convention, size, stride, smoothness, *, is_last=False, bounds=None, ops=OPS):
+    """Return the mask of an uncropped axis on the host."""
+    axis = AxisPlan(-1, size, size, is_last, Bounds() if bounds is None else bounds)
+    stride = ops.from_host(np.array(stride), "float64")
+    mask = CONVENTIONS[convention].mask(ops, axis, smoothness, stride, stride)
+    return ops.to_host(mask.value), ops.to_host(mask.slope)
+
+
+# --- Plans -------------------------------------------------------------------------------------
+
+
+def leaves(value):
+    """Yield everything that a plan is made of."""
+    if isinstance(value, tuple):
+        for entry in value:
+            yield from leaves(entry)
+    elif dataclasses.is_dataclass(value) or hasattr(value, "__dict__"):
+        names = (
+            [f.name for f in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+        )
+        for name in dict.fromkeys([*names, *getattr(value, "__dict__", ())]):
+            yield from leaves(getattr(value, name))
+    else:
+        yield value
+
+
+def plans_from_numpy_numbers():
+    """Yield plans whose settings were all given as NumPy scalars or arrays."""
+    shape = np.zeros((3, 24, 17)).shape
+    axes = make_settings(axes=np.array([-2, -1])).axes
+    sizes = axis_sizes(axes, shape)
+    strides = np.array([1.7, np.float64(2.3)])
+    for convention in CONVENTIONS:
+        options = {
+            "axes": np.array([-2, -1]),
+            "smoothness": np.float32(0.5),
+            "limits": (np.float32(1.25), np.int64(3)),
+            "convention": convention,
+        }
+        settings = make_settings(**options)
+        for output_sizes in (None, checked_sizes(np.array([7, 6]), 2)):
+            yield plan_diff_stride(
+                settings, axes, sizes, tuple(strides), shared=False, output_sizes=output_sizes
+            )
+        yield plan_pool(settings, axes, sizes, tuple(strides))
+    yield plan_resize(axes, sizes, checked_sizes(np.array([30, 6]), 2), "ortho")
+
+
+def test_plans_hold_python_numbers_alone():
+    for plan in plans_from_numpy_numbers():
+        found = list(leaves(plan))
+        assert {type(leaf) for leaf in found} <= {int, float, bool}
+        assert len(found) >= 2 + 2 * 8
+
+
+def test_plans_are_frozen_and_hashable():
+    for plan in plans_from_numpy_numbers():
+        axis = plan.axes[0]
+        assert hash(plan) == hash(copy.deepcopy(plan))
+        assert plan == pickle.loads(pickle.dumps(plan))
+        for frozen in (plan, axis, axis.bounds):
+            for field in dataclasses.fields(frozen):
+                with pytest.raises(dataclasses.FrozenInstanceError):
+                    setattr(frozen, field.name, getattr(frozen, field.name))
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("limits", [(None, None), (1.4, 2.6), None])
+def test_plans_are_equal_exactly_when_sizes_are(convention, limits):
+    by_sizes = {}
+    for stride in np.linspace(0.5, 40, 400):
+        plan = make_plan((64, 33), (stride, 2.0), convention=convention, limits=limits)
+        by_sizes.setdefault(plan.output_sizes, set()).add(plan)
+    assert all(len(plans) == 1 for plans in by_sizes.values())
+    assert len({hash(plan) for plans in by_sizes.values() for plan in plans}) == len(by_sizes)
+    assert len(by_sizes) > 3
+
+
+def test_plans_differ_where_results_do():
+    plans = [
+        make_plan((64, 33), (2.0, 2.0), **options)
+        for options in (
+            {},
+            {"convention": "relative"},
+            {"smoothness": 3.0},
+            {"norm": "ortho"},
+            {"limits": None},
+            {"limits": (1.5, None)},
+            {"method": "fft"},
+            {"cropping": False},
+            {"output_sizes": (9, 9)},
+        )
+    ]
+    plans += [make_plan((64, 33), (2.0,)), make_plan((33, 64), (2.0, 2.0))]
+    plans += [make_plan((64, 33), (2.0, 2.0), axes=(-1, -2))]
+    plans += [plan_resize((-2, -1), (64, 33), (9, 9))]
+    assert len(set(plans)) == len(plans)
+
+
+# --- The order of the axes ---------------------------------------------------------------------
+
+
+def multiply_adds(axes, order):
+    sizes = [axis.size for axis in axes]
+    total = 0
+    for i in order:
+        total += math.prod(sizes) * axes[i].output_size
+        sizes[i] = axes[i].output_size
+    return total
+
+
+@pytest.mark.parametrize("rank", [2, 3, 4])
+def test_order_costs_no_more_than_any_other(rank):
+    rng = np.random.default_rng(1)
+    improved = 0
+    for _ in range(300):
+        sizes, output_sizes = rng.integers(1, 40, size=(2, rank)).tolist()
+        axes = [AxisPlan(i - rank, sizes[i], output_sizes[i]) for i in range(rank)]
+        order = Plan(CONVENTIONS["paper"], 4.0, tuple(axes), 1.0).order
+        costs = {o: multiply_adds(axes, o) for o in itertools.permutations(range(rank))}
+        assert costs[order] == min(costs.values())
+        improved += costs[order] < costs[tuple(range(rank))]
+    assert improved > 50
+
+
+def test_order_among_equals_starts_at_the_end():
+    for axes in ((-2, -1), (-1, -2)):
+        plan = make_plan((32, 32), (2.0, 2.0), axes=axes, convention="relative")
+        assert [plan.axes[i].axis for i in plan.order] == [-1, -2]
+
+
+# --- Bounds ------------------------------------------------------------------------------------
+
+
+def test_bounds():
+    assert Bounds().apply(0.3) == 1.0
+    assert Bounds().apply(1e9) == 1e9
+    bounds = Bounds(floor=1.2, lower=1.5, upper=3.0)
+    assert [bounds.apply(stride) for stride in (0.0, 1.4, 2.0, 9.0)] == [1.5, 1.5, 2.0, 3.0]
+    assert Bounds(floor=1.5, lower=1.2).apply(1.3) == 1.5
+    # Where they cross, the upper bound wins.
+    for crossing in (Bounds(floor=5.0, upper=2.5), Bounds(lower=5.0, upper=2.5)):
+        assert [crossing.apply(stride) for stride in (1.0, 3.0, 9.0)] == [2.5, 2.5, 2.5]
+    other = Bounds(floor=1.1, lower=2.0, upper=2.5)
+    expected = Bounds(floor=1.2, lower=2.0, upper=2.5)
+    assert bounds.intersect(other) == other.intersect(bounds) == expected
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize(
+    "limits", [(None, None), None, (1.5, None), (None, 2.5), (1.3, 1.9), (3.0, 3.0), (None, 1.0)]
+)
+def test_bounds_against_the_oracle(convention, limits):
+    options = {"limits": limits, "convention": convention}
+    for sizes in ((32, 32), (5, 5), (7, 20), (2, 9), (64, 3)):
+        for strides in ((1.0, 1.0), (0.2, 2.2), (2.2, 60.0), (1.0,), (2.2,), (60.0,)):
+            plan = make_plan(sizes, strides, **options)
+            used = [
+                axis.bounds.apply(strides[i % len(strides)]) for i, axis in enumerate(plan.axes)
+            ]
+            expected = oracle.used_strides(sizes, strides, **options)
+            assert used == pytest.approx(expected, rel=1e-7 if convention == "tensorflow" else 0)
+
+
+def test_floor_of_the_paper_puts_the_edge_bin_in_the_middle_of_the_ramp():
+    for smoothness in SMOOTHNESS["paper"]:
+        for size in range(1, 71):
+            floor = CONVENTIONS["paper"].floor(size, smoothness)
+            assert floor == (size / (size - smoothness) if size > smoothness else 1.0)
+            if size % 2 == 0 and size > smoothness:
+                value, slope = axis_mask("paper", size, floor, smoothness)
+                assert value[-1] == pytest.approx(0.5, abs=1e-12)
+                assert slope[-1] < 0
+
+
+def test_floor_of_the_relative_convention_keeps_a_bin_in_the_ramp():
+    assert CONVENTIONS["relative"].floor(1, 0.25) == 1.0
+    for smoothness in SMOOTHNESS["relative"]:
+        for size in range(2, 71):
+            floor = CONVENTIONS["relative"].floor(size, smoothness)
+            assert floor == max(1 + smoothness / 2, size / (2 * (size // 2)))
+            _, slope = axis_mask("relative", size, floor, smoothness)
+            assert slope[-1] < 0
+            # Where the ramp is the fraction, the edge lies in its middle.
+            if size % 2 == 0 and smoothness * size / (2 * floor) >= 1:
+                value, _ = axis_mask("relative", size, floor, smoothness)
+                assert value[-1] == pytest.approx(0.5, abs=1e-12)
+
+
+def test_floor_of_tensorflow_is_the_authors_in_float32():
+    for smoothness in SMOOTHNESS["tensorflow"]:
+        for size in range(2, 71):
+            floor = CONVENTIONS["tensorflow"].floor(size, smoothness)
+            written = oracle.tensorflow_written_back((size, size), 0.0, smoothness=smoothness)
+            assert floor == (float(written) if size > smoothness else 1.0)
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+@pytest.mark.parametrize("convention", CLEAN)
+def test_mask_uses_the_bounded_stride_and_its_slope_passes_straight_through(name, convention):
+    ops = registry.get(name).backend
+    smoothness = 2.5 if convention == "paper" else 0.6
+    bounds = Bounds(floor=1.31, lower=1.2, upper=3.7)
+    for outside, used in ((0.2, 1.31), (-4.0, 1.31), (1.25, 1.31), (9.0, 3.7)):
+        value, slope = axis_mask(convention, 32, outside, smoothness, bounds=bounds, ops=ops)
+        expected_value, expected_slope = axis_mask(convention, 32, used, smoothness, ops=ops)
+        np.testing.assert_array_equal(value, expected_value)
+        np.testing.assert_array_equal(slope, expected_slope)
+        assert np.any(slope < 0)
+
+
+# --- Output sizes ------------------------------------------------------------------------------
+
+GRID = (*np.linspace(0.4, 6.0, 57).tolist(), 7.5, 9.0, 16.0, 35.0, 1000.0)
+
+
+@pytest.mark.parametrize("limits", [(None, None), None])
+@pytest.mark.parametrize(
+    ("convention", "smoothness"), [(c, R) for c in CLEAN for R in SMOOTHNESS[c]]
+)
+def test_output_sizes_against_the_oracle(convention, smoothness, limits):
+    settings = make_settings(
+        axes=(-1,), smoothness=smoothness, limits=limits, convention=convention
+    )
+    options = {"smoothness": smoothness, "limits": limits, "convention": convention}
+    for size in range(1, 71):
+        for stride in GRID:
+            plan = plan_diff_stride(settings, (-1,), (size,), (stride,), shared=True)
+            expected = oracle.output_sizes((size,), stride, axes=(0,), **options)
+            assert plan.output_sizes == expected, (size, stride)
+
+
+@pytest.mark.parametrize("cropping", [True, False])
+@pytest.mark.parametrize("smoothness", SMOOTHNESS["tensorflow"])
+def test_tensorflow_output_sizes_against_the_oracle(smoothness, cropping):
+    options = {"smoothness": smoothness, "cropping": cropping, "convention": "tensorflow"}
+    for size in range(2, 71):
+        for strides in zip(GRID[::6], GRID[3::6], strict=False):
+            plan = make_plan((size, 72 - size), strides, **options)
+            expected = oracle.output_sizes((size, 72 - size), strides, **options)
+            assert plan.output_sizes == expected, (size, strides)
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_output_sizes_are_the_sizes_of_the_output(name):
+    framework = registry.get(name)
+    x = framework.backend.from_host(np.ones((2, 33, 28)), "float32")
+    for convention in CONVENTIONS:
+        for strides in (2.0, (1.3, 4.1), (0.5, 100.0)):
+            for options in ({}, {"limits": (1.5, 2.5)}, {"cropping": False}, {"axes": (2, 1)}):
+                options = {"convention": convention, **options}
+                sizes = framework.functional.output_sizes(x.shape, strides, **options)
+                y = framework.functional.diff_stride(x, strides, **options)
+                axes = options.get("axes", (-2, -1))
+                assert tuple(y.shape[axis] for axis in axes) == sizes
+                assert all(type(size) is int for size in sizes)
+
+
+@pytest.mark.parametrize("limits", [(None, None), None])
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_output_sizes_never_grow_with_the_stride(convention, limits):
+    for smoothness in SMOOTHNESS[convention]:
+        for size in (2, 3, 7, 16, 33, 64):
+            sizes = [
+                make_plan(
+                    (size, size),
+                    (stride, stride),
+                    smoothness=smoothness,
+                    limits=limits,
+                    convention=convention,
+                ).output_sizes
+                for stride in np.linspace(0.5, 12, 116)
+            ]
+            for column in zip(*sizes, strict=True):
+                assert all(before >= after for before, after in itertools.pairwise(column))
+
+
+def tie_strides(convention, smoothness, size):
+    """Yield (stride, j) with q = j exactly, up to one rounding: the sizes would change there."""
+    for j in range(2, size // 2 + 2):
+        if convention == "paper":
+            if j > smoothness:
+                yield size / (2 * (j - smoothness)), j
+        elif smoothness * j / (1 + smoothness) >= 1:
+            yield size * (1 + smoothness) / (2 * j), j
+        else:
+            yield size / (2 * (j - 1)), j
+
+
+@pytest.mark.parametrize(
+    ("convention", "smoothness"), [(c, R) for c in CLEAN for R in SMOOTHNESS[c]]
+)
+def test_output_sizes_do_not_depend_on_rounding(convention, smoothness):
+    chosen, ties = CONVENTIONS[convention], 0
+
+    def output_size(size, stride):
+        return chosen.output_size(size, smoothness, max(1.0, stride), True)
+
+    for size in (*range(1, 71), 100, 127, 256, 500, 1023, 4096):
+        strides = [(stride, None) for stride in np.linspace(1, 5, 101).tolist()]
+        strides += tie_strides(convention, smoothness, size)
+        for stride, j in strides:
+            expected = output_size(size, stride)
+            assert output_size(size, float(np.float32(stride))) == expected, (size, stride)
+            if j is not None and stride >= 1.001:
+                ties += 1
+                assert expected == min(size, 2 * j), (size, stride)
+                # As far as float32 can be off; the tie belongs to the smaller size.
+                assert output_size(size, stride * (1 - 6e-8)) == expected
+                assert output_size(size, stride * (1 + 6e-8)) == expected
+    assert ties > 1000
+
+
+@pytest.mark.parametrize(("smoothness", "size"), [(0.25, 64), (0.3, 20), (0.7, 33), (1.0, 9)])
+def test_relative_branch_does_not_depend_on_rounding(smoothness, size):
+    # The ramps agree in value where they meet, not in slope.
+    tie = smoothness * size / 2
+    at_tie = axis_mask("relative", size, tie, smoothness)[1]
+    for stride in (float(np.float32(tie)), tie * (1 + 6e-8), tie * (1 - 6e-8)):
+        slope = axis_mask("relative", size, stride, smoothness)[1]
+        np.testing.assert_allclose(slope, at_tie, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_relative_branch_changes_at_its_margin(name):
+    ops = registry.get(name).backend
+    size, rho, k = 20, 0.3, 4
+
+    def slope(width):
+        return axis_mask("relative", size, rho * size / (2 * width), rho, ops=ops)[1][k]
+
+    wide, narrow = -2 * k / (rho * size), -size / (2 * 3.0**2)
+    assert abs(wide - narrow) > 0.2
+    assert slope(1 + 1e-3) == pytest.approx(wide, rel=1e-12)
+    assert slope(1 - 0.9e-6) == pytest.approx(wide, rel=1e-12)
+    assert slope(1 - 1.1e-6) == pytest.approx(narrow, rel=1e-5)
+
+
+# --- The mask ----------------------------------------------------------------------------------
+
+MASK_CASES = [
+    (convention, smoothness, size, is_last)
+    for convention in CLEAN
+    for smoothness in SMOOTHNESS[convention][:4]
+    for size in (4, 9, 16, 33)
+    for is_last in (False, True)
+]
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+@pytest.mark.parametrize(("convention", "smoothness", "size", "is_last"), MASK_CASES)
+def test_mask_against_the_oracle(convention, smoothness, size, is_last, name):
+    ops = registry.get(name).backend
+    for stride in (1.0, 1.37, 2.0, 2.9, 4.0, 8.0):
+        value, slope = axis_mask(convention, size, stride, smoothness, is_last=is_last, ops=ops)
+        mu, dmu = oracle.mask(
+            size, stride, smoothness=smoothness, last=is_last, convention=convention
+        )
+        np.testing.assert_allclose(value, mu, rtol=0, atol=1e-14)
+        np.testing.assert_allclose(slope, dmu, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize(("convention", "smoothness", "size", "is_last"), MASK_CASES)
+def test_mask_derivative_against_central_differences(convention, smoothness, size, is_last):
+    step, compared, in_ramp = 1e-6, 0, 0
+    for stride in np.random.default_rng(3).uniform(1.05, 5, size=25).tolist():
+        if convention == "relative" and abs(smoothness * size / (2 * stride) - 1) < 1e-3:
+            continue
+        v, _ = oracle.ramp(size, stride, smoothness=smoothness, last=is_last, convention=convention)
+        away = (np.abs(v) > 3 * TIE) & (np.abs(v - 1) > 3 * TIE)
+        _, slope = axis_mask(convention, size, stride, smoothness, is_last=is_last)
+        there, back = (
+            axis_mask(convention, size, stride + change, smoothness, is_last=is_last)[0]
+            for change in (step, -step)
+        )
+        estimate = (there - back) / (2 * step)
+        np.testing.assert_allclose(slope[away], estimate[away], rtol=1e-6, atol=1e-8)
+        compared += np.sum(away)
+        in_ramp += np.sum(slope[away] < 0)
+    assert compared >= 25
+    assert in_ramp > 0
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+@pytest.mark.parametrize("convention", CLEAN)
+def test_mask_derivative_at_ties_is_the_right_hand_one(convention, name):
+    ops, step, ties = registry.get(name).backend, 1e-6, 0
+    for size in range(1, 65):
+        for stride in (1.0, 1.25, 1.6, 2.0, 2.5, 4.0, 8.0):
+            for smoothness in (1.0, 4.0) if convention == "paper" else (0.25, 1.0):
+                if size == 1 and stride > 1:
+                    continue
+                value, slope = axis_mask(convention, size, stride, smoothness, ops=ops)
+                ahead, _ = axis_mask(convention, size, stride + step, smoothness, ops=ops)
+                estimate = (ahead - value) / step
+                scale = size / (2 * stride)
+                np.testing.assert_allclose(slope, estimate, rtol=0, atol=1e-4 * (1 + scale))
+                v, _ = oracle.ramp(size, stride, smoothness=smoothness, convention=convention)
+                ties += np.sum(np.abs(v - 1) < 1e-12)
+    assert ties > 100
+
+
+@pytest.mark.parametrize("value", [2.0, 1.37, 4.0, 0.5, 50.0])
+@pytest.mark.parametrize("convention", CLEAN)
+def test_what_autodiff_sees_of_the_mask_is_its_slope(convention, value):
+    torch = torch_backend.torch
+    ops = torch_backend.BACKEND
+    bounds = CONVENTIONS[convention].bounds(32, 0.5, (None, None))
+    axis = AxisPlan(-1, 32, 32, True, bounds)
+    stride = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+    mask = CONVENTIONS[convention].mask(ops, axis, 0.5, stride, stride)
+    for k in range(17):
+        (gradient,) = torch.autograd.grad(mask.value[k], stride, retain_graph=True)
+        assert gradient.item() == pytest.approx(mask.slope[k].item(), rel=1e-12, abs=1e-15)
+
+
+# --- What the operators leave as it is ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["matmul", "fft"])
+@pytest.mark.parametrize("convention", CLEAN)
+def test_identity_at_stride_one_without_bounds(convention, method):
+    options = {"limits": None, "convention": convention, "method": method}
+    rng = np.random.default_rng(4)
+    for size in range(1, 41):
+        x = rng.standard_normal((2, size, 3))
+        for stride in (1.0, 0.5):
+            y = numpy.diff_stride(x, stride, axes=(1,), **options)
+            np.testing.assert_allclose(y, x, rtol=0, atol=1e-14 * np.max(np.abs(x)) * 10)
+    x = rng.standard_normal((9, 16, 7))
+    y = numpy.diff_stride(x, (1.0, 1.0, 1.0), axes=(0, 2, 1), **options)
+    np.testing.assert_allclose(y, x, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+@pytest.mark.parametrize("method", ["matmul", "fft"])
+@pytest.mark.parametrize("convention", CLEAN)
+def test_constants_stay(convention, method, name):
+    framework = registry.get(name)
+    options = {"convention": convention, "method": method}
+    for size in range(1, 41):
+        x = framework.backend.from_host(np.full((size, 2), 1.5), "float64")
+        for stride in (1.3, 2.0, 2.7, 1000.0):
+            y = framework.functional.diff_stride(x, stride, axes=(0,), **options)
+            y = framework.backend.to_host(y)
+            np.testing.assert_allclose(y, np.full(y.shape, 1.5), rtol=1e-14)
+    x = framework.backend.from_host(np.full((20, 31), 1.5), "float64")
+    for norm, exponent in (("forward", 0), ("ortho", 0.5), ("backward", 1)):
+        y = framework.backend.to_host(
+            framework.functional.diff_stride(x, (2.0, 3.1), norm=norm, **options)
+        )
+        ratio = 20 * 31 / y.size
+        assert ratio > 1
+        np.testing.assert_allclose(y, 1.5 * ratio**exponent, rtol=1e-13)
+
+
+@pytest.mark.parametrize("method", ["matmul", "fft"])
+def test_relative_convention_is_equivariant_under_transposition(method):
+    rng = np.random.default_rng(5)
+    x, strides = rng.standard_normal((12, 17, 14)), np.array([2.1, 1.4, 2.9])
+    options = {"axes": (0, 1, 2), "convention": "relative", "method": method}
+    y, pullback = numpy_with_pullback.diff_stride(x, strides, **options)
+    g = rng.standard_normal(y.shape)
+    dx, dstrides = pullback(g)
+    for order in itertools.permutations(range(3)):
+        moved, moved_pullback = numpy_with_pullback.diff_stride(
+            x.transpose(order), strides[list(order)], **options
+        )
+        moved_dx, moved_dstrides = moved_pullback(np.ascontiguousarray(g.transpose(order)))
+        np.testing.assert_allclose(moved, y.transpose(order), rtol=0, atol=1e-13)
+        np.testing.assert_allclose(moved_dx, dx.transpose(order), rtol=0, atol=1e-13)
+        np.testing.assert_allclose(moved_dstrides, dstrides[list(order)], rtol=1e-12)
+
+
+def test_paper_convention_lets_the_last_axis_keep_one_frequency_more():
+    # Eq. 4: the ramp of the last axis given is one frequency further out.
+    x = np.random.default_rng(5).standard_normal((32, 32))
+    y = numpy.diff_stride(x, 2.0)
+    swapped = numpy.diff_stride(x.T, 2.0, axes=(-1, -2)).T
+    np.testing.assert_allclose(swapped, y, rtol=0, atol=1e-14)
+    assert np.max(np.abs(numpy.diff_stride(x.T, 2.0).T - y)) > 1e-3
+
+
+# --- Ties: the same gradient everywhere --------------------------------------------------------
+
+
+@pytest.mark.parametrize("limits", [(None, None), None])
+@pytest.mark.parametrize("convention", CLEAN)
+def test_stride_gradients_agree_across_frameworks_at_ties(convention, limits):
+    cases = [((2, size), (s,)) for size in range(1, 34) for s in (1.0, 2.0, 4.0)]
+    cases += [((2, 64), (s,)) for s in (1.0, 1.6, 2.0, 4.0, 8.0)]
+    cases += [((size, 16), (2.0, s)) for size in (8, 9, 32) for s in (2.0, 4.0)]
+    for shape, strides in cases:
+        options = {"axes": (1,) if len(strides) == 1 else (0, 1)}
+        options |= {"convention": convention, "limits": limits}
+        rng = np.random.default_rng(shape)
+        x = rng.standard_normal(shape)
+        sizes = oracle.output_sizes(shape, strides, **options)
+        g = rng.standard_normal((*shape[: -len(sizes)], *sizes))
+        reference = oracle.diff_stride(x, strides, g, **options)
+        limit = 1e-14 * reference.bound
+        for method in ("matmul", "fft"):
+            found = []
+            for framework in map(registry.get, FRAMEWORKS):
+                arrays = [
+                    framework.backend.from_host(np.array(values), "float64")
+                    for values in (x, strides, g)
+                ]
+                _, pullback = framework.with_pullback.diff_stride(
+                    *arrays[:2], method=method, **options
+                )
+                found.append(framework.backend.to_host(pullback(arrays[2])[1]))
+            assert np.all(np.abs(found[0] - found[1]) <= limit), (shape, strides, method)
+            for dstrides in found:
+                error = np.abs(dstrides - reference.dstrides)
+                assert np.all(error <= limit), (shape, strides, method)
+
+
+# --- Engines -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("convention", CLEAN)
+def test_engines_agree(convention):
+    rng = np.random.default_rng(6)
+    for _ in range(60):
+        rank = int(rng.integers(1, 4))
+        shape = rng.integers(1, 30, size=rank).tolist()
+        strides = rng.uniform(1, 5, size=rank)
+        options = {"axes": tuple(rng.permutation(rank).tolist()), "convention": convention}
+        if rng.random() < 0.3:
+            options["sizes"] = rng.integers(1, 40, size=rank).tolist()
+        x = rng.standard_normal(shape)
+        results = []
+        for method in ("matmul", "fft"):
+            y, pullback = numpy_with_pullback.diff_stride(x, strides, method=method, **options)
+            g = np.cos(np.arange(y.size)).reshape(y.shape)
+            results.append((y, *pullback(g)))
+        for by_matrix, by_fft in zip(*results, strict=True):
+            scale = max(1e-3, np.max(np.abs(by_matrix)))
+            np.testing.assert_allclose(by_fft, by_matrix, rtol=0, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("use_fft", [False, True])
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_spectral_resize_against_scipy(name, use_fft):
+    framework = registry.get(name)
+    rng = np.random.default_rng(7)
+    for size in range(1, 21):
+        x = rng.standard_normal((2, size, 3))
+        array = framework.backend.from_host(x, "float64")
+        for target in range(1, 21):
+            plan = plan_resize((-2,), (size,), (target,))
+            axes = (dataclasses.replace(plan.axes[0], use_fft=use_fft),)
+            y = framework.functional.resample(dataclasses.replace(plan, axes=axes), array)
+            expected = scipy.signal.resample(x, target, axis=1)
+            np.testing.assert_allclose(framework.backend.to_host(y), expected, rtol=0, atol=1e-13)
+
+
+def test_auto_chooses_the_engine_by_the_longer_side_of_each_axis():
+    long, short = FFT_FROM_SIZE, FFT_FROM_SIZE - 1
+    plan = make_plan((long, short), (2.0, 2.0))
+    assert [axis.use_fft for axis in plan.axes] == [True, False]
+    plan = plan_resize((-2, -1), (10, 10), (long, short))
+    assert [axis.use_fft for axis in plan.axes] == [True, False]
+    for method, expected in (("matmul", False), ("fft", True)):
+        plan = make_plan((long, 8), (2.0, 2.0), method=method)
+        assert {axis.use_fft for axis in plan.axes} == {expected}
+    plan = make_plan((long, long), (2.0, 2.0), convention="tensorflow")
+    assert not any(axis.use_fft for axis in plan.axes)
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+@pytest.mark.parametrize(
+    ("shape", "options", "expected"),
+    [
+        ((2, 21, 18), {"method": "fft"}, set()),
+        ((2, 21, 18), {"method": "matmul"}, {21, 18}),
+        ((FFT_FROM_SIZE, 18), {}, {18}),
+        ((FFT_FROM_SIZE, FFT_FROM_SIZE + 1), {}, set()),
+    ],
+)
+def test_fft_axes_build_no_table(monkeypatch, name, shape, options, expected):
+    framework = registry.get(name)
+    asked = set()
+
+    def recorded(basis, like, original=framework.backend.tables):
+        asked.add(basis.size)
+        return original(basis, like)
+
+    def refused(basis, original=bases.tables):
+        assert basis.size in expected
+        return original(basis)
+
+    monkeypatch.setattr(framework.backend, "tables", recorded)
+    monkeypatch.setattr(bases, "tables", refused)
+    x = framework.backend.from_host(np.ones(shape), "float64")
+    y, pullback = framework.with_pullback.diff_stride(x, (2.0, 2.0), **options)
+    pullback(y)
+    assert asked == expected
+
+
+def test_tables_are_kept_but_not_for_ever():
+    basis = bases.AxisBasis(13, 6, bases.half_spectrum)
+    assert bases.tables(basis)[0] is bases.tables(dataclasses.replace(basis))[0]
+    limit = bases.tables.cache_info().maxsize
+    assert limit <= 256
+    for size in range(1, 2 * limit):
+        bases.tables(bases.AxisBasis(size, 1, bases.half_spectrum))
+    assert bases.tables.cache_info().currsize == limit
+
+    torch, kept = torch_backend.torch, torch_backend._tables
+    limit = kept.cache_info().maxsize
+    assert limit <= 256
+    for size in range(1, 2 * limit):
+        torch_backend.BACKEND.tables(
+            bases.AxisBasis(size, 1, bases.half_spectrum), torch.empty(0, dtype=torch.float64)
+        )
+    assert kept.cache_info().currsize == limit
+
+
+# --- The warning -------------------------------------------------------------------------------
+
+
+def warned_axes(sizes, strides=None, **options):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make_plan(sizes, strides or (2.0,) * len(sizes), **options)
+    assert {warning.category for warning in caught} <= {NothingToCropWarning}
+    messages = [str(warning.message) for warning in caught]
+    return [
+        axis
+        for axis, size in zip(range(-len(sizes), 0), sizes, strict=True)
+        for message in messages
+        if f"axis {axis} of size {size} can never be cropped" in message
+    ]
+
+
+def test_warning_is_a_user_warning_of_its_own():
+    assert issubclass(NothingToCropWarning, UserWarning)
+    assert NothingToCropWarning is not UserWarning
+    with pytest.warns(NothingToCropWarning, match=r"axis -1 of size 8 .* smoothness 4 .*paper"):
+        numpy.diff_stride(np.ones((32, 8)), 2.0)
+
+
+@pytest.mark.parametrize("smoothness", [0.3, 1.0, 2.5, 3.0, 4.0, 4.5, 8.0])
+def test_warning_where_the_papers_ramp_is_too_wide(smoothness):
+    options = {"smoothness": smoothness}
+    for size in range(1, 41):
+        expected = 2 * math.ceil(1 + smoothness) >= size
+        for stride in (1.0, 2.0, 1000.0):
+            assert warned_axes((size,), (stride,), **options) == [-1] * expected
+        assert warned_axes((size, 64), **options) == [-2] * expected
+        assert warned_axes((64, size), **options) == [-1] * expected
+        assert warned_axes((size, size), (2.0,), **options) == [-2, -1] * expected
+        for quiet in ({"output_sizes": (1,)}, {"cropping": False}):
+            assert warned_axes((size,), **options, **quiet) == []
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_warning_exactly_where_no_stride_crops(convention):
+    for smoothness in SMOOTHNESS[convention]:
+        options = {"smoothness": smoothness, "convention": convention}
+        for size in range(2, 41):
+            sizes = (size, 64) if convention == "tensorflow" else (size,)
+            least = make_plan(sizes, (1000.0,) * len(sizes), **options).output_sizes[0]
+            assert bool(warned_axes(sizes, **options)) == (least == size), (smoothness, size)
+
+
+# --- The plans of a layer ----------------------------------------------------------------------
+
+
+class Strides:
+    """Stride parameters that count how often they are read."""
+
+    def __init__(self, *values):
+        self.values = values
+        self.reads = 0
+
+    def read(self):
+        self.reads += 1
+        return self.values
+
+
+def test_plan_cache_reads_the_strides_once_per_change():
+    cache, strides = PlanCache(make_settings(axes=(-1,)), 1), Strides(2.0)
+    for shape in ((3, 64), (3, 64), (33,), (3, 64)):
+        cache.refresh("first", strides.read)
+        assert cache.plan(shape).axes[0].size == shape[-1]
+    assert strides.reads == 1
+    strides.values = (4.0,)
+    cache.refresh("first", strides.read)
+    assert strides.reads == 1
+    assert cache.plan((64,)).output_sizes == (40,)
+    cache.refresh("second", strides.read)
+    assert strides.reads == 2
+    cache.refresh("second", strides.read)
+    assert strides.reads == 2
+    assert cache.plan((64,)).output_sizes == (24,)
+    # Back to a token that was seen before: only the last one counts.
+    cache.refresh("first", strides.read)
+    assert strides.reads == 3
+
+
+def test_plan_cache_remakes_the_plans_of_all_sizes_seen(monkeypatch):
+    made = []
+
+    def recorded(settings, axes, sizes, strides, original=plan_diff_stride, **options):
+        made.append((sizes, strides))
+        return original(settings, axes, sizes, strides, **options)
+
+    monkeypatch.setattr(plan_cache, "plan_diff_stride", recorded)
+    cache = PlanCache(make_settings(axes=(-2, -1)), 2)
+    cache.refresh(1, Strides(2.0, 3.0).read)
+    assert made == []
+    first = {shape: cache.plan(shape) for shape in ((64, 64), (2, 64, 64), (64, 32), (5, 32, 64))}
+    assert made == [(sizes, (2.0, 3.0)) for sizes in ((64, 64), (64, 32), (32, 64))]
+    assert first[64, 64] is first[2, 64, 64] is cache.plan((64, 64))
+
+    made.clear()
+    cache.refresh(1, Strides(4.0, 5.0).read)
+    assert made == []
+    cache.refresh(2, Strides(4.0, 5.0).read)
+    assert made == [(sizes, (4.0, 5.0)) for sizes in ((64, 64), (64, 32), (32, 64))]
+    made.clear()
+    for shape, before in first.items():
+        assert cache.plan(shape) == make_plan(shape[-2:], (4.0, 5.0))
+        assert cache.plan(shape) != before
+    assert made == []
+
+
+def test_plan_cache_keeps_16_plans_at_most(monkeypatch):
+    made = []
+
+    def recorded(settings, axes, sizes, strides, original=plan_diff_stride, **options):
+        made.append(sizes)
+        return original(settings, axes, sizes, strides, **options)
+
+    monkeypatch.setattr(plan_cache, "plan_diff_stride", recorded)
+    cache = PlanCache(make_settings(axes=(-1,)), 1)
+    cache.refresh(1, Strides(2.0).read)
+    for size in range(20, 60):
+        assert cache.plan((size,)).axes[0].size == size
+    assert made == [(size,) for size in range(20, 60)]
+    made.clear()
+    cache.refresh(2, Strides(3.0).read)
+    assert made == [(size,) for size in range(44, 60)]
+    made.clear()
+    cache.plan((59,))
+    assert made == []
+    assert cache.plan((20,)).output_sizes == make_plan((20,), (3.0,)).output_sizes
+    assert made == [(20,)]
+
+
+def test_plan_cache_bounds_hold_for_all_sizes_seen():
+    settings = make_settings(axes=(-2, -1), limits=(1.1, 20.0))
+    cache = PlanCache(settings, 2)
+    declared = declared_bounds(settings)
+    assert declared == Bounds(floor=1.0, lower=1.1, upper=20.0)
+    assert cache.bounds() == (declared, declared)
+    assert cache.project((0.3, 50.0)) == (1.1, 20.0)
+    cache.refresh(1, Strides(2.0, 2.0).read)
+    for shape in ((64, 30), (16, 100), (3, 40, 40)):
+        cache.plan(shape)
+    floors = 16 / 12, 30 / 26
+    assert cache.bounds() == (Bounds(floors[0], 1.1, 8.0), Bounds(floors[1], 1.1, 15.0))
+    assert cache.project((0.3, 50.0)) == (floors[0], 15.0)
+    assert cache.project((50.0, 0.3)) == (8.0, floors[1])
+    assert cache.project((2.5, 3.5)) == (2.5, 3.5)
+
+
+def test_plan_cache_bounds_of_a_shared_stride():
+    cache = PlanCache(make_settings(axes=(-2, -1)), 1)
+    cache.refresh(1, Strides(2.0).read)
+    cache.plan((64, 20))
+    cache.plan((16, 50))
+    assert set(cache.bounds()) == {Bounds(16 / 12, 1.0, 8.0)}
+    assert cache.project((0.5,)) == (16 / 12,)
+    assert cache.project((9.0,)) == (8.0,)
+
+
+def test_plan_cache_bounds_switched_off():
+    cache = PlanCache(make_settings(axes=(-1,), limits=None), 1)
+    cache.refresh(1, Strides(2.0).read)
+    cache.plan((64,))
+    assert cache.bounds() == (Bounds(),)
+    assert cache.project((0.5,)) == (1.0,)
+    assert cache.project((500.0,)) == (500.0,)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_plan_cache_copies_start_empty(copied):
+    # A token that means "unchanged" here may be any other parameter's in a copy.
+    cache = PlanCache(make_settings(axes=(-1,), smoothness=3.0), 1)
+    cache.refresh("token", Strides(2.0).read)
+    cache.plan((64,))
+    other, strides = copied(cache), Strides(4.0)
+    assert other.bounds() == (Bounds(),)
+    other.refresh("token", strides.read)
+    assert strides.reads == 1
+    assert other.plan((64,)).output_sizes == make_plan((64,), (4.0,), smoothness=3.0).output_sizes
+    assert cache.plan((64,)).output_sizes == make_plan((64,), (2.0,), smoothness=3.0).output_sizes
+
+
+def test_plan_cache_without_values():
+    cache = PlanCache(make_settings(axes=(-1,)), 1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="sizes must be given where the strides are traced"):
+            cache.plan((64,))
+        cache.refresh("traced", lambda: None)
+    uncropped = PlanCache(make_settings(axes=(-1,), cropping=False), 1)
+    uncropped.refresh("traced", lambda: None)
+    assert uncropped.plan((64,)).output_sizes == (64,)
+
+
+def test_plan_cache_token_none_is_never_the_same():
+    cache, strides = PlanCache(make_settings(axes=(-1,)), 1), Strides(2.0)
+    cache.refresh(None, strides.read)
+    assert cache.plan((64,)).output_sizes == (40,)
+    strides.values = (4.0,)
+    cache.refresh(None, strides.read)
+    assert strides.reads == 2
+    assert cache.plan((64,)).output_sizes == (24,)
+
+
+def test_plan_cache_refuses_strides_that_are_not_finite_until_they_are():
+    cache, strides = PlanCache(make_settings(axes=(-1,)), 1), Strides(2.0)
+    cache.refresh(1, strides.read)
+    cache.plan((64,))
+    strides.values = (math.nan,)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"strides must be finite, got \(nan,\)"):
+            cache.refresh(2, strides.read)
+    strides.values = (4.0,)
+    cache.refresh(2, strides.read)
+    assert cache.plan((64,)).output_sizes == (24,)
+
+
+def test_shared_bounds_are_the_intersection():
+    settings = make_settings(axes=(-2, -1))
+    each = [settings.convention.bounds(size, 4.0, (None, None)) for size in (64, 20)]
+    plan = make_plan((64, 20), (2.0,))
+    assert [axis.bounds for axis in plan.axes] == [reduce(Bounds.intersect, each)] * 2
