@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import numpy as np
 
+from diffstride_core.arguments import Limits
 from diffstride_core.bases import AxisBasis, Integers, Table, bin_counts
 from diffstride_core.ops import Array, ArrayOps
 from diffstride_core.plan import AxisPlan, Bounds
@@ -27,8 +28,6 @@ from diffstride_core.window import (
     straight_through,
     with_slope,
 )
-
-Limits: TypeAlias = tuple[float | None, float | None]
 
 
 class Convention(Window):

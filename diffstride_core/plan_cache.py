@@ -6,14 +6,10 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import reduce
 from typing import Any
 
+from diffstride_core.arguments import check_strides, normalized_axes
 from diffstride_core.plan import Bounds, Plan
-from diffstride_core.settings import (
-    Settings,
-    check_strides,
-    declared_bounds,
-    normalized_axes,
-    plan_diff_stride,
-)
+from diffstride_core.planning import plan_diff_stride
+from diffstride_core.settings import Settings, declared_bounds
 
 # A layer meets few sizes in training; evaluation at every size there is must not pile up plans.
 _MOST_SIZES = 16

@@ -10,9 +10,9 @@ from diffstride_backends.numpy_backend import BACKEND, WITH_PULLBACK
 from diffstride_backends.protocol import Pullback
 from numpy.typing import NDArray
 
-from diffstride_core.conventions import Limits
+from diffstride_core.arguments import Limits, check_strides, host_strides
 from diffstride_core.plan_cache import PlanCache
-from diffstride_core.settings import check_strides, host_strides, make_settings
+from diffstride_core.settings import make_settings
 
 
 class DiffStride:

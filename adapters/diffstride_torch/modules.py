@@ -10,9 +10,9 @@ import torch
 from diffstride_backends.torch_backend import BACKEND, FUNCTIONAL
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from diffstride_core.conventions import Limits
+from diffstride_core.arguments import Limits, check_strides, host_strides
 from diffstride_core.plan_cache import PlanCache
-from diffstride_core.settings import check_strides, host_strides, make_settings
+from diffstride_core.settings import make_settings
 
 _steps = 0
 

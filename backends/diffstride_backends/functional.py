@@ -9,24 +9,20 @@ import numpy as np
 
 from diffstride_backends.protocol import ArrayT, Attach, Backend, HostArray
 from diffstride_core import complexity, resample
-from diffstride_core.complexity import LayerBounds
-from diffstride_core.conventions import Limits
-from diffstride_core.plan import Bounds, Plan
-from diffstride_core.settings import (
-    Settings,
-    authors_strides,
+from diffstride_core.arguments import (
+    Limits,
     axis_sizes,
     check_stride_count,
     check_strides,
     checked_shape,
     checked_sizes,
     host_strides,
-    make_settings,
     normalized_axes,
-    plan_diff_stride,
-    plan_pool,
-    plan_resize,
 )
+from diffstride_core.complexity import LayerBounds
+from diffstride_core.plan import Bounds, Plan
+from diffstride_core.planning import authors_strides, plan_diff_stride, plan_pool, plan_resize
+from diffstride_core.settings import Settings, make_settings
 
 ResultT = TypeVar("ResultT")
 

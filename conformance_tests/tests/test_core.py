@@ -15,19 +15,12 @@ from diffstride_backends import registry, torch_backend
 from diffstride_conformance import oracle
 
 from diffstride_core import NothingToCropWarning, bases, plan_cache
+from diffstride_core.arguments import axis_sizes, checked_sizes
 from diffstride_core.conventions import CONVENTIONS
 from diffstride_core.plan import AxisPlan, Bounds, Plan
 from diffstride_core.plan_cache import PlanCache
-from diffstride_core.settings import (
-    FFT_FROM_SIZE,
-    axis_sizes,
-    checked_sizes,
-    declared_bounds,
-    make_settings,
-    plan_diff_stride,
-    plan_pool,
-    plan_resize,
-)
+from diffstride_core.planning import FFT_FROM_SIZE, plan_diff_stride, plan_pool, plan_resize
+from diffstride_core.settings import declared_bounds, make_settings
 from diffstride_core.window import TIE
 
 pytestmark = pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")

@@ -1,0 +1,215 @@
+"""From settings, sizes and strides to a plan."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from functools import partial, reduce
+
+import numpy as np
+
+from diffstride_core.arguments import NORMS, Limits, check_strides, option
+from diffstride_core.plan import AxisPlan, Bounds, Plan
+from diffstride_core.settings import Settings
+from diffstride_core.window import FlatWindow, Window
+
+# Below this size two small matrix products beat two transforms.
+FFT_FROM_SIZE = 256
+
+
+class NothingToCropWarning(UserWarning):
+    """An axis keeps its size at every stride: the layer filters it but never downsamples it."""
+
+
+def plan_diff_stride(
+    settings: Settings,
+    axes: tuple[int, ...],
+    sizes: tuple[int, ...],
+    strides: tuple[float, ...] | None,
+    *,
+    shared: bool,
+    output_sizes: tuple[int, ...] | None = None,
+) -> Plan:
+    """Return the plan of a layer.
+
+    Parameters
+    ----------
+    settings : Settings
+    axes : tuple of int
+        From `normalized_axes`.
+    sizes : tuple of int
+        N per axis.
+    strides : tuple of float, or None
+        The parameter's values, one per axis or one for all; None where they are not known.
+    shared : bool
+        Whether one stride serves all axes.
+    output_sizes : tuple of int, optional
+        M per axis, in place of those that follow from the strides.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    ValueError
+        For strides that are not finite, for strides that are not known where they decide the
+        sizes, and for sizes the convention cannot make.
+
+    Warns
+    -----
+    NothingToCropWarning
+        For an axis whose size no stride would change.
+    """
+    if strides is not None:
+        check_strides(strides, len(axes))
+    settings.convention.check_axes(sizes, output_sizes)
+    bounds = tuple(
+        settings.convention.bounds(size, settings.smoothness, settings.limits) for size in sizes
+    )
+    if shared:
+        bounds = (reduce(Bounds.intersect, bounds),) * len(axes)
+    if output_sizes is None and not settings.cropping:
+        output_sizes = tuple(
+            settings.convention.uncropped_size(size, is_last)
+            for size, is_last in zip(sizes, _is_last(axes), strict=True)
+        )
+    elif output_sizes is None:
+        if strides is None:
+            raise ValueError(
+                "sizes must be given where the strides are traced and have no values: outside the "
+                "traced function call output_sizes(x.shape, strides, ...), and inside pass the "
+                "result as diff_stride(x, strides, sizes=..., ...)"
+            )
+        used = [bound.apply(strides[0 if shared else i]) for i, bound in enumerate(bounds)]
+        output_sizes = tuple(map(partial(_output_size, settings), sizes, used, _is_last(axes)))
+        _warn_where_nothing_can_be_cropped(settings, axes, sizes)
+    return _make_plan(
+        settings.convention,
+        settings.smoothness,
+        axes,
+        sizes,
+        output_sizes,
+        settings.norm,
+        settings.method,
+        bounds,
+    )
+
+
+def _is_last(axes: tuple[int, ...]) -> list[bool]:
+    return [i == len(axes) - 1 for i in range(len(axes))]
+
+
+def _output_size(settings: Settings, size: int, stride: float, is_last: bool) -> int:
+    return settings.convention.output_size(size, settings.smoothness, stride, is_last)
+
+
+def _warn_where_nothing_can_be_cropped(
+    settings: Settings, axes: tuple[int, ...], sizes: tuple[int, ...]
+) -> None:
+    built_in: Limits | None = None if settings.limits is None else (None, None)
+
+    def widest(size: int) -> float:
+        return settings.convention.bounds(size, settings.smoothness, built_in).upper
+
+    for axis, size, is_last in zip(axes, sizes, _is_last(axes), strict=True):
+        if _output_size(settings, size, widest(size), is_last) == size:
+            warnings.warn(
+                f"axis {axis} of size {size} can never be cropped with smoothness "
+                f"{settings.smoothness:g} in the {settings.convention.name} convention: no stride "
+                "makes the output smaller",
+                NothingToCropWarning,
+                stacklevel=3,
+            )
+
+
+def plan_resize(
+    axes: tuple[int, ...],
+    sizes: tuple[int, ...],
+    output_sizes: tuple[int, ...],
+    norm: str = "forward",
+) -> Plan:
+    """Return the plan of a spectral resize without a mask.
+
+    The parameters are those of `plan_diff_stride`.
+    """
+    option("norm", norm, NORMS)
+    return _make_plan(FlatWindow(nyquist=2.0), 0.0, axes, sizes, output_sizes, norm, "auto")
+
+
+def plan_pool(
+    settings: Settings,
+    axes: tuple[int, ...],
+    sizes: tuple[int, ...],
+    strides: tuple[float, ...],
+) -> Plan:
+    """Return the plan of spectral pooling with fixed strides.
+
+    The parameters are those of `plan_diff_stride`; the strides are at least 1.
+    """
+    convention = settings.convention
+    check_strides(strides, len(axes), least=1.0)
+    if len(strides) == 1:
+        strides *= len(axes)
+    output_sizes = tuple(map(convention.pooled_size, sizes, strides, _is_last(axes)))
+    convention.check_axes(sizes, output_sizes)
+    return _make_plan(
+        convention.pooling_window, 0.0, axes, sizes, output_sizes, settings.norm, settings.method
+    )
+
+
+def authors_strides(
+    settings: Settings, sizes: tuple[int, ...], strides: tuple[float, ...]
+) -> tuple[float, ...]:
+    """Return strides raised to the floor, as the authors' layer writes them back.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the tensorflow convention.
+    sizes : tuple of int
+        N per axis.
+    strides : tuple of float
+        One per axis or one for all.
+    """
+    settings.convention.check_axes(sizes, None)
+    floors = [settings.convention.floor(size, settings.smoothness) for size in sizes]
+    if len(strides) == 1:
+        floors = [max(floors)]
+    return tuple(
+        max(float(np.float32(stride)), floor) for stride, floor in zip(strides, floors, strict=True)
+    )
+
+
+def _make_plan(
+    window: Window,
+    smoothness: float,
+    axes: tuple[int, ...],
+    sizes: tuple[int, ...],
+    output_sizes: tuple[int, ...],
+    norm: str,
+    method: str,
+    bounds: Sequence[Bounds] | None = None,
+) -> Plan:
+    shrinkage = math.prod(sizes) / math.prod(output_sizes)
+    return Plan(
+        window,
+        smoothness,
+        tuple(
+            AxisPlan(
+                axis=axis,
+                size=sizes[i],
+                output_size=output_sizes[i],
+                is_last=is_last,
+                bounds=Bounds() if bounds is None else bounds[i],
+                use_fft=_use_fft(window, method, max(sizes[i], output_sizes[i])),
+            )
+            for i, (axis, is_last) in enumerate(zip(axes, _is_last(axes), strict=True))
+        ),
+        scale={"forward": 1.0, "ortho": math.sqrt(shrinkage), "backward": shrinkage}[norm],
+    )
+
+
+def _use_fft(window: Window, method: str, size: int) -> bool:
+    return window.has_fft and (method == "fft" or (method == "auto" and size >= FFT_FROM_SIZE))
