@@ -22,6 +22,8 @@ from diffstride_torch import (
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from diffstride_core import bases
+
 ENGINES = ("matmul", "fft")
 
 # Forward-mode differentiation loads PyTorch's own scripted decompositions.
@@ -586,7 +588,14 @@ def test_tables_made_in_another_mode_are_not_reused_outside_it(before):
         with FakeTensorMode() as mode:
             f(mode.from_tensor(x), mode.from_tensor(s))
     else:
-        torch.vmap(torch.func.grad(f), in_dims=(0, None))(x, s.detach())
+        with plain_autodiff():
+            torch.vmap(torch.func.grad(f), in_dims=(0, None))(x, s.detach())
+    for size, out_size in ((12, 12), (15, 10)):
+        basis = bases.AxisBasis(size, out_size, bases.half_spectrum)
+        for table in _tables(basis, torch.float64, torch.device("cpu")):
+            assert type(table) is torch.Tensor
+            assert not table.is_inference()
+            assert not torch._C._functorch.is_functorch_wrapped_tensor(table)
     for actual, wanted in zip(second_order(), expected, strict=True):
         assert type(actual) is torch.Tensor
         assert_close(actual, wanted)
@@ -825,6 +834,22 @@ def test_strides_given_in_any_form(strides):
     expected = diff_stride(x, values, smoothness=2.0)
     assert torch.equal(diff_stride(x, strides, smoothness=2.0), expected)
     assert tuple(expected.shape) == output_sizes(x.shape, strides, smoothness=2.0)
+
+
+@pytest.mark.parametrize("options", [{"sizes": (10, 8)}, {}], ids=["sizes", "no-sizes"])
+def test_strides_are_read_only_where_they_decide_the_size(options, monkeypatch):
+    reads = []
+    for name in ("tolist", "item", "cpu", "numpy", "__bool__", "__float__"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *args, original=original, name=name, **kwargs):
+            reads.append(name)
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    x, s = random(12, 15), strides_of(1.7, 2.4, requires_grad=True)
+    diff_stride(x, s, smoothness=1.5, **options).sum().backward()
+    assert reads == ([] if options else ["tolist"])
 
 
 def test_meta_tensors_give_shapes():

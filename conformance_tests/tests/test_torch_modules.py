@@ -652,7 +652,9 @@ def test_version_of_a_tensor():
     assert hash(version) == hash(modules._Version(tensor))
     assert version != (tensor._version, tensor.data_ptr())
     assert version != modules._Version(torch.nn.Parameter(tensor.detach().clone()))
-    assert version != modules._Version(tensor.detach())
+    frozen = tensor.detach()
+    assert modules._Version(frozen) == modules._Version(frozen)
+    assert modules._Version(frozen) != modules._Version(frozen.detach())
     with torch.no_grad():
         tensor.add_(0.0)
     assert version != modules._Version(tensor)
@@ -850,14 +852,14 @@ def test_projection_keeps_the_bounds_of_all_sizes_seen(rule):
     set_strides(module, 0.3, 100.0)
     project_strides(module)
     assert module.strides.tolist() == [1.0, 100.0]  # No size is known yet.
-    module(random(1, 24, 40, dtype=torch.float64))
-    module(random(1, 16, 12, dtype=torch.float64))
+    # The tightest bounds of the height are those of the second size, of the width of the first.
+    module(random(1, 24, 12, dtype=torch.float64))
+    module(random(1, 16, 40, dtype=torch.float64))
     project_strides(module)
-    # Floors 24/22 and 16/14; upper bounds 20 and 6.
     assert module.strides.tolist() == [16 / 14, 6.0]
-    set_strides(module, 5.0, 1.0)
+    set_strides(module, 50.0, 1.0)
     project_strides(module)
-    assert module.strides.tolist() == [5.0, 12 / 10]
+    assert module.strides.tolist() == [8.0, 12 / 10]
 
 
 @pytest.mark.parametrize("stride", [0.3, 2.0, 9.0])
