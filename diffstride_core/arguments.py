@@ -70,7 +70,9 @@ def checked_limits(limits: Any) -> Limits | None:
     return lower, upper
 
 
-def check_strides(strides: Sequence[float], count: int, *, least: float | None = None) -> None:
+def check_strides(
+    strides: Sequence[float], count: int, *, least: float | None = None, name: str = "strides"
+) -> None:
     """Raise ValueError unless the values are usable strides for `count` axes.
 
     Parameters
@@ -81,15 +83,17 @@ def check_strides(strides: Sequence[float], count: int, *, least: float | None =
     least : float, optional
         The smallest value allowed. Without it any finite value will do: one outside the bounds is
         bounded when it is used.
+    name : str
+        Of the argument, for the message.
     """
-    check_stride_count(len(strides), count)
+    check_stride_count(len(strides), count, name)
     if not all(map(math.isfinite, strides)):
-        raise ValueError(f"strides must be finite, got {tuple(strides)}")
+        raise ValueError(f"{name} must be finite, got {tuple(strides)}")
     if least is not None and any(stride < least for stride in strides):
-        raise ValueError(f"strides must be at least {least:g}, got {tuple(strides)}")
+        raise ValueError(f"{name} must be at least {least:g}, got {tuple(strides)}")
 
 
-def host_strides(strides: Any) -> NDArray[np.floating]:
+def host_strides(strides: Any, name: str = "strides") -> NDArray[np.floating]:
     """Return strides given as numbers or as a host array, in float32 or float64.
 
     Raises
@@ -102,29 +106,29 @@ def host_strides(strides: Any) -> NDArray[np.floating]:
     if isinstance(strides, np.ndarray):
         array = strides
         if array.dtype not in (np.float32, np.float64):
-            raise TypeError(f"strides must be float32 or float64, got dtype {array.dtype}")
+            raise TypeError(f"{name} must be float32 or float64, got dtype {array.dtype}")
     else:
         try:
             array = np.asarray(strides)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"strides must be real numbers or an array, got {strides!r}") from error
+            raise TypeError(f"{name} must be real numbers or an array, got {strides!r}") from error
         # Among numbers a bool would be taken for one.
         has_bool = isinstance(strides, Sequence) and any(isinstance(s, _BOOLS) for s in strides)
         if array.dtype.kind not in "iuf" or has_bool:
-            raise TypeError(f"strides must be real numbers or an array, got {strides!r}")
+            raise TypeError(f"{name} must be real numbers or an array, got {strides!r}")
         array = array.astype(np.float64)
     if array.ndim > 1:
-        raise ValueError(f"strides must have at most 1 dimension, got {array.ndim}")
+        raise ValueError(f"{name} must have at most 1 dimension, got {array.ndim}")
     return array
 
 
-def check_stride_count(entries: int, count: int) -> None:
+def check_stride_count(entries: int, count: int, name: str = "strides") -> None:
     """Raise ValueError unless there is one stride per axis or one for all."""
     if not entries:
-        raise ValueError("strides must have at least one entry, got none")
+        raise ValueError(f"{name} must have at least one entry, got none")
     if entries not in (1, count):
         raise ValueError(
-            f"strides must have one entry per axis or one shared by all, that is "
+            f"{name} must have one entry per axis or one shared by all, that is "
             f"{count} or 1 for {count} axes, got {entries}"
         )
 
@@ -181,4 +185,5 @@ def checked_sizes(sizes: Any, count: int) -> tuple[int, ...]:
 
 def axis_sizes(axes: tuple[int, ...], shape: Sequence[int]) -> tuple[int, ...]:
     """Return the sizes of the resized axes of an array of the given shape."""
-    return tuple(shape[axis] for axis in normalized_axes(axes, shape))
+    # An index, also where a compiler traces a size as a symbol: a plan holds ints alone.
+    return tuple(operator.index(shape[axis]) for axis in normalized_axes(axes, shape))

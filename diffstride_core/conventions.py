@@ -52,6 +52,9 @@ class Convention(Window):
                 f"got {smoothness!r}"
             )
 
+    def check_axis_count(self, axes: tuple[int, ...]) -> None:
+        """Raise ValueError unless the convention can resize so many axes."""
+
     def check_axes(self, sizes: tuple[int, ...], output_sizes: tuple[int, ...] | None) -> None:
         """Raise ValueError unless the convention can resize these sizes to those given."""
 
@@ -199,12 +202,14 @@ class TensorFlow(Convention):
     default_norm = "backward"
     has_fft = False
 
-    def check_axes(self, sizes: tuple[int, ...], output_sizes: tuple[int, ...] | None) -> None:  # noqa: D102
-        if len(sizes) != 2:
+    def check_axis_count(self, axes: tuple[int, ...]) -> None:  # noqa: D102
+        if len(axes) != 2:
             raise ValueError(
-                f"convention {self.name!r} resizes exactly 2 axes, height and width, got axes of "
-                f"sizes {sizes}"
+                f"axes must name exactly 2 axes, height and width, for convention {self.name!r}, "
+                f"got {axes}"
             )
+
+    def check_axes(self, sizes: tuple[int, ...], output_sizes: tuple[int, ...] | None) -> None:  # noqa: D102
         if sizes[1] < 2:
             raise ValueError(
                 f"convention {self.name!r} needs a width of at least 2, got an axis of size "

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import reduce
 from typing import Any
 
-from diffstride_core.arguments import check_strides, normalized_axes
+from diffstride_core.arguments import axis_sizes, check_strides, normalized_axes
 from diffstride_core.plan import Bounds, Plan
 from diffstride_core.planning import plan_diff_stride
 from diffstride_core.settings import Settings, declared_bounds
@@ -65,13 +65,14 @@ class PlanCache:
         """Bring the plans up to date with strides that have been read; see `refresh`."""
         if strides is not None:
             check_strides(strides, len(self._settings.axes))
-        self._plans = {key: self._make(*key, strides) for key in self._plans}
+        if strides is None or strides != self._strides:
+            self._plans = {key: self._make(*key, strides) for key in self._plans}
         self._strides, self._token = strides, token
 
     def plan(self, shape: Sequence[int]) -> Plan:
         """Return the plan for an input of the given shape, as of the last `refresh`."""
         axes = normalized_axes(self._settings.axes, shape)
-        key = axes, tuple(shape[axis] for axis in axes)
+        key = axes, axis_sizes(axes, shape)
         plan = self._plans.get(key)
         if plan is None:
             plan = self._make(*key, self._strides)

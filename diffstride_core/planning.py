@@ -64,6 +64,10 @@ def plan_diff_stride(
     """
     if strides is not None:
         check_strides(strides, len(axes))
+    if output_sizes is not None and not settings.cropping:
+        raise ValueError(
+            f"sizes must not be given with cropping=False, which keeps them, got {output_sizes}"
+        )
     settings.convention.check_axes(sizes, output_sizes)
     bounds = tuple(
         settings.convention.bounds(size, settings.smoothness, settings.limits) for size in sizes

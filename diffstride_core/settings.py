@@ -66,9 +66,11 @@ def make_settings(
         raise ValueError(
             f"method must be 'matmul' or 'auto' for convention {convention!r}, got 'fft'"
         )
-    return Settings(
-        integers("axes", axes), chosen, smoothness, checked_limits(limits), cropping, norm, method
-    )
+    named = integers("axes", axes)
+    if len(set(named)) != len(named):
+        raise ValueError(f"axes must not name an axis twice, got {named}")
+    chosen.check_axis_count(named)
+    return Settings(named, chosen, smoothness, checked_limits(limits), cropping, norm, method)
 
 
 def declared_bounds(settings: Settings) -> Bounds:

@@ -69,8 +69,8 @@ class DiffStride:
             convention=convention,
             method=method,
         )
-        self.strides = np.atleast_1d(host_strides(stride)).astype(np.float64)
-        check_strides(self.strides.tolist(), len(self.settings.axes), least=1.0)
+        self.strides = np.atleast_1d(host_strides(stride, "stride")).astype(np.float64)
+        check_strides(self.strides.tolist(), len(self.settings.axes), least=1.0, name="stride")
         self._plans = PlanCache(self.settings, len(self.strides))
         self._pullback: Pullback[NDArray[Any]] | None = None
 

@@ -10,8 +10,17 @@ import torch
 from diffstride_backends.torch_backend import BACKEND, FUNCTIONAL
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from diffstride_core.arguments import Limits, check_strides, host_strides
+from diffstride_core.arguments import (
+    Limits,
+    axis_sizes,
+    check_strides,
+    checked_shape,
+    host_strides,
+    normalized_axes,
+)
+from diffstride_core.plan import Plan
 from diffstride_core.plan_cache import PlanCache
+from diffstride_core.planning import plan_pool
 from diffstride_core.settings import make_settings
 
 _steps = 0
@@ -141,6 +150,8 @@ class DiffStride(torch.nn.Module):
             torch.tensor(values, dtype=dtype, device=device), requires_grad=trainable
         )
         self._plans = PlanCache(self.settings, len(values))
+        if not self.strides.is_meta:
+            self._refresh()  # So that a module compiled before its first call knows its strides.
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Downsample a tensor.
@@ -161,7 +172,7 @@ class DiffStride(torch.nn.Module):
     def output_sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the sizes along the resized axes for an input of the given shape."""
         self._refresh()
-        return self._plans.plan(shape).output_sizes
+        return self._plans.plan(checked_shape(shape)).output_sizes
 
     def extra_repr(self) -> str:  # noqa: D102
         settings = self.settings
@@ -248,10 +259,12 @@ class SpectralPool(torch.nn.Module):
         axes: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.axes = tuple(range(-self.rank, 0)) if axes is None else axes
-        settings = make_settings(axes=self.axes, norm=norm, convention=convention)
-        _check_rank(self.rank, settings.axes)
-        self.norm, self.convention = norm, convention
+        self.settings = make_settings(
+            axes=tuple(range(-self.rank, 0)) if axes is None else axes,
+            norm=norm,
+            convention=convention,
+        )
+        _check_rank(self.rank, self.settings.axes)
         self.stride = _initial_strides(stride, self.rank, shared=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -265,12 +278,23 @@ class SpectralPool(torch.nn.Module):
         -------
         torch.Tensor, shape (..., M_1, ..., M_d, ...)
         """
-        return FUNCTIONAL.spectral_pool(
-            x, self.stride, axes=self.axes, norm=self.norm, convention=self.convention
-        )
+        BACKEND.check_input(x)
+        return FUNCTIONAL.resample(self._plan(x.shape), x)
+
+    def output_sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the sizes along the resized axes for an input of the given shape."""
+        return self._plan(checked_shape(shape)).output_sizes
 
     def extra_repr(self) -> str:  # noqa: D102
-        return f"stride={self.stride}, convention={self.convention!r}"
+        settings = self.settings
+        return (
+            f"stride={self.stride}, convention={settings.convention.name!r}, "
+            f"norm={settings.norm!r}, axes={settings.axes}"
+        )
+
+    def _plan(self, shape: Sequence[int]) -> Plan:
+        axes = normalized_axes(self.settings.axes, shape)
+        return plan_pool(self.settings, axes, axis_sizes(axes, shape), self.stride)
 
 
 class SpectralPool1d(SpectralPool):
@@ -298,8 +322,10 @@ def _check_rank(rank: int, axes: tuple[int, ...]) -> None:
 
 def _initial_strides(stride: Any, rank: int, shared: bool) -> tuple[float, ...]:
     """Return the initial value of every stride parameter."""
-    values = tuple(np.ravel(host_strides(stride)).tolist())
-    check_strides(values, rank, least=1.0)
+    if not isinstance(shared, bool):
+        raise TypeError(f"shared must be True or False, got {shared!r}")
+    values = tuple(np.ravel(host_strides(stride, "stride")).tolist())
+    check_strides(values, rank, least=1.0, name="stride")
     if shared:
         if len(set(values)) != 1:
             raise ValueError(f"stride must be one number where shared=True, got {stride!r}")

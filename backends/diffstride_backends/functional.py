@@ -353,6 +353,7 @@ class Functional(Generic[ArrayT, ResultT]):
         values = self._backend.host_values(strides)
         if values is None:
             raise ValueError("strides must have concrete values here, got traced ones")
+        check_strides(values, len(values))
         return values
 
     def _plan(
@@ -369,7 +370,7 @@ class Functional(Generic[ArrayT, ResultT]):
         return plan_diff_stride(
             settings,
             axes,
-            tuple(shape[axis] for axis in axes),
+            axis_sizes(axes, shape),
             values,
             shared=_entries(strides) == 1,
             output_sizes=given,

@@ -58,6 +58,8 @@ class NumpyBackend:
     def check_strides(self, strides: HostArray, like: HostArray | None) -> None:  # noqa: D102
         if strides.dtype not in (np.float32, np.float64):
             raise TypeError(f"strides must be float32 or float64, got dtype {strides.dtype}")
+        if not np.isfinite(strides).all():
+            raise ValueError(f"strides must be finite, got {self.host_values(strides)}")
 
     def strides_from_host(  # noqa: D102
         self, strides: NDArray[np.floating], like: HostArray | None

@@ -907,3 +907,9 @@ def test_shared_bounds_are_the_intersection():
     each = [settings.convention.bounds(size, 4.0, (None, None)) for size in (64, 20)]
     plan = make_plan((64, 20), (2.0,))
     assert [axis.bounds for axis in plan.axes] == [reduce(Bounds.intersect, each)] * 2
+
+
+def test_sizes_contradict_masking_alone():
+    settings = make_settings(axes=-1, cropping=False)
+    with pytest.raises(ValueError, match=r"sizes must not be given with cropping=False.*\(10,\)"):
+        plan_diff_stride(settings, (-1,), (32,), (2.0,), shared=True, output_sizes=(10,))

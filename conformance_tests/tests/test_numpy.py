@@ -484,15 +484,15 @@ def test_strides_that_are_not_finite(value):
 @pytest.mark.parametrize(
     ("stride", "options", "error", "message"),
     [
-        (0.999, {}, ValueError, "strides must be at least 1, got (0.999,)"),
-        ([2.0, 0.5], {}, ValueError, "strides must be at least 1, got (2.0, 0.5)"),
-        (np.nan, {}, ValueError, "strides must be finite, got (nan,)"),
+        (0.999, {}, ValueError, "stride must be at least 1, got (0.999,)"),
+        ([2.0, 0.5], {}, ValueError, "stride must be at least 1, got (2.0, 0.5)"),
+        (np.nan, {}, ValueError, "stride must be finite, got (nan,)"),
         ([2.0] * 3, {}, ValueError, "2 or 1 for 2 axes, got 3"),
-        ([], {}, ValueError, "strides must have at least one entry"),
-        ([[2.0, 2.0]], {}, ValueError, "strides must have at most 1 dimension, got 2"),
-        ("2", {}, TypeError, "strides must be real numbers or an array, got '2'"),
-        (True, {}, TypeError, "strides must be real numbers or an array, got True"),
-        (np.float16([2.0]), {}, TypeError, "strides must be float32 or float64, got dtype float16"),
+        ([], {}, ValueError, "stride must have at least one entry"),
+        ([[2.0, 2.0]], {}, ValueError, "stride must have at most 1 dimension, got 2"),
+        ("2", {}, TypeError, "stride must be real numbers or an array, got '2'"),
+        (True, {}, TypeError, "stride must be real numbers or an array, got True"),
+        (np.float16([2.0]), {}, TypeError, "stride must be float32 or float64, got dtype float16"),
         (2.0, {"axes": ()}, ValueError, "axes must have at least one entry"),
         (2.0, {"smoothness": 0.0}, ValueError, "smoothness must be"),
         (2.0, {"limits": (3.0, 2.0)}, ValueError, "limits must have lower <= upper"),
@@ -615,3 +615,9 @@ def test_public_names():
         "__version__",
     ):
         assert hasattr(ds, name)
+
+
+def test_nan_strides_are_refused_also_where_sizes_are_given():
+    x = np.ones((12, 12))
+    with pytest.raises(ValueError, match=r"strides must be finite, got \(nan, 2.0\)"):
+        ds.diff_stride(x, np.array([np.nan, 2.0]), sizes=(10, 10))

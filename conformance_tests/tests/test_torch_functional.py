@@ -663,7 +663,6 @@ def test_compiled_where_nobody_differentiates(no_grad):
 @while_compiling
 @pytest.mark.slow
 @compiled_by_dynamo
-@pytest.mark.xfail(reason="the plan is made of symbolic sizes, which it cannot sort")
 def test_compiled_for_several_sizes():
     torch._dynamo.reset()
 
