@@ -13,6 +13,7 @@ from diffstride_backends.protocol import Backend
 _MODULES = {
     "numpy": "diffstride_backends.numpy_backend",
     "torch": "diffstride_backends.torch_backend",
+    "jax": "diffstride_backends.jax_backend",
 }
 
 

@@ -25,10 +25,11 @@ PACKAGES = {
     "diffstride_backends": ROOT / "backends/diffstride_backends",
     "diffstride_numpy": ROOT / "adapters/diffstride_numpy",
     "diffstride_torch": ROOT / "adapters/diffstride_torch",
+    "diffstride_jax": ROOT / "adapters/diffstride_jax",
     "diffstride_conformance": ROOT / "conformance_tests/diffstride_conformance",
     "diffstride_experiments": ROOT / "experiments/diffstride_experiments",
 }
-ADAPTERS = {"diffstride_numpy", "diffstride_torch"}
+ADAPTERS = {"diffstride_numpy", "diffstride_torch", "diffstride_jax"}
 
 # The packages of the distribution that each may import, itself aside. Conformance reaches the
 # adapters through the registry alone, so that it runs with whichever frameworks are installed.
@@ -37,6 +38,7 @@ MAY_IMPORT = {
     "diffstride_backends": {"diffstride_core"},
     "diffstride_numpy": {"diffstride_core", "diffstride_backends"},
     "diffstride_torch": {"diffstride_core", "diffstride_backends"},
+    "diffstride_jax": {"diffstride_core", "diffstride_backends"},
     "diffstride_conformance": {"diffstride_core", "diffstride_backends"},
     "diffstride_experiments": {"diffstride_core", "diffstride_backends", *ADAPTERS},
 }
@@ -59,6 +61,7 @@ FRAMEWORKS_OF_PACKAGE = {
     "diffstride_backends": set(),
     "diffstride_numpy": set(),
     "diffstride_torch": {"torch"},
+    "diffstride_jax": {"jax"},
     "diffstride_conformance": set(),
     "diffstride_experiments": {"torch"},
 }
@@ -227,6 +230,7 @@ def test_readme_names_both_commands() -> None:
         ("diffstride_backends.registry", {"torch", "jax", "cupy"}),
         ("diffstride_numpy", {"torch", "jax", "cupy"}),
         ("diffstride_torch", {"jax", "cupy"}),
+        ("diffstride_jax", {"torch", "cupy"}),
         ("diffstride_conformance", {"torch", "jax", "cupy"}),
     ],
 )

@@ -9,12 +9,12 @@ from diffstride_backends import registry
 def test_framework_of_an_array():
     assert registry.framework_of(np.ones(2)).name == "numpy"
     assert registry.framework_of(torch.ones(2)).name == "torch"
-    with pytest.raises(TypeError, match="array must belong to one of numpy, torch"):
+    with pytest.raises(TypeError, match="array must belong to one of numpy, torch, jax"):
         registry.framework_of([1.0])
 
 
 def test_names():
-    assert registry.names() == ("numpy", "torch")
+    assert registry.names() == ("numpy", "torch", "jax")
     assert registry.is_installed("numpy")
-    with pytest.raises(ValueError, match="name must be one of numpy, torch, got 'tensorly'"):
+    with pytest.raises(ValueError, match="name must be one of numpy, torch, jax, got 'tensorly'"):
         registry.get("tensorly")

@@ -1,0 +1,200 @@
+"""JAX: a custom derivative whose plan is static to every transformation."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from diffstride_backends.functional import Functional
+from diffstride_backends.protocol import HostArray, Pullback
+from diffstride_backends.registry import Framework
+from diffstride_core import bases
+from diffstride_core._namespace import namespace_of
+
+
+class JaxBackend:
+    """JAX arrays, concrete or traced."""
+
+    def __init__(self) -> None:
+        self.xp: Any = namespace_of(jnp.empty(0))
+
+    def precise_dtype(self, array: jax.Array) -> Any:  # noqa: D102
+        return jnp.result_type(float)
+
+    def frequencies(self, count: int, like: jax.Array) -> jax.Array:  # noqa: D102
+        return jnp.arange(count, dtype=self.precise_dtype(like))
+
+    def compute_dtype(self, array: jax.Array) -> Any:  # noqa: D102
+        return jnp.float32 if array.dtype.itemsize == 2 else array.dtype
+
+    def tables(self, basis: bases.AxisBasis, like: jax.Array) -> tuple[HostArray, HostArray]:  # noqa: D102
+        # Host constants: a device copy made while tracing must not outlive the trace.
+        return _tables(basis, like.dtype.name)
+
+    def stop_gradient(self, array: jax.Array) -> jax.Array:  # noqa: D102
+        return jax.lax.stop_gradient(array)
+
+    def rfft(self, array: jax.Array, axis: int) -> jax.Array:  # noqa: D102
+        return jnp.fft.rfft(array, axis=axis)
+
+    def irfft(self, array: jax.Array, size: int, axis: int) -> jax.Array:  # noqa: D102
+        return jnp.fft.irfft(array, n=size, axis=axis)
+
+    def is_array(self, x: object) -> bool:  # noqa: D102
+        return isinstance(x, jax.Array)
+
+    def check_input(self, x: object) -> None:  # noqa: D102
+        if not isinstance(x, jax.Array):
+            raise TypeError(f"x must be a jax.Array, got {type(x).__name__}")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(f"x must be real floating point, got dtype {x.dtype}")
+
+    def check_strides(self, strides: jax.Array, like: jax.Array | None) -> None:  # noqa: D102
+        if strides.dtype not in (jnp.float32, jnp.float64):
+            raise TypeError(f"strides must be float32 or float64, got dtype {strides.dtype}")
+        if like is None or not (_is_committed(strides) and _is_committed(like)):
+            return
+        if strides.devices() != like.devices():
+            raise ValueError(
+                f"strides must be on the device of x, {like.devices()}, got {strides.devices()}"
+            )
+
+    def strides_from_host(  # noqa: D102
+        self, strides: NDArray[np.floating], like: jax.Array | None
+    ) -> jax.Array:
+        return jnp.asarray(strides)
+
+    def host_values(self, strides: jax.Array) -> tuple[float, ...] | None:  # noqa: D102
+        if isinstance(strides, jax.core.Tracer):
+            return None
+        return tuple(np.ravel(strides).tolist())
+
+    def from_host(self, array: HostArray, dtype: str) -> jax.Array:  # noqa: D102
+        return jnp.asarray(array, dtype=dtype)
+
+    def dtype_name(self, array: jax.Array) -> str:  # noqa: D102
+        return array.dtype.name
+
+    def to_host(self, array: jax.Array) -> HostArray:  # noqa: D102
+        host = np.asarray(array)
+        return host.astype(np.float32) if array.dtype == jnp.bfloat16 else host
+
+
+def _is_committed(array: jax.Array) -> bool:
+    """Return whether an array is bound to its devices; others follow those they meet."""
+    return not isinstance(array, jax.core.Tracer) and array.committed
+
+
+@lru_cache(maxsize=256)
+def _tables(basis: bases.AxisBasis, dtype: str) -> tuple[HostArray, HostArray]:
+    synthesis, analysis = bases.tables(basis)
+    return synthesis.astype(dtype), analysis.astype(dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attached(
+    forward: Callable[..., jax.Array],
+    vjp: Callable[..., tuple[jax.Array, ...]],
+    plan: Any,
+    *arrays: jax.Array,
+) -> jax.Array:
+    return forward(BACKEND, plan, *arrays)
+
+
+def _attached_forward(
+    forward: Callable[..., jax.Array],
+    vjp: Callable[..., tuple[jax.Array, ...]],
+    plan: Any,
+    *arrays: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return forward(BACKEND, plan, *arrays), arrays
+
+
+def _attached_backward(
+    forward: Callable[..., jax.Array],
+    vjp: Callable[..., tuple[jax.Array, ...]],
+    plan: Any,
+    arrays: tuple[jax.Array, ...],
+    g: jax.Array,
+) -> tuple[jax.Array, ...]:
+    return vjp(BACKEND, plan, g, *arrays, needs=(True,) * len(arrays))
+
+
+_attached.defvjp(_attached_forward, _attached_backward)
+
+
+# Compiled even outside a user's jit: dispatched one by one, the small operations that build the
+# operators would cost more than the products themselves.
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _evaluate(
+    plain: bool,
+    forward: Callable[..., jax.Array],
+    vjp: Callable[..., tuple[jax.Array, ...]],
+    plan: Any,
+    *arrays: jax.Array,
+) -> jax.Array:
+    # The default precision of some devices would round the products' inputs.
+    with jax.default_matmul_precision("highest"):
+        if plain:
+            return forward(BACKEND, plan, *arrays)
+        return _attached(forward, vjp, plan, *arrays)
+
+
+def attach(
+    backend: JaxBackend,
+    forward: Callable[..., jax.Array],
+    vjp: Callable[..., tuple[jax.Array, ...]],
+    plan: Any,
+    *arrays: jax.Array,
+) -> jax.Array:
+    """Evaluate the forward pass, with its derivative known to JAX."""
+    y: jax.Array = _evaluate(_mode.plain, forward, vjp, plan, *arrays)
+    return y
+
+
+class _Mode(threading.local):
+    """How derivatives are attached, per thread."""
+
+    plain = False
+
+
+_mode = _Mode()
+
+
+@contextmanager
+def plain_autodiff() -> Iterator[None]:
+    """Let JAX differentiate the forward pass itself, without the attached derivative.
+
+    Forward-mode differentiation (`jax.jvp`, `jax.jacfwd`, `jax.hessian`) needs it. The results are
+    the same; time and memory are those of automatic differentiation.
+    """
+    before, _mode.plain = _mode.plain, True
+    try:
+        yield
+    finally:
+        _mode.plain = before
+
+
+def value_and_pullback(
+    backend: JaxBackend,
+    forward: Callable[..., jax.Array],
+    vjp: Callable[..., tuple[jax.Array, ...]],
+    plan: Any,
+    *arrays: jax.Array,
+) -> tuple[jax.Array, Pullback[jax.Array]]:
+    """Evaluate the forward pass and return it with the pullback of `jax.vjp`."""
+    y, pullback = jax.vjp(partial(attach, backend, forward, vjp, plan), *arrays)
+    return y, pullback
+
+
+BACKEND = JaxBackend()
+FUNCTIONAL: Functional[jax.Array, jax.Array] = Functional(BACKEND, attach)
+FRAMEWORK = Framework("jax", BACKEND, FUNCTIONAL, Functional(BACKEND, value_and_pullback))

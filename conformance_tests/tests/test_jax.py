@@ -1,0 +1,124 @@
+"""The functions under JAX's transformations."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from diffstride_backends import jax_backend, registry
+from diffstride_conformance.cases import all_cases
+from diffstride_conformance.run import run_case
+from diffstride_jax import complexity, diff_stride, output_sizes, plain_autodiff
+
+# A compilation a case: a selection here, which leaves no operation or convention out.
+CASES = all_cases()[::9]
+
+
+@pytest.fixture(autouse=True)
+def _double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+def random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_conformance_in_double_precision(case):
+    assert run_case(registry.get("jax"), case, "float64")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_conformance_without_double_precision(case):
+    with jax.enable_x64(False):
+        assert run_case(registry.get("jax"), case, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("case", CASES[::12], ids=lambda case: case.name)
+def test_conformance_in_half_precision(case, dtype):
+    assert run_case(registry.get("jax"), case, dtype)
+
+
+def test_jit_needs_sizes_and_compiles_once_per_size():
+    traces = []
+
+    @partial(jax.jit, static_argnames="sizes")
+    def step(x, s, sizes):
+        traces.append(sizes)
+        return diff_stride(x, s, sizes=sizes)
+
+    x = random(2, 32, 32)
+    for stride in (2.0, 2.01, 2.02, 3.0, 3.01):
+        s = jnp.asarray([stride, stride])
+        sizes = output_sizes(x.shape, s)
+        assert jnp.allclose(step(x, s, sizes), diff_stride(x, s), atol=1e-12)
+    assert len(traces) == 2
+    with pytest.raises(ValueError, match=r"output_sizes\(x\.shape, strides"):
+        jax.jit(diff_stride)(x, jnp.asarray([2.0, 2.0]))
+
+
+def test_one_compilation_while_the_size_stays():
+    x = random(3, 30, 26)
+    diff_stride(x, jnp.asarray([2.0, 2.0]))
+    before = jax_backend._evaluate._cache_size()
+    for stride in (2.001, 2.002, 2.003):
+        diff_stride(x, jnp.asarray([stride, stride]))
+    assert jax_backend._evaluate._cache_size() == before
+
+
+def loss(x, s, **options):
+    return jnp.sum(jnp.sin(diff_stride(x, s, sizes=(12, 10), smoothness=1.5, **options)))
+
+
+@pytest.mark.parametrize("method", ["matmul", "fft"])
+def test_derivatives_of_every_mode(method):
+    x, s = random(12, 15), jnp.asarray([1.7, 2.4])
+    f = partial(loss, method=method)
+    attached = jax.grad(f, argnums=(0, 1))(x, s)
+    reverse_over_reverse = jax.jacrev(jax.grad(f, argnums=1), argnums=1)(x, s)
+    with plain_autodiff():
+        plain = jax.grad(f, argnums=(0, 1))(x, s)
+        forward = jax.jacfwd(f, argnums=1)(x, s)
+        hessian = jax.hessian(f, argnums=1)(x, s)
+    for a, b in zip(attached, plain, strict=True):
+        assert jnp.allclose(a, b, atol=1e-12)
+    assert jnp.allclose(forward, attached[1], atol=1e-12)
+    assert jnp.allclose(hessian, reverse_over_reverse, atol=1e-10)
+
+
+def test_vmap_checkpoint_and_scan():
+    xs, s = random(3, 12, 15), jnp.asarray([1.7, 2.4])
+    many = jnp.stack([s, s + 0.1])
+    assert jnp.allclose(jax.vmap(loss, (0, None))(xs, s), jnp.stack([loss(x, s) for x in xs]))
+    assert jnp.allclose(
+        jax.vmap(jax.grad(loss, argnums=1), (None, 0))(xs[0], many),
+        jnp.stack([jax.grad(loss, argnums=1)(xs[0], one) for one in many]),
+    )
+    expected = jax.grad(loss, argnums=1)(xs[0], s)
+    assert jnp.allclose(jax.grad(jax.checkpoint(loss), argnums=1)(xs[0], s), expected)
+
+    def descend(s, x):
+        return s - 0.01 * jax.grad(loss, argnums=1)(x, s), None
+
+    final, _ = jax.lax.scan(descend, s, xs)
+    for x in xs:
+        s = descend(s, x)[0]
+    assert jnp.allclose(final, s)
+
+
+def test_complexity_under_jit():
+    layers = [jnp.asarray([2.0, 3.0]), jnp.asarray([1.5, 1.2])]
+    value, gradients = jax.jit(jax.value_and_grad(complexity))(layers)
+    assert jnp.allclose(value, 1 / 6 + 1 / 6 / 1.8)
+    assert jnp.allclose(gradients[1], -1 / 6 / 1.8 / layers[1])
+
+
+@pytest.mark.parametrize("x", [np.ones((8, 8)), jnp.ones((8, 8), int), jnp.ones((8, 8), complex)])
+def test_other_arrays_are_refused(x):
+    with pytest.raises(TypeError, match="x must be"):
+        diff_stride(x, [2.0, 2.0])
