@@ -184,6 +184,6 @@ def checked_sizes(sizes: Any, count: int) -> tuple[int, ...]:
 
 
 def axis_sizes(axes: tuple[int, ...], shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the sizes of the resized axes of an array of the given shape."""
+    """Return the sizes along axes from `normalized_axes`."""
     # An index, also where a compiler traces a size as a symbol: a plan holds ints alone.
-    return tuple(operator.index(shape[axis]) for axis in normalized_axes(axes, shape))
+    return tuple(operator.index(shape[axis]) for axis in axes)

@@ -93,9 +93,8 @@ class PlanCache:
 
     def project(self, strides: tuple[float, ...]) -> tuple[float, ...]:
         """Return values of the stride parameters put within the bounds."""
-        bounds = self.bounds()
-        if self._entries == 1:
-            bounds = (reduce(Bounds.intersect, bounds),)
+        # A shared stride has the same bounds on every axis.
+        bounds = self.bounds()[: self._entries]
         return tuple(bound.apply(stride) for bound, stride in zip(bounds, strides, strict=True))
 
     def _make(

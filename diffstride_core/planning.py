@@ -9,7 +9,7 @@ from functools import partial, reduce
 
 import numpy as np
 
-from diffstride_core.arguments import NORMS, Limits, check_strides, option
+from diffstride_core.arguments import Limits, check_strides
 from diffstride_core.plan import AxisPlan, Bounds, Plan
 from diffstride_core.settings import Settings
 from diffstride_core.window import FlatWindow, Window
@@ -136,9 +136,8 @@ def plan_resize(
 ) -> Plan:
     """Return the plan of a spectral resize without a mask.
 
-    The parameters are those of `plan_diff_stride`.
+    The parameters are those of `plan_diff_stride`; the norm is one of `arguments.NORMS`.
     """
-    option("norm", norm, NORMS)
     return _make_plan(FlatWindow(nyquist=2.0), 0.0, axes, sizes, output_sizes, norm, "auto")
 
 

@@ -331,7 +331,9 @@ class Functional(Generic[ArrayT, ResultT]):
         """
         settings = make_settings(axes=axes, smoothness=smoothness, convention="tensorflow")
         values = self._concrete(self._strides(strides, len(settings.axes), like=None))
-        return authors_strides(settings, axis_sizes(settings.axes, checked_shape(shape)), values)
+        shape = checked_shape(shape)
+        axes = normalized_axes(settings.axes, shape)
+        return authors_strides(settings, axis_sizes(axes, shape), values)
 
     def _strides(self, strides: Any, axes: int | None, *, like: ArrayT | None) -> ArrayT:
         """Return checked strides as an array of the framework."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffstride_backends.functional import Functional
+from diffstride_backends.plain import PlainAutodiff
 from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_backends.registry import Framework
 from diffstride_core import bases
@@ -156,31 +155,8 @@ def attach(
     *arrays: jax.Array,
 ) -> jax.Array:
     """Evaluate the forward pass, with its derivative known to JAX."""
-    y: jax.Array = _evaluate(_mode.plain, forward, vjp, plan, *arrays)
+    y: jax.Array = _evaluate(plain_autodiff.enabled, forward, vjp, plan, *arrays)
     return y
-
-
-class _Mode(threading.local):
-    """How derivatives are attached, per thread."""
-
-    plain = False
-
-
-_mode = _Mode()
-
-
-@contextmanager
-def plain_autodiff() -> Iterator[None]:
-    """Let JAX differentiate the forward pass itself, without the attached derivative.
-
-    Forward-mode differentiation (`jax.jvp`, `jax.jacfwd`, `jax.hessian`) needs it. The results are
-    the same; time and memory are those of automatic differentiation.
-    """
-    before, _mode.plain = _mode.plain, True
-    try:
-        yield
-    finally:
-        _mode.plain = before
 
 
 def value_and_pullback(
@@ -195,6 +171,7 @@ def value_and_pullback(
     return y, pullback
 
 
+plain_autodiff = PlainAutodiff()
 BACKEND = JaxBackend()
 FUNCTIONAL: Functional[jax.Array, jax.Array] = Functional(BACKEND, attach)
 FRAMEWORK = Framework("jax", BACKEND, FUNCTIONAL, Functional(BACKEND, value_and_pullback))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from diffstride_backends.functional import Functional
+from diffstride_backends.plain import PlainAutodiff
 from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_backends.registry import Framework
 from diffstride_core import bases
@@ -201,7 +201,7 @@ def attach(
     """Evaluate the forward pass, with its derivative known to autograd."""
     # Autocast would run the small products that build the operator in half precision.
     with _no_autocast(arrays[0].device):
-        if _mode.plain or (torch.compiler.is_compiling() and not _has_gradient(arrays)):
+        if plain_autodiff.enabled or (torch.compiler.is_compiling() and not _has_gradient(arrays)):
             return forward(backend, plan, *arrays)
         y: torch.Tensor = _Attached.apply(  # type: ignore[no-untyped-call]
             backend, forward, vjp, plan, *arrays
@@ -212,29 +212,6 @@ def attach(
 # torch.compile cannot trace a function with `setup_context` that nobody differentiates.
 def _has_gradient(arrays: tuple[torch.Tensor, ...]) -> bool:
     return torch.is_grad_enabled() and any(array.requires_grad for array in arrays)
-
-
-class _Mode(threading.local):
-    """How derivatives are attached, per thread; torch.compile reads no context variable."""
-
-    plain = False
-
-
-_mode = _Mode()
-
-
-@contextmanager
-def plain_autodiff() -> Iterator[None]:
-    """Let autograd differentiate the forward pass itself, without the attached derivative.
-
-    Forward-mode differentiation (`torch.func.jvp`, `torch.func.jacfwd`, `torch.func.hessian`) needs
-    it. The results are the same; time and memory are those of automatic differentiation.
-    """
-    before, _mode.plain = _mode.plain, True
-    try:
-        yield
-    finally:
-        _mode.plain = before
 
 
 def value_and_pullback(
@@ -255,6 +232,7 @@ def value_and_pullback(
     return y.detach(), pullback
 
 
+plain_autodiff = PlainAutodiff()
 BACKEND = TorchBackend()
 FUNCTIONAL: Functional[torch.Tensor, torch.Tensor] = Functional(BACKEND, attach)
 FRAMEWORK = Framework("torch", BACKEND, FUNCTIONAL, Functional(BACKEND, value_and_pullback))

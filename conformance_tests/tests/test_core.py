@@ -34,16 +34,6 @@ SMOOTHNESS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Waiting for one another, threads make small products hundreds of times slower."""
-    torch = torch_backend.torch
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 numpy = registry.get("numpy").functional
 numpy_with_pullback = registry.get("numpy").with_pullback
 OPS = registry.get("numpy").backend

@@ -25,16 +25,6 @@ SMOOTHNESS = {
 NORMS = ("forward", "ortho", "backward")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Waiting for one another, threads make small products hundreds of times slower."""
-    torch = pytest.importorskip("torch")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @dataclass(frozen=True)
 class Call:
     """An evaluation of one of the functions: an input's shape and everything but the input."""

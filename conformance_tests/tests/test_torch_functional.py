@@ -65,15 +65,6 @@ compiled_by_dynamo = pytest.mark.filterwarnings(COMPILER_WARNING)
 some_cannot_crop = pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    # A second thread costs these small arrays a hundred times what they take.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def smooth(name, method="auto"):
     """Return x, strides and a function of both that is smooth there, with its sizes fixed."""
     shape, strides, options = SMOOTH[name]

@@ -40,15 +40,6 @@ R = 2.0
 """A smoothness that leaves small maps something to crop."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    # A second thread costs these small arrays a hundred times what they take.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def random(*shape, dtype=torch.float32, seed=0, **options):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, dtype=dtype, generator=generator, **options)

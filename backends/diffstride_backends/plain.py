@@ -1,0 +1,32 @@
+"""The switch between an attached derivative and the framework's own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class PlainAutodiff(threading.local):
+    """Let the framework differentiate the forward pass itself, without the attached derivative.
+
+    Call it for a context. Forward-mode differentiation (``jvp``, ``jacfwd``, ``hessian``) needs it.
+    The results are the same; time and memory are those of automatic differentiation. Each thread
+    has a switch of its own; not a context variable, which torch.compile does not read.
+
+    Attributes
+    ----------
+    enabled : bool
+        Whether the thread is within the context.
+    """
+
+    enabled = False
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Return the context."""
+        before, self.enabled = self.enabled, True
+        try:
+            yield
+        finally:
+            self.enabled = before
