@@ -23,3 +23,8 @@ def namespace_of(array: Any) -> Any:
         warnings and time.
     """
     return array_api_compat.array_namespace(array)
+
+
+def device_of(array: Any) -> Any:
+    """Return the device of an array, in the framework's own terms; None where it has none."""
+    return array_api_compat.device(array)

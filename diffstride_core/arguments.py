@@ -104,7 +104,7 @@ def host_strides(strides: Any, name: str = "strides") -> NDArray[np.floating]:
         For more than one dimension.
     """
     if isinstance(strides, np.ndarray):
-        array = strides
+        array: NDArray[Any] = strides
         if array.dtype not in (np.float32, np.float64):
             raise TypeError(f"{name} must be float32 or float64, got dtype {array.dtype}")
     else:
@@ -120,6 +120,34 @@ def host_strides(strides: Any, name: str = "strides") -> NDArray[np.floating]:
     if array.ndim > 1:
         raise ValueError(f"{name} must have at most 1 dimension, got {array.ndim}")
     return array
+
+
+def initial_strides(stride: Any, count: int, shared: Any) -> tuple[float, ...]:
+    """Return the initial value of every stride parameter of a layer.
+
+    Parameters
+    ----------
+    stride : float or sequence of float
+        One per resized axis, or one for all.
+    count : int
+        The number of resized axes.
+    shared : bool
+        Whether the layer has one parameter for all axes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless the strides are numbers of at least 1, and one where they are shared.
+    """
+    if not isinstance(shared, bool):
+        raise TypeError(f"shared must be True or False, got {shared!r}")
+    values = tuple(np.ravel(host_strides(stride, "stride")).tolist())
+    check_strides(values, count, least=1.0, name="stride")
+    if shared:
+        if len(set(values)) != 1:
+            raise ValueError(f"stride must be one number where shared=True, got {stride!r}")
+        return values[:1]
+    return values * count if len(values) == 1 else values
 
 
 def check_stride_count(entries: int, count: int, name: str = "strides") -> None:

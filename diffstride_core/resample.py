@@ -159,7 +159,9 @@ class MatrixOperator:
 
     def adjoint(self, g: Array) -> Array:
         """Return A^T g."""
-        return _multiply_along(self._ops, self._matrix.mT, g, self._axis)
+        return _multiply_along(
+            self._ops, self._ops.xp.matrix_transpose(self._matrix), g, self._axis
+        )
 
     def slope(self, u: Array, x: Array) -> Array:
         """Return <u, (dA/dS) x>."""
@@ -175,7 +177,7 @@ def _multiply_along(ops: ArrayOps, matrix: Array, x: Array, axis: int) -> Array:
     at = len(shape) + axis
     before, after = math.prod(shape[:at]), math.prod(shape[at + 1 :])
     if axis == -1:
-        y = xp.reshape(x, (before, shape[at])) @ matrix.mT
+        y = xp.reshape(x, (before, shape[at])) @ xp.matrix_transpose(matrix)
     else:
         y = matrix[None, :, :] @ xp.reshape(x, (before, shape[at], after))
     return xp.reshape(y, (*shape[:at], matrix.shape[0], *shape[at + 1 :]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from diffstride_core.arguments import METHODS, NORMS, Limits, checked_limits, integers, option, real
 from diffstride_core.conventions import CONVENTIONS, DEFAULT_CONVENTION, Convention
@@ -34,6 +35,21 @@ class Settings:
     cropping: bool
     norm: str
     method: str
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `make_settings` that give these settings, as plain values.
+
+        They can be written as JSON, and are keyword arguments of every framework's layers.
+        """
+        return {
+            "axes": list(self.axes),
+            "smoothness": self.smoothness,
+            "limits": None if self.limits is None else list(self.limits),
+            "cropping": self.cropping,
+            "norm": self.norm,
+            "convention": self.convention.name,
+            "method": self.method,
+        }
 
 
 def make_settings(

@@ -10,7 +10,7 @@ from diffstride_backends.numpy_backend import BACKEND, WITH_PULLBACK
 from diffstride_backends.protocol import Pullback
 from numpy.typing import NDArray
 
-from diffstride_core.arguments import Limits, check_strides, host_strides
+from diffstride_core.arguments import Limits, initial_strides
 from diffstride_core.plan_cache import PlanCache
 from diffstride_core.settings import make_settings
 
@@ -21,7 +21,9 @@ class DiffStride:
     Parameters
     ----------
     stride : float or sequence of float
-        Initial strides, at least 1: one per resized axis, or one shared by all.
+        Initial strides, at least 1: one per resized axis or one for all.
+    shared : bool
+        Learn one stride for all axes instead of one per axis.
     axes, smoothness, limits, cropping, norm, convention, method
         See `diff_stride`.
 
@@ -52,6 +54,7 @@ class DiffStride:
         self,
         stride: float | Sequence[float],
         *,
+        shared: bool = False,
         axes: int | Sequence[int] = (-2, -1),
         smoothness: float | None = None,
         limits: Limits | None = (None, None),
@@ -69,8 +72,7 @@ class DiffStride:
             convention=convention,
             method=method,
         )
-        self.strides = np.atleast_1d(host_strides(stride, "stride")).astype(np.float64)
-        check_strides(self.strides.tolist(), len(self.settings.axes), least=1.0, name="stride")
+        self.strides = np.array(initial_strides(stride, len(self.settings.axes), shared))
         self._plans = PlanCache(self.settings, len(self.strides))
         self._pullback: Pullback[NDArray[Any]] | None = None
 
@@ -117,6 +119,16 @@ class DiffStride:
         """Return the sizes along the resized axes for an input of the given shape."""
         self._refresh()
         return self._plans.plan(shape).output_sizes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the layer's arguments with its strides as they are now, as plain values.
+
+        They can be written as JSON and make the same layer in every framework:
+        ``DiffStride(**layer.to_dict())``. Strides below 1, which count as 1, are given as 1.
+        """
+        strides = [max(1.0, stride) for stride in self.strides.tolist()]
+        shared = len(strides) < len(self.settings.axes)
+        return {"stride": strides, "shared": shared, **self.settings.arguments()}
 
     def project(self) -> None:
         """Put the strides back within their bounds for the sizes seen; call it after a step."""

@@ -13,9 +13,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from diffstride_core.arguments import (
     Limits,
     axis_sizes,
-    check_strides,
     checked_shape,
-    host_strides,
+    initial_strides,
     normalized_axes,
 )
 from diffstride_core.plan import Plan
@@ -145,7 +144,7 @@ class DiffStride(torch.nn.Module):
         dtype = torch.float32 if dtype is None else dtype
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-        values = _initial_strides(stride, self.rank, shared)
+        values = initial_strides(stride, self.rank, shared)
         self.strides = torch.nn.Parameter(
             torch.tensor(values, dtype=dtype, device=device), requires_grad=trainable
         )
@@ -173,6 +172,16 @@ class DiffStride(torch.nn.Module):
         """Return the sizes along the resized axes for an input of the given shape."""
         self._refresh()
         return self._plans.plan(checked_shape(shape)).output_sizes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the layer's arguments with its strides as they are now, as plain values.
+
+        They can be written as JSON and make the same layer in every framework:
+        ``DiffStride2d(**layer.to_dict())``. Strides below 1, which count as 1, are given as 1.
+        """
+        strides = [max(1.0, stride) for stride in self.strides.tolist()]
+        shared = len(strides) < self.rank
+        return {"stride": strides, "shared": shared, **self.settings.arguments()}
 
     def extra_repr(self) -> str:  # noqa: D102
         settings = self.settings
@@ -265,7 +274,7 @@ class SpectralPool(torch.nn.Module):
             convention=convention,
         )
         _check_rank(self.rank, self.settings.axes)
-        self.stride = _initial_strides(stride, self.rank, shared=False)
+        self.stride = initial_strides(stride, self.rank, shared=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Downsample a tensor.
@@ -318,19 +327,6 @@ class SpectralPool3d(SpectralPool):
 def _check_rank(rank: int, axes: tuple[int, ...]) -> None:
     if len(axes) != rank:
         raise ValueError(f"axes must name {rank} axes, got {axes}")
-
-
-def _initial_strides(stride: Any, rank: int, shared: bool) -> tuple[float, ...]:
-    """Return the initial value of every stride parameter."""
-    if not isinstance(shared, bool):
-        raise TypeError(f"shared must be True or False, got {shared!r}")
-    values = tuple(np.ravel(host_strides(stride, "stride")).tolist())
-    check_strides(values, rank, least=1.0, name="stride")
-    if shared:
-        if len(set(values)) != 1:
-            raise ValueError(f"stride must be one number where shared=True, got {stride!r}")
-        return values[:1]
-    return values * rank if len(values) == 1 else values
 
 
 def _named_layers(model: torch.nn.Module) -> list[tuple[str, DiffStride]]:

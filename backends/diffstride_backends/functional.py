@@ -115,9 +115,9 @@ class Functional(Generic[ArrayT, ResultT]):
             method=method,
         )
         self._backend.check_input(x)
-        array = self._strides(strides, len(settings.axes), like=x)
-        plan = self._plan(settings, tuple(x.shape), array, sizes)  # type: ignore[attr-defined]
-        return self.resample(plan, x, array)
+        checked = self._checked(strides, len(settings.axes), like=x)
+        plan = self._plan(settings, tuple(x.shape), checked, sizes)  # type: ignore[attr-defined]
+        return self.resample(plan, x, self._array(checked, like=x))
 
     def resample(self, plan: Plan, x: ArrayT, strides: ArrayT | None = None) -> ResultT:
         """Apply a plan: what all resizing functions and modules come down to.
@@ -164,8 +164,8 @@ class Functional(Generic[ArrayT, ResultT]):
             cropping=cropping,
             convention=convention,
         )
-        array = self._strides(strides, len(settings.axes), like=None)
-        return self._plan(settings, checked_shape(shape), array, None).output_sizes
+        checked = self._checked(strides, len(settings.axes))
+        return self._plan(settings, checked_shape(shape), checked, None).output_sizes
 
     def spectral_resize(
         self,
@@ -249,7 +249,7 @@ class Functional(Generic[ArrayT, ResultT]):
         self._backend.check_input(x)
         shape: tuple[int, ...] = tuple(x.shape)  # type: ignore[attr-defined]
         negative = normalized_axes(settings.axes, shape)
-        values = self._concrete(self._strides(strides, len(negative), like=None))
+        values = self._concrete(strides, len(negative))
         plan = plan_pool(settings, negative, axis_sizes(negative, shape), values)
         return self.resample(plan, x)
 
@@ -279,11 +279,12 @@ class Functional(Generic[ArrayT, ResultT]):
                 "strides_per_layer must be a sequence with the strides of each layer, got "
                 f"{strides_per_layer!r}"
             )
-        arrays = [self._strides(strides, None, like=None) for strides in strides_per_layer]
-        for array in arrays:
-            values = self._backend.host_values(array)
+        layers = [self._checked(strides, None) for strides in strides_per_layer]
+        for layer in layers:
+            values = self._values(layer)
             if values is not None:
                 check_strides(values, len(values))
+        arrays = [self._array(layer) for layer in layers]
         bounds = tuple((Bounds(),) * _entries(array) for array in arrays)
         return self.bounded_complexity(bounds, arrays)
 
@@ -330,45 +331,58 @@ class Functional(Generic[ArrayT, ResultT]):
             After the call, as many as there are strides; float32 values.
         """
         settings = make_settings(axes=axes, smoothness=smoothness, convention="tensorflow")
-        values = self._concrete(self._strides(strides, len(settings.axes), like=None))
+        values = self._concrete(strides, len(settings.axes))
         shape = checked_shape(shape)
         axes = normalized_axes(settings.axes, shape)
         return authors_strides(settings, axis_sizes(axes, shape), values)
 
-    def _strides(self, strides: Any, axes: int | None, *, like: ArrayT | None) -> ArrayT:
-        """Return checked strides as an array of the framework."""
+    def _checked(
+        self, strides: Any, axes: int | None, *, like: ArrayT | None = None
+    ) -> ArrayT | HostArray:
+        """Return checked strides as an array, of the framework or else on the host."""
         if self._backend.is_array(strides):
             self._backend.check_strides(strides, like)
-            array: ArrayT = strides
+            checked: ArrayT | HostArray = strides
         else:
-            host: HostArray = host_strides(strides)
+            checked = host = host_strides(strides)
             check_strides(np.ravel(host).tolist(), host.size)
-            array = self._backend.strides_from_host(host, like)
-        rank = len(array.shape)  # type: ignore[attr-defined]
+        rank = len(checked.shape)  # type: ignore[union-attr]
         if rank > 1:
             raise ValueError(f"strides must have at most 1 dimension, got {rank}")
         if axes is not None:
-            check_stride_count(_entries(array), axes)
-        return array
+            check_stride_count(_entries(checked), axes)
+        return checked
 
-    def _concrete(self, strides: ArrayT) -> tuple[float, ...]:
-        values = self._backend.host_values(strides)
+    def _array(self, checked: ArrayT | HostArray, *, like: ArrayT | None = None) -> ArrayT:
+        if self._backend.is_array(checked):
+            array: ArrayT = checked  # type: ignore[assignment]
+            return array
+        return self._backend.strides_from_host(checked, like)  # type: ignore[arg-type]
+
+    def _values(self, checked: ArrayT | HostArray) -> tuple[float, ...] | None:
+        """Return the values of strides, None where they are traced; numbers cost no transfer."""
+        if isinstance(checked, np.ndarray):
+            return tuple(np.ravel(checked).tolist())
+        return self._backend.host_values(checked)
+
+    def _concrete(self, strides: Any, axes: int) -> tuple[float, ...]:
+        values = self._values(self._checked(strides, axes))
         if values is None:
             raise ValueError("strides must have concrete values here, got traced ones")
-        check_strides(values, len(values))
+        check_strides(values, axes)
         return values
 
     def _plan(
         self,
         settings: Settings,
         shape: tuple[int, ...],
-        strides: ArrayT,
+        strides: ArrayT | HostArray,
         sizes: Sequence[int] | None,
     ) -> Plan:
         axes = normalized_axes(settings.axes, shape)
         given = None if sizes is None else checked_sizes(sizes, len(axes))
         # Reading strides can cost a device transfer; here it would decide nothing.
-        values = self._backend.host_values(strides) if given is None else None
+        values = self._values(strides) if given is None else None
         return plan_diff_stride(
             settings,
             axes,

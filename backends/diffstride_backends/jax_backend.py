@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -76,8 +76,16 @@ class JaxBackend:
             return None
         return tuple(np.ravel(strides).tolist())
 
-    def from_host(self, array: HostArray, dtype: str) -> jax.Array:  # noqa: D102
-        return jnp.asarray(array, dtype=dtype)
+    def from_host(  # noqa: D102
+        self, array: HostArray, dtype: str, device: jax.Device | None = None
+    ) -> jax.Array:
+        return jnp.asarray(array, dtype=dtype, device=device)
+
+    def devices(self) -> Sequence[jax.Device]:  # noqa: D102
+        return jax.devices()
+
+    def device_of(self, array: jax.Array) -> Any:  # noqa: D102
+        return array.device
 
     def dtype_name(self, array: jax.Array) -> str:  # noqa: D102
         return array.dtype.name
@@ -174,4 +182,10 @@ def value_and_pullback(
 plain_autodiff = PlainAutodiff()
 BACKEND = JaxBackend()
 FUNCTIONAL: Functional[jax.Array, jax.Array] = Functional(BACKEND, attach)
-FRAMEWORK = Framework("jax", BACKEND, FUNCTIONAL, Functional(BACKEND, value_and_pullback))
+FRAMEWORK = Framework(
+    "jax",
+    BACKEND,
+    FUNCTIONAL,
+    Functional(BACKEND, value_and_pullback),
+    double_precision=partial(jax.enable_x64, True),
+)

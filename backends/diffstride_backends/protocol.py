@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -40,8 +40,14 @@ class Backend(ArrayOps, Protocol[ArrayT]):
     def host_values(self, strides: ArrayT) -> tuple[float, ...] | None:
         """Return the values of the strides, None where they are traced."""
 
-    def from_host(self, array: HostArray, dtype: str) -> ArrayT:
-        """Return a copy of a host array in the dtype named."""
+    def from_host(self, array: HostArray, dtype: str, device: Any = None) -> ArrayT:
+        """Return a copy of a host array in the dtype named, on a device from `devices`."""
+
+    def devices(self) -> Sequence[Any]:
+        """Return the devices there are to compute on, the default one first."""
+
+    def device_of(self, array: ArrayT) -> Any:
+        """Return the device of an array; None where the framework has no such notion."""
 
     def dtype_name(self, array: ArrayT) -> str:
         """Return the name of an array's dtype, as NumPy or ml_dtypes spell it."""

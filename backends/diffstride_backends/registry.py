@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +32,15 @@ class Framework:
     with_pullback : Functional
         Its functions return pairs of a value and its pullback, obtained the way the framework
         differentiates.
+    double_precision : callable
+        Returns a context in which float64 arrays can be made.
     """
 
     name: str
     backend: Backend[Any]
     functional: Functional[Any, Any]
     with_pullback: Functional[Any, Any]
+    double_precision: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 def names() -> tuple[str, ...]:

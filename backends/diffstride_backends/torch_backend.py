@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
@@ -95,8 +95,18 @@ class TorchBackend:
             return None
         return tuple(strides.detach().reshape(-1).tolist())
 
-    def from_host(self, array: HostArray, dtype: str) -> torch.Tensor:  # noqa: D102
-        return torch.tensor(array, dtype=getattr(torch, dtype))
+    def from_host(  # noqa: D102
+        self, array: HostArray, dtype: str, device: torch.device | None = None
+    ) -> torch.Tensor:
+        return torch.tensor(array, dtype=getattr(torch, dtype), device=device)
+
+    def devices(self) -> Sequence[torch.device]:  # noqa: D102
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        host = torch.device("cpu")
+        return (host,) if accelerator is None else (host, torch.device(accelerator.type, 0))
+
+    def device_of(self, array: torch.Tensor) -> torch.device:  # noqa: D102
+        return array.device
 
     def dtype_name(self, array: torch.Tensor) -> str:  # noqa: D102
         return str(array.dtype).removeprefix("torch.")

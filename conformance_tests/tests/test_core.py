@@ -1,6 +1,7 @@
 """Plans, bounds, sizes, masks and engines: what the core decides, apart from any one adapter."""
 
 import copy
+import json
 import dataclasses
 import itertools
 import math
@@ -794,6 +795,7 @@ def test_plan_cache_keeps_16_plans_at_most(monkeypatch):
     for size in range(20, 60):
         assert cache.plan((size,)).axes[0].size == size
     assert made == [(size,) for size in range(20, 60)]
+    cache.refresh(1, Strides(2.0).read)
     made.clear()
     cache.refresh(2, Strides(3.0).read)
     assert made == [(size,) for size in range(44, 60)]
@@ -856,6 +858,54 @@ def test_plan_cache_copies_start_empty(copied):
     assert strides.reads == 1
     assert other.plan((64,)).output_sizes == make_plan((64,), (4.0,), smoothness=3.0).output_sizes
     assert cache.plan((64,)).output_sizes == make_plan((64,), (2.0,), smoothness=3.0).output_sizes
+
+
+def test_plan_cache_copies_know_the_strides():
+    cache = PlanCache(make_settings(axes=(-1,)), 1, (2.0,))
+    cache.refresh("token", Strides(4.0).read)
+    assert copy.deepcopy(cache).plan((64,)).output_sizes == cache.plan((64,)).output_sizes
+
+
+def test_plan_caches_are_equal_while_no_size_changes():
+    cache = PlanCache(make_settings(axes=(-2, -1)), 2, (2.0, 3.0))
+    close, far = cache.refreshed((2.001, 3.001)), cache.refreshed((2.5, 3.0))
+    assert cache.refreshed((2.0, 3.0)) is cache
+    assert cache == close == far  # no size seen yet that could differ
+    assert hash(cache) == hash(far)
+    close.plan((64, 64))
+    assert cache == close != far
+    # Sizes are seen by whoever is compared; those of a function compiled before count for ever.
+    assert cache.plan((64, 64)).output_sizes == (40, 30)
+    later = far.refreshed((2.0, 3.0))
+    assert cache == later
+    far.plan((20, 20))
+    assert far == far.refreshed((2.5001, 3.0))
+    assert cache != PlanCache(make_settings(axes=(-2, -1)), 1, (2.0,))
+    assert cache != PlanCache(make_settings(axes=(-2, -1), norm="ortho"), 2, (2.0, 3.0))
+    assert cache != (2.0, 3.0)
+
+
+def test_refreshed_leaves_the_cache_as_it_is():
+    cache = PlanCache(make_settings(axes=(-1,)), 1, (2.0,))
+    before = cache.plan((64,))
+    other = cache.refreshed((4.0,))
+    assert cache.plan((64,)) is before
+    assert other.bounds() == cache.bounds() != (declared_bounds(cache.settings),)
+    assert other.plan((64,)).output_sizes == (24,)
+    with pytest.raises(ValueError, match="strides must be finite"):
+        cache.refreshed((math.nan,))
+
+
+def test_settings_as_plain_values():
+    for options in (
+        {"axes": -1},
+        {"axes": (1, 0), "limits": (None, 3), "smoothness": 2, "norm": "ortho"},
+        {"axes": (-2, -1), "limits": None, "convention": "relative", "cropping": False},
+        {"axes": (-2, -1), "convention": "tensorflow", "method": "matmul"},
+    ):
+        settings = make_settings(**options)
+        plain = json.loads(json.dumps(settings.arguments()))
+        assert make_settings(**plain) == settings
 
 
 def test_plan_cache_without_values():

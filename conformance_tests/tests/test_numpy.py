@@ -352,7 +352,7 @@ def test_inputs_are_never_modified(method, dtype):
 @pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
 def test_layer_is_the_function(convention, stride):
     options = {"convention": convention, "norm": "ortho", "limits": (1.2, None)}
-    layer = ds.DiffStride(stride, **options)
+    layer = ds.DiffStride(stride, shared=np.size(stride) == 1, **options)
     assert layer.strides.dtype == np.float64
     assert layer.strides.shape == (np.size(stride),)
     np.testing.assert_array_equal(layer.strides, np.ravel(stride))
@@ -457,7 +457,7 @@ def test_project_uses_the_bounds_of_all_sizes_seen():
     assert layer.strides.tolist() == [2.5, 3.5]
     assert layer.strides is strides
 
-    shared = ds.DiffStride(2.0)
+    shared = ds.DiffStride(2.0, shared=True)
     shared.forward(random(32, 20))
     for value, expected in ((0.5, 20 / 16), (400.0, 10.0)):
         shared.strides[:] = value
@@ -530,7 +530,7 @@ def test_layer_warns_where_nothing_can_be_cropped():
 
 
 def test_repr():
-    assert repr(ds.DiffStride(2)) == "DiffStride([2], convention='paper', smoothness=4)"
+    assert repr(ds.DiffStride(2)) == "DiffStride([2, 2], convention='paper', smoothness=4)"
     layer = ds.DiffStride([2.0, 1.5], convention="relative")
     layer.strides[:] = [1.23456789, 3.0]
     assert repr(layer) == "DiffStride([1.235, 3], convention='relative', smoothness=0.25)"
