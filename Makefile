@@ -51,5 +51,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  echo "No virtual environment could be made; on Debian and Ubuntu: apt install python3-venv" >&2; \
 	  exit 1; }
 	$(PY) -m pip install --disable-pip-version-check -c constraints.txt \
-	  -e '.[torch,jax,experiments,dev]'
+	  -e '.[torch,flax,equinox,experiments,dev]'
 	@touch $@

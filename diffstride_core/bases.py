@@ -107,4 +107,5 @@ def bin_counts(xp: Any, frequencies: Any, size: int) -> Any:
     -------
     array, shape (K,)
     """
-    return xp.where((frequencies == 0) | (2 * frequencies == size), 1.0, 2.0)
+    once = (frequencies == 0) | (2 * frequencies == size)
+    return xp.where(once, xp.ones_like(frequencies), 2.0)

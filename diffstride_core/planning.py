@@ -9,7 +9,7 @@ from functools import partial, reduce
 
 import numpy as np
 
-from diffstride_core.arguments import Limits, check_strides
+from diffstride_core.arguments import Limits, axis_sizes, check_strides, normalized_axes
 from diffstride_core.plan import AxisPlan, Bounds, Plan
 from diffstride_core.settings import Settings
 from diffstride_core.window import FlatWindow, Window
@@ -141,17 +141,20 @@ def plan_resize(
     return _make_plan(FlatWindow(nyquist=2.0), 0.0, axes, sizes, output_sizes, norm, "auto")
 
 
-def plan_pool(
-    settings: Settings,
-    axes: tuple[int, ...],
-    sizes: tuple[int, ...],
-    strides: tuple[float, ...],
-) -> Plan:
+def plan_pool(settings: Settings, shape: Sequence[int], strides: tuple[float, ...]) -> Plan:
     """Return the plan of spectral pooling with fixed strides.
 
-    The parameters are those of `plan_diff_stride`; the strides are at least 1.
+    Parameters
+    ----------
+    settings : Settings
+    shape : sequence of int
+        Of the input.
+    strides : tuple of float
+        At least 1: one per axis or one for all.
     """
     convention = settings.convention
+    axes = normalized_axes(settings.axes, shape)
+    sizes = axis_sizes(axes, shape)
     check_strides(strides, len(axes), least=1.0)
     if len(strides) == 1:
         strides *= len(axes)

@@ -66,7 +66,8 @@ class SpectralOperator:
     def _along_axis(self, weights: Array, rank: int) -> Array:
         shape = [1] * rank
         shape[self._plan.axis] = -1
-        return self._ops.xp.reshape(self._ops.xp.astype(weights, self._dtype, copy=False), shape)
+        weights = self._ops.xp.astype(weights, self._dtype, copy=False)
+        return self._ops.xp.reshape(weights, tuple(shape))
 
 
 def _slice(array: Array, axis: int, start: int, stop: int) -> Array:

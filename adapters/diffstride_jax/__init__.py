@@ -1,7 +1,8 @@
 """DiffStride for JAX: downsampling whose strides are learnt.
 
 Under `jax.jit` the output's size must be known before the strides are: compute it outside with
-`output_sizes` and pass it as ``sizes``. A new size is a new compilation, the same size none.
+`output_sizes` and pass it as ``sizes``. A new size is a new compilation, the same size none. The
+modules in `diffstride_jax.nnx_modules` and `diffstride_jax.equinox_modules` do this by themselves.
 """
 
 from diffstride_core import NothingToCropWarning as NothingToCropWarning

@@ -12,12 +12,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from diffstride_core.arguments import (
     Limits,
-    axis_sizes,
     checked_shape,
     initial_strides,
-    normalized_axes,
 )
-from diffstride_core.plan import Plan
 from diffstride_core.plan_cache import PlanCache
 from diffstride_core.planning import plan_pool
 from diffstride_core.settings import make_settings
@@ -288,11 +285,11 @@ class SpectralPool(torch.nn.Module):
         torch.Tensor, shape (..., M_1, ..., M_d, ...)
         """
         BACKEND.check_input(x)
-        return FUNCTIONAL.resample(self._plan(x.shape), x)
+        return FUNCTIONAL.resample(plan_pool(self.settings, x.shape, self.stride), x)
 
     def output_sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the sizes along the resized axes for an input of the given shape."""
-        return self._plan(checked_shape(shape)).output_sizes
+        return plan_pool(self.settings, checked_shape(shape), self.stride).output_sizes
 
     def extra_repr(self) -> str:  # noqa: D102
         settings = self.settings
@@ -300,10 +297,6 @@ class SpectralPool(torch.nn.Module):
             f"stride={self.stride}, convention={settings.convention.name!r}, "
             f"norm={settings.norm!r}, axes={settings.axes}"
         )
-
-    def _plan(self, shape: Sequence[int]) -> Plan:
-        axes = normalized_axes(self.settings.axes, shape)
-        return plan_pool(self.settings, axes, axis_sizes(axes, shape), self.stride)
 
 
 class SpectralPool1d(SpectralPool):

@@ -247,11 +247,11 @@ class Functional(Generic[ArrayT, ResultT]):
         """
         settings = make_settings(axes=axes, norm=norm, convention=convention)
         self._backend.check_input(x)
-        shape: tuple[int, ...] = tuple(x.shape)  # type: ignore[attr-defined]
-        negative = normalized_axes(settings.axes, shape)
-        values = self._concrete(strides, len(negative))
-        plan = plan_pool(settings, negative, axis_sizes(negative, shape), values)
-        return self.resample(plan, x)
+        values = self._concrete(strides, len(settings.axes))
+        return self.resample(
+            plan_pool(settings, x.shape, values),  # type: ignore[attr-defined]
+            x,
+        )
 
     def complexity(self, strides_per_layer: Sequence[Any]) -> ResultT:
         r"""Return the complexity penalty of a stack of layers.

@@ -152,7 +152,21 @@ def _evaluate(
     with jax.default_matmul_precision("highest"):
         if plain:
             return forward(BACKEND, plan, *arrays)
-        return _attached(forward, vjp, plan, *arrays)
+        return _attached(forward, vjp, plan, *_varying_together(arrays))
+
+
+def _varying_together(arrays: tuple[jax.Array, ...]) -> list[jax.Array]:
+    """Return arrays that vary over the same axes of a mesh.
+
+    Under `jax.shard_map` a stride can be the same on all devices while the batch is not. JAX adds
+    its gradient up over the devices, but not inside a custom derivative.
+    """
+    varying = [jax.typeof(array).mat.varying for array in arrays]
+    together = frozenset().union(*varying)
+    return [
+        jax.lax.pcast(array, tuple(sorted(together - axes)), to="varying")
+        for array, axes in zip(arrays, varying, strict=True)
+    ]
 
 
 def attach(
@@ -188,4 +202,5 @@ FRAMEWORK = Framework(
     FUNCTIONAL,
     Functional(BACKEND, value_and_pullback),
     double_precision=partial(jax.enable_x64, True),
+    plain_autodiff=plain_autodiff,
 )

@@ -34,6 +34,9 @@ class Framework:
         differentiates.
     double_precision : callable
         Returns a context in which float64 arrays can be made.
+    plain_autodiff : callable or None
+        Returns a context in which the framework differentiates the forward pass itself; None for a
+        framework that cannot.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Framework:
     functional: Functional[Any, Any]
     with_pullback: Functional[Any, Any]
     double_precision: Callable[[], AbstractContextManager[Any]] = nullcontext
+    plain_autodiff: Callable[[], AbstractContextManager[Any]] | None = None
 
 
 def names() -> tuple[str, ...]:

@@ -245,4 +245,10 @@ def value_and_pullback(
 plain_autodiff = PlainAutodiff()
 BACKEND = TorchBackend()
 FUNCTIONAL: Functional[torch.Tensor, torch.Tensor] = Functional(BACKEND, attach)
-FRAMEWORK = Framework("torch", BACKEND, FUNCTIONAL, Functional(BACKEND, value_and_pullback))
+FRAMEWORK = Framework(
+    "torch",
+    BACKEND,
+    FUNCTIONAL,
+    Functional(BACKEND, value_and_pullback),
+    plain_autodiff=plain_autodiff,
+)

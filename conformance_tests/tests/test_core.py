@@ -1,9 +1,9 @@
 """Plans, bounds, sizes, masks and engines: what the core decides, apart from any one adapter."""
 
 import copy
-import json
 import dataclasses
 import itertools
+import json
 import math
 import pickle
 import warnings
@@ -96,7 +96,7 @@ def plans_from_numpy_numbers():
             yield plan_diff_stride(
                 settings, axes, sizes, tuple(strides), shared=False, output_sizes=output_sizes
             )
-        yield plan_pool(settings, axes, sizes, tuple(strides))
+        yield plan_pool(settings, sizes, tuple(strides))
     yield plan_resize(axes, sizes, checked_sizes(np.array([30, 6]), 2), "ortho")
 
 

@@ -111,6 +111,29 @@ def test_vmap_checkpoint_and_scan():
     assert jnp.allclose(final, s)
 
 
+@pytest.mark.parametrize("method", ["matmul", "fft"])
+def test_shard_map_over_the_batch(method):
+    devices = jax.devices()[:4]
+    assert len(devices) == 4, "conftest.py forces four devices on the host"
+    mesh = jax.sharding.Mesh(devices, ("batch",))
+    batch, everywhere = jax.P("batch"), jax.P()
+    x, s = random(8, 12, 15), jnp.asarray([1.7, 2.4])
+    f = partial(diff_stride, sizes=(12, 10), smoothness=1.5, method=method)
+
+    def total(x, s):
+        return jax.lax.psum(jnp.sum(jnp.sin(f(x, s))), "batch")
+
+    sharded = jax.jit(jax.shard_map(f, mesh=mesh, in_specs=(batch, everywhere), out_specs=batch))
+    y = sharded(x, s)
+    assert y.sharding.device_set == set(devices)
+    assert jnp.allclose(y, f(x, s), atol=1e-12)
+    mapped = jax.shard_map(total, mesh=mesh, in_specs=(batch, everywhere), out_specs=everywhere)
+    found = jax.jit(jax.grad(mapped, argnums=(0, 1)))(x, s)
+    expected = jax.grad(lambda x, s: jnp.sum(jnp.sin(f(x, s))), argnums=(0, 1))(x, s)
+    for a, b in zip(found, expected, strict=True):
+        assert jnp.allclose(a, b, atol=1e-12)
+
+
 def test_complexity_under_jit():
     layers = [jnp.asarray([2.0, 3.0]), jnp.asarray([1.5, 1.2])]
     value, gradients = jax.jit(jax.value_and_grad(complexity))(layers)

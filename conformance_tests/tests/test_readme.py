@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from diffstride_numpy import output_sizes, spectral_pool
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 ROWS = re.findall(r"^\| (\d+) \| ([\d.]+) \| (\d+) \| (\d+) \| (\d+) \|$", README, re.M)
 
@@ -15,14 +16,22 @@ ROWS = re.findall(r"^\| (\d+) \| ([\d.]+) \| (\d+) \| (\d+) \| (\d+) \|$", READM
 def test_readme_has_an_example_for_each_framework():
     assert [re.search(r"diffstride_(\w+)", block).group(1) for block in BLOCKS] == [
         "torch",
+        "jax",
         "numpy",
     ]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["torch", "numpy"])
+@pytest.mark.parametrize("block", BLOCKS, ids=["torch", "jax", "numpy"])
 def test_example_runs(block, capsys):
     exec(compile(block, "README.md", "exec"), {})
     assert capsys.readouterr().out
+
+
+def test_examples_of_the_page_on_jax_run_in_their_order():
+    page = (ROOT / "docs/jax.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(blocks) == 3
+    exec(compile("\n".join(blocks), "docs/jax.md", "exec"), {})
 
 
 def test_table_of_sizes():

@@ -1,0 +1,277 @@
+"""DiffStride and spectral pooling as Equinox modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from diffstride_core.arguments import Limits, checked_shape, initial_strides
+from diffstride_core.plan_cache import PlanCache
+from diffstride_core.planning import plan_pool
+from diffstride_core.settings import Settings, make_settings
+from diffstride_jax.layers import (
+    current_plan,
+    downsample,
+    layer_arguments,
+    make_plans,
+    penalty,
+    pool,
+    read_strides,
+)
+
+ModelT = TypeVar("ModelT")
+
+
+class DiffStride(eqx.Module):
+    """Downsampling with learnt strides.
+
+    Parameters
+    ----------
+    stride : float or sequence of float
+        Initial strides, at least 1: one per resized axis or one for all.
+    axes : int or sequence of int
+        The axes to resize; by default height and width of channels-last arrays. Equinox's own
+        convolutions have channels first, without a batch: ``axes=(-2, -1)``.
+    shared : bool
+        Learn one stride for all axes instead of one per axis.
+    smoothness, limits, cropping, norm, convention, method
+        See `diff_stride`.
+    dtype : dtype
+        Of the strides, float32 or float64.
+
+    Attributes
+    ----------
+    strides : jax.Array, shape (d,) or (1,)
+        The stride parameters. A call bounds them without changing them; `project_strides` does
+        after an optimiser's step.
+    plans : PlanCache
+        Static state: the output sizes that follow from the strides as they were read last, when the
+        layer was made and by `replan` or `project_strides` since. `equinox.filter_jit` compiles
+        anew exactly when one of them differs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `diff_stride`, and for a stride below 1.
+
+    Notes
+    -----
+    Where strides have concrete values, outside `jax.jit` and other transformations of the module,
+    the output's size follows from these. Strides that are restored into a module need a `replan`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from diffstride_jax.equinox_modules import DiffStride
+    >>> layer = DiffStride([2.0, 3.0], convention="relative")
+    >>> layer(jnp.ones((8, 32, 32, 3))).shape
+    (8, 20, 14, 3)
+    """
+
+    strides: jax.Array
+    # A leaf that is no array: static to Equinox's transformations, and yet no part of a tree's
+    # structure, which must stay that of an optimiser's state.
+    plans: PlanCache
+
+    def __init__(
+        self,
+        stride: float | Sequence[float],
+        *,
+        axes: int | Sequence[int] = (-3, -2),
+        shared: bool = False,
+        smoothness: float | None = None,
+        limits: Limits | None = (None, None),
+        cropping: bool = True,
+        norm: str | None = None,
+        convention: str = "paper",
+        method: str = "auto",
+        dtype: Any = jnp.float32,
+    ) -> None:
+        self.plans, self.strides = make_plans(
+            stride,
+            shared,
+            dtype,
+            axes=axes,
+            smoothness=smoothness,
+            limits=limits,
+            cropping=cropping,
+            norm=norm,
+            convention=convention,
+            method=method,
+        )
+
+    def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """Downsample an array.
+
+        Parameters
+        ----------
+        x : jax.Array, shape (..., N_1, ..., N_d, ...)
+        key : ignored
+            So that the layer fits into `equinox.nn.Sequential`.
+
+        Returns
+        -------
+        jax.Array, shape (..., M_1, ..., M_d, ...)
+        """
+        return downsample(self.plans, x, self.strides)
+
+    def output_sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the sizes along the resized axes for an input of the given shape."""
+        return current_plan(self.plans, shape, self.strides).output_sizes
+
+    def replan(self) -> DiffStride:
+        """Return the layer with output sizes that follow its strides; see `replan`."""
+        return replan(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the layer's arguments with its strides as they are now, as plain values.
+
+        They can be written as JSON and make the same layer in every framework:
+        ``DiffStride(**layer.to_dict())``. Strides below 1, which count as 1, are given as 1.
+        """
+        return layer_arguments(self.plans, self.strides)
+
+
+class SpectralPool(eqx.Module):
+    """Spectral pooling with fixed strides.
+
+    Parameters
+    ----------
+    stride : float or sequence of float
+        At least 1: one per resized axis or one for all.
+    axes : int or sequence of int
+        The axes to resize; by default height and width of channels-last arrays.
+    norm, convention
+        See `spectral_pool`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `spectral_pool`.
+    """
+
+    settings: Settings = eqx.field(static=True)
+    stride: tuple[float, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        stride: float | Sequence[float],
+        *,
+        axes: int | Sequence[int] = (-3, -2),
+        norm: str | None = None,
+        convention: str = "paper",
+    ) -> None:
+        self.settings = make_settings(axes=axes, norm=norm, convention=convention)
+        self.stride = initial_strides(stride, len(self.settings.axes), shared=False)
+
+    def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """Downsample an array.
+
+        Parameters
+        ----------
+        x : jax.Array, shape (..., N_1, ..., N_d, ...)
+        key : ignored
+            So that the layer fits into `equinox.nn.Sequential`.
+
+        Returns
+        -------
+        jax.Array, shape (..., M_1, ..., M_d, ...)
+        """
+        return pool(self.settings, x, self.stride)
+
+    def output_sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the sizes along the resized axes for an input of the given shape."""
+        return plan_pool(self.settings, checked_shape(shape), self.stride).output_sizes
+
+
+def replan(model: ModelT) -> ModelT:
+    """Return a model whose output sizes follow its strides; call it outside `equinox.filter_jit`.
+
+    All strides are read in one transfer. A function compiled with the model is compiled anew at its
+    next call if an output size has changed, and only then.
+
+    Parameters
+    ----------
+    model : pytree
+        With `DiffStride` layers, or a layer itself.
+
+    Raises
+    ------
+    ValueError
+        If a stride is traced, NaN or infinite, naming the layer.
+    """
+    names, layers = _named_layers(model)
+    values = read_strides(names, [layer.strides for layer in layers])
+    refreshed = [
+        layer.plans.refreshed(strides) for layer, strides in zip(layers, values, strict=True)
+    ]
+    return eqx.tree_at(lambda tree: [layer.plans for layer in _layers(tree)], model, refreshed)
+
+
+def project_strides(model: ModelT) -> ModelT:
+    """Return a model with every stride back within its bounds, and its output sizes up to date.
+
+    Call it after the optimiser's step, outside `equinox.filter_jit`. The bounds are the layer's
+    limits and, for the input sizes that it has seen, the built-in ones.
+
+    Parameters
+    ----------
+    model : pytree
+        With `DiffStride` layers.
+
+    Raises
+    ------
+    ValueError
+        As for `replan`.
+    """
+    names, layers = _named_layers(model)
+    values = read_strides(names, [layer.strides for layer in layers])
+    bounded = [layer.plans.project(strides) for layer, strides in zip(layers, values, strict=True)]
+    projected = [
+        layer.strides if after == before else jnp.asarray(after, layer.strides.dtype)
+        for layer, before, after in zip(layers, values, bounded, strict=True)
+    ]
+    model = eqx.tree_at(lambda tree: [layer.strides for layer in _layers(tree)], model, projected)
+    return replan(model)
+
+
+def complexity_penalty(layers: Sequence[DiffStride]) -> jax.Array:
+    """Return the complexity penalty J of layers.
+
+    Parameters
+    ----------
+    layers : sequence of DiffStride
+        In the order of the network.
+
+    Returns
+    -------
+    jax.Array, shape ()
+        Differentiable in the strides; see `complexity`.
+
+    Raises
+    ------
+    ValueError
+        If there is no layer.
+    """
+    return penalty([layer.plans for layer in layers], [layer.strides for layer in layers])
+
+
+def _is_layer(node: Any) -> bool:
+    return isinstance(node, DiffStride)
+
+
+def _named_layers(model: Any) -> tuple[list[str], list[DiffStride]]:
+    found = [
+        (jax.tree_util.keystr(path), node)
+        for path, node in jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_layer)
+        if _is_layer(node)
+    ]
+    return [name for name, _ in found], [layer for _, layer in found]
+
+
+def _layers(model: Any) -> list[DiffStride]:
+    return _named_layers(model)[1]

@@ -1,0 +1,255 @@
+"""DiffStride and spectral pooling as Flax NNX modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from diffstride_core.arguments import Limits, checked_shape, initial_strides
+from diffstride_core.planning import plan_pool
+from diffstride_core.settings import make_settings
+from diffstride_jax.layers import (
+    current_plan,
+    downsample,
+    layer_arguments,
+    make_plans,
+    penalty,
+    pool,
+    read_strides,
+)
+
+
+class StrideParam(nnx.Param):
+    """The strides of a layer: a parameter that an optimiser can tell from others.
+
+    Weight decay, for example, would pull strides towards 0, outside their bounds.
+    """
+
+
+class DiffStride(nnx.Module):
+    """Downsampling with learnt strides.
+
+    Parameters
+    ----------
+    stride : float or sequence of float
+        Initial strides, at least 1: one per resized axis or one for all.
+    axes : int or sequence of int
+        The axes to resize; by default height and width of channels-last arrays.
+    shared : bool
+        Learn one stride for all axes instead of one per axis.
+    smoothness, limits, cropping, norm, convention, method
+        See `diff_stride`.
+    param_dtype : dtype
+        Of the strides, float32 or float64.
+
+    Attributes
+    ----------
+    strides : StrideParam, shape (d,) or (1,)
+        The stride parameters. A call bounds them without changing them; `project_strides` does
+        after an optimiser's step.
+    plans : PlanCache
+        Static state: the output sizes that follow from the strides as they were read last, when the
+        layer was made and by `replan` or `project_strides` since. `nnx.jit` compiles anew exactly
+        when one of them differs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `diff_stride`, and for a stride below 1.
+
+    Notes
+    -----
+    Outside `jax.jit` and other transformations of the module, where strides have concrete values,
+    the output's size follows from these. Strides that are restored into a module need a `replan`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from diffstride_jax.nnx_modules import DiffStride
+    >>> layer = DiffStride([2.0, 3.0], convention="relative")
+    >>> layer(jnp.ones((8, 32, 32, 3))).shape
+    (8, 20, 14, 3)
+    """
+
+    def __init__(
+        self,
+        stride: float | Sequence[float],
+        *,
+        axes: int | Sequence[int] = (-3, -2),
+        shared: bool = False,
+        smoothness: float | None = None,
+        limits: Limits | None = (None, None),
+        cropping: bool = True,
+        norm: str | None = None,
+        convention: str = "paper",
+        method: str = "auto",
+        param_dtype: Any = jnp.float32,
+    ) -> None:
+        self.plans, strides = make_plans(
+            stride,
+            shared,
+            param_dtype,
+            axes=axes,
+            smoothness=smoothness,
+            limits=limits,
+            cropping=cropping,
+            norm=norm,
+            convention=convention,
+            method=method,
+        )
+        self.strides = StrideParam(strides)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Downsample an array.
+
+        Parameters
+        ----------
+        x : jax.Array, shape (..., N_1, ..., N_d, ...)
+
+        Returns
+        -------
+        jax.Array, shape (..., M_1, ..., M_d, ...)
+        """
+        return downsample(self.plans, x, self.strides[...])
+
+    def output_sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the sizes along the resized axes for an input of the given shape."""
+        return current_plan(self.plans, shape, self.strides[...]).output_sizes
+
+    def replan(self) -> None:
+        """Let the output sizes follow the strides; call it outside `nnx.jit`, see `replan`."""
+        replan(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the layer's arguments with its strides as they are now, as plain values.
+
+        They can be written as JSON and make the same layer in every framework:
+        ``DiffStride(**layer.to_dict())``. Strides below 1, which count as 1, are given as 1.
+        """
+        return layer_arguments(self.plans, self.strides[...])
+
+
+class SpectralPool(nnx.Module):
+    """Spectral pooling with fixed strides.
+
+    Parameters
+    ----------
+    stride : float or sequence of float
+        At least 1: one per resized axis or one for all.
+    axes : int or sequence of int
+        The axes to resize; by default height and width of channels-last arrays.
+    norm, convention
+        See `spectral_pool`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `spectral_pool`.
+    """
+
+    def __init__(
+        self,
+        stride: float | Sequence[float],
+        *,
+        axes: int | Sequence[int] = (-3, -2),
+        norm: str | None = None,
+        convention: str = "paper",
+    ) -> None:
+        self.settings = make_settings(axes=axes, norm=norm, convention=convention)
+        self.stride = initial_strides(stride, len(self.settings.axes), shared=False)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Downsample an array.
+
+        Parameters
+        ----------
+        x : jax.Array, shape (..., N_1, ..., N_d, ...)
+
+        Returns
+        -------
+        jax.Array, shape (..., M_1, ..., M_d, ...)
+        """
+        return pool(self.settings, x, self.stride)
+
+    def output_sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the sizes along the resized axes for an input of the given shape."""
+        return plan_pool(self.settings, checked_shape(shape), self.stride).output_sizes
+
+
+def replan(model: nnx.Module) -> None:
+    """Let the output sizes of a model's layers follow their strides; call it outside `nnx.jit`.
+
+    All strides are read in one transfer. A function compiled with the model is compiled anew at its
+    next call if an output size has changed, and only then.
+
+    Parameters
+    ----------
+    model : nnx.Module
+        Or a layer itself.
+
+    Raises
+    ------
+    ValueError
+        If a stride is traced, NaN or infinite, naming the layer; nothing is changed then.
+    """
+    layers = _named_layers(model)
+    values = read_strides(layers, [layer.strides[...] for layer in layers.values()])
+    for layer, strides in zip(layers.values(), values, strict=True):
+        layer.plans = layer.plans.refreshed(strides)
+
+
+def project_strides(model: nnx.Module) -> None:
+    """Put every stride of a model back within its bounds, and `replan`.
+
+    Call it after the optimiser's step, outside `nnx.jit`. The bounds are the layer's limits and,
+    for the input sizes that it has seen, the built-in ones.
+
+    Parameters
+    ----------
+    model : nnx.Module
+
+    Raises
+    ------
+    ValueError
+        As for `replan`.
+    """
+    layers = _named_layers(model)
+    values = read_strides(layers, [layer.strides[...] for layer in layers.values()])
+    for layer, strides in zip(layers.values(), values, strict=True):
+        bounded = layer.plans.project(strides)
+        if bounded != strides:
+            layer.strides[...] = jnp.asarray(bounded, layer.strides[...].dtype)
+    replan(model)
+
+
+def complexity_penalty(layers: Sequence[DiffStride]) -> jax.Array:
+    """Return the complexity penalty J of layers.
+
+    Parameters
+    ----------
+    layers : sequence of DiffStride
+        In the order of the network, which a model does not keep under `nnx.jit`.
+
+    Returns
+    -------
+    jax.Array, shape ()
+        Differentiable in the strides; see `complexity`.
+
+    Raises
+    ------
+    ValueError
+        If there is no layer.
+    """
+    return penalty([layer.plans for layer in layers], [layer.strides[...] for layer in layers])
+
+
+def _named_layers(model: nnx.Module) -> dict[str, DiffStride]:
+    return {
+        ".".join(map(str, path)): module
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, DiffStride)
+    }
