@@ -12,6 +12,15 @@ from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_core import bases
 from diffstride_core._namespace import device_of, namespace_of
 
+# The standard knows no half precision; some frameworks do.
+_FLOATS = ("float64", "float32", "float16")
+_DTYPES = (
+    *_FLOATS,
+    "bool",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    *("complex64", "complex128"),
+)
+
 
 class EagerBackend:
     """A framework through its array API namespace alone.
@@ -25,15 +34,19 @@ class EagerBackend:
     def __init__(self, example: Any) -> None:
         self.xp: Any = namespace_of(example)
         self._type: type = type(example)
-        # The standard knows no half precision; some frameworks do.
-        names = ("float16", "float32", "float64")
-        self._floats = {name: getattr(self.xp, name) for name in names if hasattr(self.xp, name)}
+        self._names = [name for name in _DTYPES if hasattr(self.xp, name)]
+        self._precise: dict[Any, Any] = {}
 
     def precise_dtype(self, array: Any) -> Any:  # noqa: D102
-        return self.xp.float64
+        device = device_of(array)
+        if device not in self._precise:
+            info = self.xp.__array_namespace_info__()
+            floats = info.dtypes(device=device, kind="real floating")
+            self._precise[device] = floats.get("float64", self.xp.float32)
+        return self._precise[device]
 
     def frequencies(self, count: int, like: Any) -> Any:  # noqa: D102
-        return self.xp.arange(count, dtype=self.xp.float64, device=device_of(like))
+        return self.xp.arange(count, dtype=self.precise_dtype(like), device=device_of(like))
 
     def compute_dtype(self, array: Any) -> Any:  # noqa: D102
         return array.dtype if array.dtype == self.xp.float64 else self.xp.float32
@@ -55,28 +68,35 @@ class EagerBackend:
     def irfft(self, array: Any, size: int, axis: int) -> Any:  # noqa: D102
         return self.xp.fft.irfft(array, n=size, axis=axis)
 
+    @property
+    def array_type(self) -> str:
+        """The name of the framework's array, as its users know it."""
+        return f"{self._type.__module__.partition('.')[0]}.{self._type.__name__}"
+
     def is_array(self, x: object) -> bool:  # noqa: D102
         return isinstance(x, self._type)
 
     def check_input(self, x: Any) -> None:  # noqa: D102
         if not self.is_array(x):
-            expected = f"{self._type.__module__.partition('.')[0]}.{self._type.__name__}"
-            raise TypeError(f"x must be a {expected}, got {type(x).__name__}")
-        if not any(x.dtype == dtype for dtype in self._floats.values()):
-            raise TypeError(f"x must be real floating point, got dtype {x.dtype}")
+            raise TypeError(f"x must be a {self.array_type}, got {type(x).__name__}")
+        if (name := self.dtype_name(x)) not in _FLOATS:
+            raise TypeError(f"x must be real floating point, got dtype {name}")
 
     def check_strides(self, strides: Any, like: Any) -> None:  # noqa: D102
-        if not any(strides.dtype == dtype for dtype in (self.xp.float32, self.xp.float64)):
-            raise TypeError(f"strides must be float32 or float64, got dtype {strides.dtype}")
+        if (name := self.dtype_name(strides)) not in ("float32", "float64"):
+            raise TypeError(f"strides must be float32 or float64, got dtype {name}")
         if like is not None and device_of(strides) != device_of(like):
             raise ValueError(
                 f"strides must be on the device of x, {device_of(like)}, got {device_of(strides)}"
             )
 
     def strides_from_host(self, strides: NDArray[np.floating], like: Any) -> Any:  # noqa: D102
-        return self.from_host(
-            strides, strides.dtype.name, None if like is None else device_of(like)
-        )
+        dtype = strides.dtype.name
+        if like is None:
+            return self.from_host(strides, dtype)
+        if self.precise_dtype(like) == self.xp.float32:
+            dtype = "float32"
+        return self.from_host(strides, dtype, device_of(like))
 
     def host_values(self, strides: Any) -> tuple[float, ...]:  # noqa: D102
         return tuple(np.ravel(self.to_host(strides)).tolist())
@@ -89,7 +109,7 @@ class EagerBackend:
 
     def dtype_name(self, array: Any) -> str:  # noqa: D102
         return next(
-            (name for name, dtype in self._floats.items() if dtype == array.dtype),
+            (name for name in self._names if getattr(self.xp, name) == array.dtype),
             str(array.dtype),
         )
 
@@ -129,6 +149,8 @@ def value_and_pullback(
                 f"g must have the output's shape {tuple(shape)} and dtype {dtype}, got "
                 f"{getattr(g, 'shape', type(g).__name__)} and {getattr(g, 'dtype', None)}"
             )
+        if not backend.is_array(g):
+            raise TypeError(f"g must be a {backend.array_type}, got {type(g).__name__}")
         return vjp(backend, plan, g, *arrays, needs=(True,) * len(arrays))
 
     return y, pullback

@@ -16,7 +16,12 @@ _MODULES = {
     "numpy": "diffstride_backends.numpy_backend",
     "torch": "diffstride_backends.torch_backend",
     "jax": "diffstride_backends.jax_backend",
+    "cupy": "diffstride_backends.cupy_backend",
 }
+
+# Of no use without a device of their own: a function `unavailable` of their modules, which can be
+# imported anyway, says what is missing.
+_NEED_A_DEVICE = {"cupy"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,14 @@ def is_installed(name: str) -> bool:
     return importlib.util.find_spec(_checked(name)) is not None
 
 
+def unavailable(name: str) -> str | None:
+    """Return why a backend cannot be used here, None where it can.
+
+    Imports no framework but CuPy, which alone knows whether it has a GPU.
+    """
+    return _missing_device(name) if is_installed(name) else "not installed"
+
+
 def get(name: str) -> Framework:
     """Return a framework by name, importing it.
 
@@ -66,8 +79,13 @@ def get(name: str) -> Framework:
         For an unknown name.
     ImportError
         If the framework is not installed.
+    RuntimeError
+        If it has no device here, or for CuPy that is not installed.
     """
-    framework = importlib.import_module(_MODULES[_checked(name)]).FRAMEWORK
+    module = importlib.import_module(_MODULES[_checked(name)])
+    if (reason := _missing_device(name)) is not None:
+        raise RuntimeError(reason)
+    framework = module.FRAMEWORK
     assert isinstance(framework, Framework)
     return framework
 
@@ -94,3 +112,10 @@ def _checked(name: str) -> str:
     if name not in _MODULES:
         raise ValueError(f"name must be one of {', '.join(_MODULES)}, got {name!r}")
     return name
+
+
+def _missing_device(name: str) -> str | None:
+    if name not in _NEED_A_DEVICE:
+        return None
+    reason: str | None = importlib.import_module(_MODULES[name]).unavailable()
+    return reason

@@ -49,17 +49,14 @@ class TorchBackend:
 
     def rfft(self, array: torch.Tensor, axis: int) -> torch.Tensor:  # noqa: D102
         if array.numel() == 0:  # which MKL refuses
-            shape = list(array.shape)
-            shape[axis] = shape[axis] // 2 + 1
-            return array.new_zeros(shape, dtype=array.dtype.to_complex())
+            size = array.shape[axis] // 2 + 1
+            return _without_entries(array, size, axis).to(array.dtype.to_complex())
         spectrum: torch.Tensor = torch.fft.rfft(array, dim=axis)
         return spectrum
 
     def irfft(self, array: torch.Tensor, size: int, axis: int) -> torch.Tensor:  # noqa: D102
         if array.numel() == 0:
-            shape = list(array.shape)
-            shape[axis] = size
-            return array.new_zeros(shape, dtype=array.dtype.to_real())
+            return _without_entries(array, size, axis).real
         samples: torch.Tensor = torch.fft.irfft(array, n=size, dim=axis)
         return samples
 
@@ -114,6 +111,14 @@ class TorchBackend:
     def to_host(self, array: torch.Tensor) -> HostArray:  # noqa: D102
         array = array.detach().cpu()
         return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+
+
+def _without_entries(array: torch.Tensor, size: int, axis: int) -> torch.Tensor:
+    """Return an array of no entries with another size along an axis."""
+    shape = list(array.shape)
+    shape[axis] = size
+    # The sum, which is 0, makes it a function of the array: else autograd would find none.
+    return array.new_zeros(shape) + array.sum()
 
 
 # Apple's GPUs have no double precision.

@@ -12,6 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from diffstride_backends.registry import Framework
 
+from diffstride_conformance.frameworks import as_implementation
+from diffstride_conformance.implementation import Implementation
+
 
 @dataclass(frozen=True)
 class FrameworkArray:
@@ -54,19 +57,35 @@ class BadCall:
     error: type[Exception]
     mentions: tuple[str, ...]
 
-    def build(self, framework: Framework) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    @property
+    def dtypes(self) -> set[str]:
+        """The dtypes of the framework's arrays among the arguments."""
+        arguments = [*self.arguments, *self.options.values()]
+        return {array.dtype for argument in arguments for array in _arrays(argument)}
+
+    def build(self, subject: Implementation | Framework) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the positional and the keyword arguments for a framework, freshly made."""
-        arguments = tuple(_made(argument, framework) for argument in self.arguments)
-        return arguments, {key: _made(value, framework) for key, value in self.options.items()}
+        implementation = as_implementation(subject)
+        arguments = tuple(_made(argument, implementation) for argument in self.arguments)
+        options = {key: _made(value, implementation) for key, value in self.options.items()}
+        return arguments, options
 
 
-def _made(value: Any, framework: Framework) -> Any:
+def _arrays(value: Any) -> Iterator[FrameworkArray]:
     if isinstance(value, FrameworkArray):
-        return framework.backend.from_host(np.array(value.values), value.dtype)
+        yield value
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _arrays(entry)
+
+
+def _made(value: Any, implementation: Implementation) -> Any:
+    if isinstance(value, FrameworkArray):
+        return implementation.from_host(np.array(value.values), value.dtype)
     if isinstance(value, np.ndarray):
         return value.copy()
     if isinstance(value, list | tuple):
-        return type(value)(_made(entry, framework) for entry in value)
+        return type(value)(_made(entry, implementation) for entry in value)
     return value
 
 

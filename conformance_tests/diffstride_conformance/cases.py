@@ -36,7 +36,7 @@ class Case:
     operation: Operation
     shape: tuple[int, ...] = ()
     strides: tuple[Any, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def random(self) -> np.random.Generator:
         """Return the generator of the case's random arrays: the same in every process."""

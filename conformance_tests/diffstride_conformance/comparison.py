@@ -1,6 +1,6 @@
-"""The one rule by which results are compared with the reference: shape, dtype, then values.
+"""The one rule by which results are compared: dtype, device and shape exactly, then values.
 
-Every backend owes the same accuracy (:data:`TOLERANCES`). Outputs and input gradients are measured
+Every implementation owes the same accuracy (:data:`TOLERANCES`). Outputs and input gradients are measured
 against the largest magnitude of the reference, stride gradients against their bound ``B``
 (:attr:`diffstride_conformance.oracle.Reference.bound`).
 """
@@ -53,7 +53,74 @@ HOST_DTYPE = {"bfloat16": "float32"}
 
 
 class Mismatch(AssertionError):  # noqa: N818 - it names what was found, as AssertionError does
-    """A result differs from the reference by more than its precision allows."""
+    """A result differs from the reference by more than its precision allows.
+
+    Attributes
+    ----------
+    units : float
+        The worst error in units of the tolerance; infinite where the difference is not one of
+        values.
+    """
+
+    def __init__(self, message: str, units: float = math.inf) -> None:
+        super().__init__(message)
+        self.units = units
+
+
+class Result(NamedTuple):
+    """An array that an implementation returned, as the host sees it.
+
+    Attributes
+    ----------
+    host : ndarray
+        Its values; bfloat16 as float32.
+    dtype : str
+    device : object
+    """
+
+    host: npt.NDArray[Any]
+    dtype: str
+    device: Any
+
+
+def check_result(
+    quantity: Quantity,
+    result: Result | None,
+    reference: npt.ArrayLike,
+    *,
+    dtype: str,
+    device: Any,
+    precision: str | None = None,
+    bound: npt.ArrayLike | None = None,
+) -> float:
+    """Compare a result of an implementation with what it owes.
+
+    Parameters
+    ----------
+    quantity, reference, dtype, precision, bound
+        As for :func:`check`.
+    result : Result or None
+        None where the implementation returned that, which never passes.
+    device : object
+        The device that the result must be on: that of the arrays it was computed from.
+
+    Returns
+    -------
+    float
+        As for :func:`check`.
+
+    Raises
+    ------
+    Mismatch
+        Also if the dtype or the device is another.
+    """
+    if result is None:
+        raise Mismatch(f"{quantity}: None, expected an array")
+    if result.dtype != dtype:
+        raise Mismatch(f"{quantity}: dtype {result.dtype}, expected {dtype}")
+    if result.device != device:
+        raise Mismatch(f"{quantity}: device {result.device}, expected {device}")
+    return check(quantity, result.host, reference, dtype=dtype, precision=precision, bound=bound)
 
 
 def check(
@@ -115,22 +182,39 @@ def check(
         allowed(quantity, expected, precision=dtype, bound=bound, extra=extra),
         allowed(quantity, expected, precision=precision or dtype, bound=bound, extra=extra),
     )
+    return worst(f"{quantity} ({dtype})", actual, expected, tolerance)
+
+
+def worst(
+    what: str,
+    actual: npt.NDArray[Any],
+    expected: npt.NDArray[np.float64],
+    tolerance: npt.NDArray[np.float64],
+) -> float:
+    """Return the worst error in units of the tolerance; all arrays have one shape.
+
+    Raises
+    ------
+    Mismatch
+        Saying `what` is off and where, if the error is greater than 1 or not a number.
+    """
     error = np.abs(actual.astype(np.float64) - expected)
     # Written so that NaN and infinite errors exceed, and an exact zero meets a tolerance of zero.
     units = np.full(expected.shape, math.inf)
     np.divide(error, tolerance, out=units, where=np.isfinite(error) & (tolerance > 0))
     units = np.where(error == 0, 0.0, units)
 
-    worst = np.unravel_index(np.argmax(units), units.shape)
-    if units[worst] > 1:
-        element = tuple(int(i) for i in worst)
+    at = np.unravel_index(np.argmax(units), units.shape)
+    if units[at] > 1:
+        element = tuple(int(i) for i in at)
         raise Mismatch(
-            f"{quantity} ({dtype}): worst at {element}: {float(actual[worst])!r}, "
-            f"expected {float(expected[worst])!r}; error {error[worst]:.3g} is {units[worst]:.3g} "
-            f"times the tolerance {tolerance[worst]:.3g}; "
-            f"{int(np.sum(units > 1))} of {units.size} elements are off"
+            f"{what}: worst at {element}: {float(actual[at])!r}, "
+            f"expected {float(expected[at])!r}; error {error[at]:.3g} is {units[at]:.3g} "
+            f"times the tolerance {tolerance[at]:.3g}; "
+            f"{int(np.sum(units > 1))} of {units.size} elements are off",
+            float(units[at]),
         )
-    return float(units[worst])
+    return float(units[at])
 
 
 def allowed(

@@ -1,38 +1,78 @@
-"""Running a case on a framework and comparing it with the oracle."""
+"""Having an implementation solve a problem, and judging what it returns."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from diffstride_backends.registry import Framework
-from numpy.typing import NDArray
 
-from diffstride_conformance import oracle
 from diffstride_conformance.cases import Case
-from diffstride_conformance.comparison import Mismatch, Quantity, check
+from diffstride_conformance.comparison import Mismatch, Result, check_result
+from diffstride_conformance.frameworks import as_implementation
+from diffstride_conformance.implementation import Implementation, offers
+from diffstride_conformance.problems import OUTPUT_SIZES, SCIPY, Owed, Problem, pose, sizing_options
 from diffstride_core import NothingToCropWarning
 
-STRIDE_DTYPE = {
-    "float64": "float64",
-    "float32": "float32",
-    "bfloat16": "float32",
-    "float16": "float32",
-}
-"""The dtype of strides for a dtype of x: strides are never half."""
+
+class Outcome(NamedTuple):
+    """What a comparison found.
+
+    Attributes
+    ----------
+    quantity : str
+    units : float
+        The worst error in units of its tolerance; infinite where there is no number to give.
+    failure : str or None
+        What is wrong, None if the comparison passed.
+    """
+
+    quantity: str
+    units: float
+    failure: str | None = None
 
 
-def run_case(framework: Framework, case: Case, dtype: str) -> dict[str, float]:
-    """Evaluate a case, pull a random cotangent back, and compare with the oracle.
+class Solution(NamedTuple):
+    """What an implementation returned for a problem.
+
+    Attributes
+    ----------
+    results : tuple of Result or None
+        The value, then the gradients.
+    device : object
+        Of the arrays that it was given.
+    sizes : tuple or None
+        What ``output_sizes`` returned; None where it was not asked.
+    """
+
+    results: tuple[Result | None, ...]
+    device: Any
+    sizes: Any = None
+
+
+def precision(implementation: Implementation, dtype: str) -> AbstractContextManager[Any]:
+    """Return the context that a dtype is computed in: double precision for float64 alone."""
+    return implementation.double_precision() if dtype == "float64" else nullcontext()
+
+
+def run_case(
+    subject: Implementation | Framework, case: Case, dtype: str, *, device: Any = None
+) -> dict[str, float]:
+    """Evaluate a case, pull a random cotangent back, and compare all with the oracle.
 
     Parameters
     ----------
-    framework : Framework
-        From `diffstride_backends.registry`.
+    subject : Implementation or Framework
     case : Case
     dtype : str
         Of the input: ``"float64"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+    device : object, optional
+        One of the implementation's devices; its default if None.
 
     Returns
     -------
@@ -42,92 +82,152 @@ def run_case(framework: Framework, case: Case, dtype: str) -> dict[str, float]:
     Raises
     ------
     Mismatch
-        If a shape, dtype or value is not what it must be.
+        If a dtype, device, shape or value is not what it must be.
     """
-    with warnings.catch_warnings():
+    problem = pose(case, dtype)
+    outcomes = judge(problem, solve(as_implementation(subject), problem, device))
+    for outcome in outcomes:
+        if outcome.failure is not None:
+            raise Mismatch(outcome.failure, outcome.units)
+    return {outcome.quantity: outcome.units for outcome in outcomes}
+
+
+def solve(implementation: Implementation, problem: Problem, device: Any = None) -> Solution:
+    """Have an implementation compute a problem.
+
+    Raises
+    ------
+    Mismatch
+        If a host array does not come back as it was sent.
+    Exception
+        Whatever the implementation raises.
+    """
+    with warnings.catch_warnings(), precision(implementation, problem.dtype):
         warnings.simplefilter("ignore", NothingToCropWarning)
-        if case.operation == "complexity":
-            return _run_complexity(framework, case, STRIDE_DTYPE[dtype])
-        return _run_resampling(framework, case, dtype)
-
-
-def _run_complexity(framework: Framework, case: Case, dtype: str) -> dict[str, float]:
-    arrays = [framework.backend.from_host(np.array(s), dtype) for s in case.strides]
-    value, pullback = framework.with_pullback.complexity(arrays)
-    gradients = pullback(framework.backend.from_host(np.array(-1.25), dtype))
-    # The oracle is given the strides in use: those below 1 are bounded, their gradient straight
-    # through.
-    used = [np.maximum(1, _rounded(framework, np.array(s), dtype)) for s in case.strides]
-    expected, expected_gradients = oracle.complexity(used)
-    worst = {"complexity": _check(framework, "output", value, expected, dtype)}
-    worst["complexity gradient"] = max(
-        _check(framework, "dx", gradient, -1.25 * reference, dtype)
-        for gradient, reference in zip(gradients, expected_gradients, strict=True)
-    )
-    return worst
-
-
-def _run_resampling(framework: Framework, case: Case, dtype: str) -> dict[str, float]:
-    backend, random = framework.backend, case.random()
-    x = backend.from_host(random.standard_normal(case.shape), dtype)
-    host_x = backend.to_host(x).astype(np.float64)
-    options = {key: value for key, value in case.options.items() if key != "method"}
-    function = getattr(framework.with_pullback, case.operation)
-    reference_function = getattr(oracle, case.operation)
-
-    if case.operation == "spectral_resize":
-        output, pullback = function(x, **case.options)
-        arguments: tuple[Any, ...] = ()
-    elif case.operation == "spectral_pool":
-        output, pullback = function(x, case.strides, **case.options)
-        arguments = (case.strides,)
-    else:
-        strides = backend.from_host(np.array(case.strides), STRIDE_DTYPE[dtype])
-        output, pullback = function(x, strides, **case.options)
-        arguments = (backend.to_host(strides).astype(np.float64),)
-
-    g = backend.from_host(random.standard_normal(tuple(output.shape)), dtype)
-    host_g = backend.to_host(g).astype(np.float64)
-    reference = (
-        reference_function(host_x, *arguments, host_g, **options)
-        if arguments
-        else (reference_function(host_x, cotangent=host_g, **options))
-    )
-    gradients = pullback(g)
-    prefix = "" if case.operation == "diff_stride" else f"{case.operation} "
-    worst = {
-        f"{prefix}output": _check(framework, "output", output, reference.output, dtype),
-        f"{prefix}dx": _check(framework, "dx", gradients[0], reference.dx, dtype),
-    }
-    if case.operation == "diff_stride":
-        worst["dstrides"] = _check(
-            framework,
-            "dstrides",
-            gradients[1],
-            reference.dstrides,
-            STRIDE_DTYPE[dtype],
-            precision=dtype,
-            bound=reference.bound,
+        arrays = [_sent(implementation, values, dtype, device) for values, dtype in problem.arrays]
+        value, pullback = _called(implementation, problem.case, arrays)
+        gradients = pullback(_sent(implementation, *problem.cotangent, device))
+        sizes = None
+        if problem.sizes is not None and offers(implementation, "output_sizes"):
+            sizes = implementation.output_sizes(
+                problem.case.shape, arrays[1], **sizing_options(problem.case)
+            )
+        return Solution(
+            tuple(_fetched(implementation, array) for array in (value, *gradients)),
+            implementation.device_of(arrays[0]),
+            sizes,
         )
-    return worst
 
 
-def _check(
-    framework: Framework,
-    quantity: Quantity,
-    array: Any,
-    reference: Any,
-    dtype: str,
-    **options: Any,
-) -> float:
+def _called(implementation: Any, case: Case, arrays: list[Any]) -> Any:
+    if case.operation == "complexity":
+        return implementation.complexity(arrays)
+    if case.operation == "spectral_pool":
+        return implementation.spectral_pool(*arrays, case.strides, **case.options)
+    return getattr(implementation, case.operation)(*arrays, **case.options)
+
+
+def _sent(
+    implementation: Implementation, values: npt.NDArray[np.float64], dtype: str, device: Any
+) -> Any:
+    array = implementation.from_host(values, dtype, device)
+    back = _fetched(implementation, array)
+    assert back is not None
+    check_result("output", back, values, dtype=dtype, device=device or back.device)
+    if not np.array_equal(back.host, values):
+        raise Mismatch(f"from_host and to_host change the values of a {dtype} array")
+    return array
+
+
+def _fetched(implementation: Implementation, array: Any) -> Result | None:
     if array is None:
-        raise Mismatch(f"{quantity}: None, expected an array")
-    found = framework.backend.dtype_name(array)
-    if found != dtype:
-        raise Mismatch(f"{quantity}: dtype {found}, expected {dtype}")
-    return check(quantity, framework.backend.to_host(array), reference, dtype=dtype, **options)
+        return None
+    return Result(
+        implementation.to_host(array),
+        implementation.dtype_name(array),
+        implementation.device_of(array),
+    )
 
 
-def _rounded(framework: Framework, array: NDArray[Any], dtype: str) -> NDArray[np.float64]:
-    backend = framework.backend
-    return backend.to_host(backend.from_host(array, dtype)).astype(np.float64)
+def judge(problem: Problem, solution: Solution) -> list[Outcome]:
+    """Compare what an implementation returned with what it owes, quantity by quantity."""
+    checks = [
+        (
+            owed.quantity,
+            partial(
+                check_result,
+                owed.kind,
+                _at(solution, owed),
+                owed.reference,
+                dtype=owed.dtype,
+                device=solution.device,
+                precision=owed.precision,
+                bound=owed.bound,
+            ),
+        )
+        for owed in problem.owed
+    ]
+    if solution.sizes is not None:
+        checks.append((OUTPUT_SIZES, partial(_check_sizes, solution.sizes, problem.sizes)))
+    return outcomes_of(checks)
+
+
+def agree(
+    problem: Problem, first: Solution, second: Solution, *, gradients_of: str = ""
+) -> list[Outcome]:
+    """Compare two solutions with each other, by the rule that compares each with the oracle.
+
+    Parameters
+    ----------
+    problem : Problem
+    first, second : Solution
+    gradients_of : str, optional
+        Compare the gradients alone, and put this before the names of the quantities.
+    """
+    checks = []
+    for owed in problem.owed:
+        if owed.quantity == SCIPY or (gradients_of and owed.position == 0):
+            continue
+        results = _at(first, owed), _at(second, owed)
+        checks.append((gradients_of + owed.quantity, partial(_check_pair, owed, *results)))
+    return outcomes_of(checks)
+
+
+def _check_pair(owed: Owed, first: Result | None, second: Result | None) -> float:
+    if second is None:
+        raise Mismatch(f"{owed.kind}: None, expected an array")
+    return check_result(
+        owed.kind,
+        first,
+        second.host,
+        dtype=second.dtype,
+        device=None if first is None else first.device,
+        precision=owed.precision,
+        bound=owed.bound,
+    )
+
+
+def _check_sizes(sizes: Any, expected: Any) -> float:
+    if type(sizes) is not tuple or not all(type(size) is int for size in sizes):
+        raise Mismatch(f"{OUTPUT_SIZES}: {sizes!r}, expected a tuple of ints")
+    if sizes != expected:
+        raise Mismatch(f"{OUTPUT_SIZES}: {sizes}, expected {expected}")
+    return 0.0
+
+
+def _at(solution: Solution, owed: Owed) -> Result | None:
+    return solution.results[owed.position] if owed.position < len(solution.results) else None
+
+
+def outcomes_of(checks: Iterable[tuple[str, Callable[[], float]]]) -> list[Outcome]:
+    """Return one outcome per quantity: the worst, or the first failure."""
+    outcomes: dict[str, Outcome] = {}
+    for quantity, compute in checks:
+        try:
+            outcome = Outcome(quantity, compute())
+        except Mismatch as mismatch:
+            outcome = Outcome(quantity, mismatch.units, str(mismatch))
+        before = outcomes.get(quantity)
+        if before is None or (before.failure is None and outcome.units >= before.units):
+            outcomes[quantity] = outcome
+    return list(outcomes.values())

@@ -26,10 +26,11 @@ PACKAGES = {
     "diffstride_numpy": ROOT / "adapters/diffstride_numpy",
     "diffstride_torch": ROOT / "adapters/diffstride_torch",
     "diffstride_jax": ROOT / "adapters/diffstride_jax",
+    "diffstride_cupy": ROOT / "adapters/diffstride_cupy",
     "diffstride_conformance": ROOT / "conformance_tests/diffstride_conformance",
     "diffstride_experiments": ROOT / "experiments/diffstride_experiments",
 }
-ADAPTERS = {"diffstride_numpy", "diffstride_torch", "diffstride_jax"}
+ADAPTERS = {"diffstride_numpy", "diffstride_torch", "diffstride_jax", "diffstride_cupy"}
 
 # The packages of the distribution that each may import, itself aside. Conformance reaches the
 # adapters through the registry alone, so that it runs with whichever frameworks are installed.
@@ -39,6 +40,7 @@ MAY_IMPORT = {
     "diffstride_numpy": {"diffstride_core", "diffstride_backends"},
     "diffstride_torch": {"diffstride_core", "diffstride_backends"},
     "diffstride_jax": {"diffstride_core", "diffstride_backends"},
+    "diffstride_cupy": {"diffstride_core", "diffstride_backends"},
     "diffstride_conformance": {"diffstride_core", "diffstride_backends"},
     "diffstride_experiments": {"diffstride_core", "diffstride_backends", *ADAPTERS},
 }
@@ -62,6 +64,7 @@ FRAMEWORKS_OF_PACKAGE = {
     "diffstride_numpy": set(),
     "diffstride_torch": {"torch"},
     "diffstride_jax": {"jax"},
+    "diffstride_cupy": {"cupy"},
     "diffstride_conformance": set(),
     "diffstride_experiments": {"torch"},
 }
@@ -231,6 +234,7 @@ def test_readme_names_both_commands() -> None:
         ("diffstride_numpy", {"torch", "jax", "cupy"}),
         ("diffstride_torch", {"jax", "cupy"}),
         ("diffstride_jax", {"torch", "cupy"}),
+        ("diffstride_cupy", {"torch", "jax"}),
         ("diffstride_conformance", {"torch", "jax", "cupy"}),
     ],
 )

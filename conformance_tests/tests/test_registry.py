@@ -14,7 +14,9 @@ def test_framework_of_an_array():
 
 
 def test_names():
-    assert registry.names() == ("numpy", "torch", "jax")
+    assert registry.names() == ("numpy", "torch", "jax", "cupy")
     assert registry.is_installed("numpy")
-    with pytest.raises(ValueError, match="name must be one of numpy, torch, jax, got 'tensorly'"):
+    with pytest.raises(
+        ValueError, match="name must be one of numpy, torch, jax, cupy, got 'tensorly'"
+    ):
         registry.get("tensorly")

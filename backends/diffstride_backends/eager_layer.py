@@ -1,0 +1,135 @@
+"""The layer of the frameworks without automatic differentiation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Generic
+
+import numpy as np
+
+from diffstride_backends.functional import Functional
+from diffstride_backends.protocol import ArrayT, Backend, Pullback
+from diffstride_core.arguments import Limits, initial_strides
+from diffstride_core.plan_cache import PlanCache
+from diffstride_core.settings import make_settings
+
+
+class EagerLayer(Generic[ArrayT]):
+    """Downsampling with learnt strides, its forward and backward pass spelt out.
+
+    Base of the adapters' layers, each of which names its framework and documents the arguments.
+    Below "array" stands for the framework's arrays.
+
+    Attributes
+    ----------
+    strides : ndarray, shape (d,) or (1,)
+        The stride parameters, a float64 NumPy array whatever the framework: the output's sizes
+        follow from them without a transfer.
+    """
+
+    _backend: ClassVar[Backend[Any]]
+    _with_pullback: ClassVar[Functional[Any, Any]]
+
+    def __init__(
+        self,
+        stride: float | Sequence[float],
+        *,
+        shared: bool = False,
+        axes: int | Sequence[int] = (-2, -1),
+        smoothness: float | None = None,
+        limits: Limits | None = (None, None),
+        cropping: bool = True,
+        norm: str | None = None,
+        convention: str = "paper",
+        method: str = "auto",
+    ) -> None:
+        self.settings = make_settings(
+            axes=axes,
+            smoothness=smoothness,
+            limits=limits,
+            cropping=cropping,
+            norm=norm,
+            convention=convention,
+            method=method,
+        )
+        # Without a device a layer is refused when it is made, not at its first batch.
+        self._backend.devices()
+        self.strides = np.array(initial_strides(stride, len(self.settings.axes), shared))
+        self._plans = PlanCache(self.settings, len(self.strides))
+        self._pullback: Pullback[ArrayT] | None = None
+
+    def forward(self, x: ArrayT) -> ArrayT:
+        """Downsample an array and keep what `backward` needs: the input, nothing else."""
+        self._backend.check_input(x)
+        self._refresh()
+        plan = self._plans.plan(x.shape)  # type: ignore[attr-defined]
+        # A copy: the strides of this pass, whatever becomes of the parameter before `backward`.
+        strides = self._backend.strides_from_host(self.strides, x)
+        y: ArrayT
+        y, self._pullback = self._with_pullback.resample(plan, x, strides)
+        return y
+
+    def backward(self, g: ArrayT) -> tuple[ArrayT, ArrayT]:
+        """Return the gradients of the last forward pass.
+
+        Parameters
+        ----------
+        g : array
+            Gradient of the loss in the output, of its shape and dtype.
+
+        Returns
+        -------
+        dx : array
+            Gradient in the input.
+        dstrides : array
+            Gradient in `strides`, of their shape, in float64, on the device of the input.
+
+        Raises
+        ------
+        RuntimeError
+            Before the first forward pass.
+        TypeError, ValueError
+            If `g` does not match the output.
+        """
+        if self._pullback is None:
+            raise RuntimeError("backward was called before forward")
+        dx, dstrides = self._pullback(g)
+        assert dx is not None
+        assert dstrides is not None
+        return dx, dstrides
+
+    def output_sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the sizes along the resized axes for an input of the given shape."""
+        self._refresh()
+        return self._plans.plan(shape).output_sizes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the layer's arguments with its strides as they are now, as plain values.
+
+        They can be written as JSON and make the same layer in every framework:
+        ``DiffStride(**layer.to_dict())``. Strides below 1, which count as 1, are given as 1.
+        """
+        strides = [max(1.0, stride) for stride in self.strides.tolist()]
+        shared = len(strides) < len(self.settings.axes)
+        return {"stride": strides, "shared": shared, **self.settings.arguments()}
+
+    def project(self) -> None:
+        """Put the strides back within their bounds for the sizes seen; call it after a step."""
+        self._refresh()
+        self.strides[:] = self._plans.project(tuple(self.strides.tolist()))
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{value:.4g}" for value in self.strides.tolist())
+        return (
+            f"{type(self).__name__}([{values}], convention={self.settings.convention.name!r}, "
+            f"smoothness={self.settings.smoothness:g})"
+        )
+
+    def _refresh(self) -> None:
+        strides = self.strides
+        if not isinstance(strides, np.ndarray) or strides.dtype != np.float64 or strides.ndim != 1:
+            raise TypeError(
+                f"strides must be a float64 NumPy array of one dimension, got {strides!r}"
+            )
+        values = tuple(strides.tolist())
+        self._plans.refresh(values, lambda: values)

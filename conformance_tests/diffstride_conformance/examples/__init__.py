@@ -1,0 +1,1 @@
+"""Frameworks that the core was never told of, each an implementation in a few lines."""

@@ -1,0 +1,152 @@
+"""Which of the cases, recordings and wrong calls are gone through."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations
+
+from diffstride_conformance.bad_input import BadCall, all_bad_calls
+from diffstride_conformance.cases import Case, all_cases
+from diffstride_conformance.golden import GoldenCase, GoldenTrajectory
+from diffstride_conformance.reproduction import recorded_cases, recorded_trajectories
+
+GOLDEN = "golden-"
+"""Before the identifier of a recording, its name."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is gone through.
+
+    Attributes
+    ----------
+    cases : tuple of Case
+        Compared with the oracle, on the default device.
+    autodiff : tuple of Case
+        Those of them whose attached gradients are compared with plain automatic differentiation.
+    elsewhere : tuple of Case
+        Those of them that every other device computes too.
+    recorded : tuple of GoldenCase
+    trajectories : tuple of GoldenTrajectory
+    calls : tuple of BadCall
+    """
+
+    cases: tuple[Case, ...]
+    autodiff: tuple[Case, ...]
+    elsewhere: tuple[Case, ...]
+    recorded: tuple[GoldenCase, ...]
+    trajectories: tuple[GoldenTrajectory, ...]
+    calls: tuple[BadCall, ...]
+
+
+def everything() -> Selection:
+    """Return all there is."""
+    cases = all_cases()
+    return Selection(
+        cases, cases, cases, recorded_cases(), recorded_trajectories(), all_bad_calls()
+    )
+
+
+def representative() -> Selection:
+    """Return a fixed selection that a traced framework, which compiles each case, has time for."""
+    cases = representative_cases()
+    return replace(
+        everything(),
+        cases=cases,
+        autodiff=cases[::6],
+        elsewhere=cases[3::6],
+        recorded=recorded_cases()[::5],
+        trajectories=recorded_trajectories()[:1],
+    )
+
+
+def only(names: Iterable[str]) -> Selection:
+    """Return what has one of the names, with all that is compared for it.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown; the message has the ones most like it.
+    """
+    whole = everything()
+    wanted = set(names)
+    known = {case.name for case in (*whole.cases, *whole.calls)}
+    known |= {GOLDEN + entry.id for entry in (*whole.recorded, *whole.trajectories)}
+    for name in wanted - known:
+        similar = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
+        raise ValueError(f"there is no case {name!r}; similar: {', '.join(similar) or 'none'}")
+    return _filtered(whole, wanted.__contains__)
+
+
+def with_methods(selection: Selection, methods: Sequence[str]) -> Selection:
+    """Return a selection without the cases that ask for another method than these."""
+    others = {
+        case.name for case in all_cases() if case.options.get("method", methods[0]) not in methods
+    }
+    return _filtered(selection, lambda name: name not in others)
+
+
+def _filtered(selection: Selection, keep: Callable[[str], bool]) -> Selection:
+    def kept(cases: tuple[Case, ...]) -> tuple[Case, ...]:
+        return tuple(case for case in cases if keep(case.name))
+
+    return Selection(
+        kept(selection.cases),
+        kept(selection.autodiff),
+        kept(selection.elsewhere),
+        tuple(case for case in selection.recorded if keep(GOLDEN + case.id)),
+        tuple(entry for entry in selection.trajectories if keep(GOLDEN + entry.id)),
+        tuple(call for call in selection.calls if keep(call.name)),
+    )
+
+
+@cache
+def representative_cases() -> tuple[Case, ...]:
+    """Return few cases that have every value of every option, and every pair of the main ones.
+
+    Chosen one by one, each the first of those that add most.
+    """
+    features = {case: _features(case) for case in all_cases()}
+    missing = set[frozenset[str]]().union(*features.values())
+    chosen = set()
+    while missing:
+        best = max(features, key=lambda case: len(features[case] & missing))
+        chosen.add(best)
+        missing -= features[best]
+    return tuple(case for case in all_cases() if case in chosen)
+
+
+def _features(case: Case) -> set[frozenset[str]]:
+    """Return what a case is an example of: a value of an option or a pair of them."""
+    options = case.options
+    if case.operation == "complexity":
+        return {frozenset({case.name})}
+    axes = options.get("axes", (-2, -1))
+    sizes = [case.shape[axis] for axis in axes]
+    main = {
+        "convention": options.get("convention"),
+        "method": options.get("method"),
+        "norm": options.get("norm"),
+        "limits": options.get("limits", (None, None)),
+        "cropping": options.get("cropping", True),
+        "sizes": "sizes" in options,
+        "shared": len(case.strides) == 1 < len(axes),
+        "axes": len(axes),
+    }
+    others = {
+        "smoothness": options.get("smoothness"),
+        "parities": {size % 2 for size in sizes},
+        "entries": 0 not in case.shape,
+        "order": tuple(axes) == tuple(sorted(axes)),
+    }
+    if case.operation == "spectral_resize":
+        others["targets"] = {
+            (target % 2, (target > size) - (target < size))
+            for target, size in zip(options["sizes"], sizes, strict=True)
+        }
+    named = [f"{case.operation} {key} {value}" for key, value in main.items()]
+    single = [*named, *(f"{case.operation} {key} {value}" for key, value in others.items())]
+    return {frozenset(names) for names in (*((name,) for name in single), *combinations(named, 2))}
