@@ -1,7 +1,7 @@
 """The one rule by which results are compared: dtype, device and shape exactly, then values.
 
-Every implementation owes the same accuracy (:data:`TOLERANCES`). Outputs and input gradients are measured
-against the largest magnitude of the reference, stride gradients against their bound ``B``
+Every implementation owes the same accuracy (:data:`TOLERANCES`). Outputs and input gradients are
+measured against the largest magnitude of the reference, stride gradients against their bound ``B``
 (:attr:`diffstride_conformance.oracle.Reference.bound`).
 """
 

@@ -28,6 +28,7 @@ TOLERANCES = {"float64": (5e-7, 5e-6, 2e-7), "float32": (2e-6, 5e-6, 1e-6)}
 """What a precision owes to the float32 recording (``golden/README.md``): outputs and dx relative to
 the largest magnitude, dstrides to the sum of the absolute terms."""
 
+TRAJECTORY_DTYPE = "float32"
 TRAJECTORY_TOLERANCES = {"strides": 2e-5, "gradients": 5e-5}
 """Absolute, for twelve steps that an implementation takes on its own strides in float32."""
 
@@ -109,7 +110,7 @@ def follow(implementation: Implementation, trajectory: GoldenTrajectory) -> list
 
 def _follow(implementation: Any, trajectory: GoldenTrajectory) -> float:
     config, arrays = trajectory.config, trajectory.arrays
-    x = implementation.from_host(arrays["x"], "float32")
+    x = implementation.from_host(arrays["x"], TRAJECTORY_DTYPE)
     lower, upper = config.limits
     strides = np.asarray(arrays["strides"][0], dtype=np.float32)
     velocity = np.zeros_like(strides)
@@ -119,13 +120,13 @@ def _follow(implementation: Any, trajectory: GoldenTrajectory) -> float:
         units.append(_check("strides", strides, recorded, TRAJECTORY_TOLERANCES["strides"]))
         held = _authors_strides(implementation, config, arrays["x"].shape, strides)
         y, pullback = _diff_stride(
-            implementation, config, x, implementation.from_host(strides, "float32")
+            implementation, config, x, implementation.from_host(strides, TRAJECTORY_DTYPE)
         )
         y = implementation.to_host(y)
         if y.shape != tuple(arrays["y_shape"][step]):
             raise Mismatch(f"output: shape {y.shape}, expected {tuple(arrays['y_shape'][step])}")
         sign = 1 if step < trajectory.switch else -1
-        g = implementation.from_host(sign * 2 * y / y.size, "float32")
+        g = implementation.from_host(sign * 2 * y / y.size, TRAJECTORY_DTYPE)
         gradient = implementation.to_host(pullback(g)[1])
         recorded = arrays["grad"][step]
         units.append(_check("dstrides", gradient, recorded, TRAJECTORY_TOLERANCES["gradients"]))

@@ -173,7 +173,7 @@ def judge(problem: Problem, solution: Solution) -> list[Outcome]:
 
 
 def agree(
-    problem: Problem, first: Solution, second: Solution, *, gradients_of: str = ""
+    problem: Problem, first: Solution, second: Solution, *, gradients_only: bool = False
 ) -> list[Outcome]:
     """Compare two solutions with each other, by the rule that compares each with the oracle.
 
@@ -181,15 +181,15 @@ def agree(
     ----------
     problem : Problem
     first, second : Solution
-    gradients_of : str, optional
-        Compare the gradients alone, and put this before the names of the quantities.
+    gradients_only : bool
+        Leave the outputs out.
     """
     checks = []
     for owed in problem.owed:
-        if owed.quantity == SCIPY or (gradients_of and owed.position == 0):
+        if owed.quantity == SCIPY or (gradients_only and owed.position == 0):
             continue
         results = _at(first, owed), _at(second, owed)
-        checks.append((gradients_of + owed.quantity, partial(_check_pair, owed, *results)))
+        checks.append((owed.quantity, partial(_check_pair, owed, *results)))
     return outcomes_of(checks)
 
 

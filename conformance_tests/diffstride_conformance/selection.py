@@ -76,7 +76,8 @@ def only(names: Iterable[str]) -> Selection:
     known = {case.name for case in (*whole.cases, *whole.calls)}
     known |= {GOLDEN + entry.id for entry in (*whole.recorded, *whole.trajectories)}
     for name in wanted - known:
-        similar = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
+        similar = sorted(other for other in known if name in other)[:3]
+        similar = similar or difflib.get_close_matches(name, known, n=3, cutoff=0.3)
         raise ValueError(f"there is no case {name!r}; similar: {', '.join(similar) or 'none'}")
     return _filtered(whole, wanted.__contains__)
 
@@ -126,6 +127,11 @@ def _features(case: Case) -> set[frozenset[str]]:
         return {frozenset({case.name})}
     axes = options.get("axes", (-2, -1))
     sizes = [case.shape[axis] for axis in axes]
+    # Where there is next to nothing to compute, an option decides next to nothing.
+    if 0 in case.shape:
+        return {frozenset({f"{case.operation} without entries"})}
+    if min(sizes) < 4:
+        return {frozenset({f"{case.operation} of size {min(sizes)}"})}
     main = {
         "convention": options.get("convention"),
         "method": options.get("method"),
@@ -139,7 +145,6 @@ def _features(case: Case) -> set[frozenset[str]]:
     others = {
         "smoothness": options.get("smoothness"),
         "parities": {size % 2 for size in sizes},
-        "entries": 0 not in case.shape,
         "order": tuple(axes) == tuple(sorted(axes)),
     }
     if case.operation == "spectral_resize":

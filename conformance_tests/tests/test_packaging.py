@@ -76,6 +76,7 @@ EXTRAS = {
     "equinox",
     "cupy-cuda12x",
     "cupy-cuda13x",
+    "conformance",
     "plot",
     "experiments",
     "dev",

@@ -1,0 +1,185 @@
+"""The command ``diffstride-verify``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffstride_conformance import frameworks, selection
+from diffstride_conformance.environment import facts
+from diffstride_conformance.implementation import (
+    DTYPES,
+    Implementation,
+    ImplementationError,
+    load,
+)
+from diffstride_conformance.verify import Report, count_steps, not_offered, verify
+
+SUFFIXES = (".html", ".json")
+
+DESCRIPTION = """\
+Check that implementations of DiffStride give the outputs, gradients, sizes and errors that they
+owe: to an independent float64 reference, to recordings of the authors' own code, and to each other.
+"""
+
+EXAMPLES = """\
+examples:
+  diffstride-verify                                      all that is installed, about a minute
+  diffstride-verify --backends torch --dtype bfloat16    one framework in half precision
+  diffstride-verify --all --report report.html           every case, with a map of the errors
+  diffstride-verify --backend my_package.layer:Backend   an implementation of your own: see
+                                                         diffstride_conformance.implementation,
+                                                         and for two short ones
+                                                         diffstride_conformance.examples
+  diffstride-verify --backends jax --case complexity-2   one case, as a failure names it
+
+exit status: 0 if everything passed; 1 if not, or if a backend that was asked for is missing; 2 for
+wrong options
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        from diffstride_conformance import console, html_report, json_report
+    except ModuleNotFoundError as error:
+        parser.error(f"{error.name} is not installed: pip install 'diffstride[conformance]'")
+    try:
+        chosen = _chosen(options)
+    except ValueError as error:
+        parser.error(str(error))
+
+    # Before the frameworks are imported: their threads would wait for each other's turn at arrays
+    # as small as these.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    start = time.perf_counter()
+    implementations, named_by, absent, missing = _implementations(options)
+    found_facts = facts(implementations)
+    console.show_facts(found_facts)
+    with console.progress(count_steps(implementations, chosen, options.dtype)) as step:
+        comparisons = tuple(verify(implementations, chosen, options.dtype, step))
+    report = Report(
+        found_facts,
+        comparisons,
+        absent,
+        missing,
+        {each.name: not_offered(each, chosen, options.dtype) for each in implementations},
+        named_by,
+        time.perf_counter() - start,
+    )
+    console.show(report)
+    if options.report is not None:
+        write = html_report.write if options.report.suffix == ".html" else json_report.write
+        write(report, options.report)
+        console.show_written(options.report)
+    return 0 if report.passed else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "diffstride-verify",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--backends",
+        nargs="+",
+        action="extend",
+        choices=frameworks.names(),
+        metavar="NAME",
+        help=f"of {', '.join(frameworks.names())}; by default all that are usable here",
+    )
+    parser.add_argument(
+        "--backend",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="MODULE:NAME",
+        help="implementations of your own; compared with others that --backends names",
+    )
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=DTYPES,
+        default=["float64", "float32"],
+        metavar="DTYPE",
+        help=f"of the inputs, of {', '.join(DTYPES)}; float64 and float32 by default",
+    )
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        choices=("matmul", "fft"),
+        metavar="METHOD",
+        help="leave out the cases that ask for an engine other than these, of matmul and fft",
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="every case instead of a selection; a framework that compiles takes many minutes",
+    )
+    parser.add_argument(
+        "--case", nargs="+", action="extend", metavar="NAME", help="the cases of these names alone"
+    )
+    parser.add_argument(
+        "--report", type=_report_path, metavar="FILE", help="write a page (.html) or data (.json)"
+    )
+    return parser
+
+
+def _report_path(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in SUFFIXES:
+        raise argparse.ArgumentTypeError(f"must end in {' or '.join(SUFFIXES)}, got {text!r}")
+    if not path.resolve().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"must be in a folder that exists, got {text!r}")
+    return path
+
+
+def _chosen(options: argparse.Namespace) -> selection.Selection:
+    if options.case:
+        chosen = selection.only(options.case)
+    else:
+        chosen = selection.everything() if options.all else selection.representative()
+    return selection.with_methods(chosen, options.method) if options.method else chosen
+
+
+def _implementations(
+    options: argparse.Namespace,
+) -> tuple[list[Implementation], dict[str, str], dict[str, str], dict[str, str]]:
+    """Return the implementations there are, what names each, and why others are absent or missing.
+
+    One that is installed but cannot be imported is missing also where nobody asked for it.
+    """
+    found: dict[str, Implementation] = {}
+    named_by: dict[str, str] = {}
+    absent: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    by_default = () if options.backend else frameworks.names()
+    for name in dict.fromkeys(options.backends or by_default):
+        reason = frameworks.unavailable(name)
+        if reason is not None:
+            (missing if options.backends else absent)[name] = reason
+            continue
+        try:
+            found[name] = frameworks.get(name)
+        except Exception as error:
+            missing[name] = f"{type(error).__name__}: {error}"
+        named_by[name] = f"--backends {name}"
+    for location in dict.fromkeys(options.backend):
+        try:
+            implementation = load(location)
+        except ImplementationError as error:
+            missing[location] = str(error)
+            continue
+        if implementation.name in found:
+            missing[location] = f"there is another of the name {implementation.name!r}"
+            continue
+        found[implementation.name] = implementation
+        named_by[implementation.name] = f"--backend {location}"
+    return list(found.values()), named_by, absent, missing

@@ -1,0 +1,803 @@
+"""Show that the tests notice when a single detail of the operator is wrong.
+
+Usage: ``python conformance_tests/mutations.py [--only NAME] [--list] [--report FILE]``
+
+The working tree is copied to a temporary folder. There one detail after another is changed, the
+tests are run until the first fails, and the change is taken back. A mutation that no test notices
+has survived: the tests have a gap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS_FOLDER = "conformance_tests/tests"
+
+CORE = "test_core.py"
+GOLDEN = "test_golden.py"
+TORCH = "test_torch_functional.py"
+MODULES = "test_torch_modules.py"
+NUMPY = "test_numpy.py"
+PROPERTIES = "test_properties.py"
+DETAILS = "test_details.py"
+CONFORMANCE = "test_conformance.py"
+JAX = "test_jax.py"
+TESTS = (CORE, GOLDEN, TORCH, MODULES, NUMPY, PROPERTIES, DETAILS, CONFORMANCE, JAX)
+
+BASES = "diffstride_core/bases.py"
+COMPLEXITY = "diffstride_core/complexity.py"
+CONVENTIONS = "diffstride_core/conventions.py"
+PLAN = "diffstride_core/plan.py"
+PLAN_CACHE = "diffstride_core/plan_cache.py"
+PLANNING = "diffstride_core/planning.py"
+RESAMPLE = "diffstride_core/resample.py"
+SPECTRUM = "diffstride_core/spectrum.py"
+WINDOW = "diffstride_core/window.py"
+ARGUMENTS = "diffstride_core/arguments.py"
+EAGER = "backends/diffstride_backends/eager.py"
+FUNCTIONAL = "backends/diffstride_backends/functional.py"
+JAX_BACKEND = "backends/diffstride_backends/jax_backend.py"
+TORCH_BACKEND = "backends/diffstride_backends/torch_backend.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One wrong detail.
+
+    Attributes
+    ----------
+    detail : str
+        What the numerical contract calls it.
+    name : str
+        Unique.
+    file : str
+        From the root of the repository.
+    old, new : str
+        The text that is replaced, which must occur exactly once, and what replaces it.
+    why : str
+        The rule that is broken then.
+    first : str
+        The test file that most likely notices; the others follow.
+    """
+
+    detail: str
+    name: str
+    file: str
+    old: str
+    new: str
+    why: str
+    first: str
+
+
+# fmt: off
+_TABLE = (
+    ("tie rule", WINDOW, CORE, (
+        ("tie-at-one-from-the-left",
+         "v <= 1 + TIE", "v <= 1 - TIE",
+         "a bin on v = 1 has the ramp's derivative"),
+        ("tie-at-zero-from-the-left",
+         "(v > TIE)", "(v > -TIE)",
+         "a bin on v = 0 has no derivative"),
+        ("tie-left-to-rounding",
+         "(v > TIE) & (v <= 1 + TIE)", "(v > 0) & (v <= 1)",
+         "rounding must not decide ties"),
+    )),
+    ("tie rule", WINDOW, DETAILS, (
+        ("tie-lower-end-included",
+         "(v > TIE)", "(v >= TIE)",
+         "the shifted ramp is open at its lower end"),
+        ("tie-upper-end-left-out",
+         "(v <= 1 + TIE)", "(v < 1 + TIE)",
+         "the shifted ramp is closed at its upper end"),
+        ("tie-tolerance-wide",
+         "TIE = 1e-4", "TIE = 1e-3",
+         "bins further than 1e-4 from a corner are no ties"),
+        ("tie-tolerance-narrow",
+         "TIE = 1e-4", "TIE = 1e-7",
+         "bins within 1e-4 of a corner are ties"),
+    )),
+    ("mask", WINDOW, CORE, (
+        ("slope-outside-the-ramp",
+         "slope=xp.where(in_ramp, slope, xp.zeros_like(v))", "slope=slope + xp.zeros_like(v)",
+         "bins that are passed or cut whole have no derivative"),
+        ("autodiff-outside-the-ramp",
+         "clamp(ops, v, 0.0, 1.0), v, in_ramp)", "clamp(ops, v, 0.0, 1.0), v)",
+         "automatic differentiation sees the same slope"),
+    )),
+    ("straight-through bound", WINDOW, TORCH, (
+        ("gradient-stops-at-the-bounds",
+         "return with_slope(ops, bounded, stride)", "return bounded",
+         "automatic differentiation sees the same slope outside the bounds"),
+    )),
+    ("straight-through bound", WINDOW, CORE, (
+        ("lower-bound-wins",
+         "    raised = xp.where(array < lower, xp.full_like(array, lower), array)\n"
+         "    return xp.where(raised > upper, xp.full_like(array, upper), raised)",
+         "    cut = xp.where(array > upper, xp.full_like(array, upper), array)\n"
+         "    return xp.where(cut < lower, xp.full_like(array, lower), cut)",
+         "where the bounds cross, the upper one wins"),
+        ("floor-not-applied",
+         "max(bounds.floor, bounds.lower)", "bounds.lower",
+         "the mask uses no stride below the floor"),
+    )),
+    ("straight-through bound", PLAN, CORE, (
+        ("lower-bound-wins-on-the-host",
+         "min(max(stride, self.floor, self.lower), self.upper)",
+         "max(min(stride, self.upper), self.floor, self.lower)",
+         "where the bounds cross, the upper one decides the size too"),
+    )),
+    ("straight-through bound", CONVENTIONS, CORE, (
+        ("slope-at-the-parameter",
+         "smoothness * used**2", "smoothness * stride**2",
+         "the derivative is that at the bounded value"),
+        ("user-limit-above-half-the-size",
+         "min(upper, size / 2)", "upper",
+         "no limit of the user's lifts the bound N/2"),
+    )),
+    ("straight-through bound", CONVENTIONS, CONFORMANCE, (
+        ("upper-bound-below-one",
+         "upper=max(1.0, size / 2 if upper is None else min(upper, size / 2)),",
+         "upper=size / 2 if upper is None else min(upper, size / 2),",
+         "no stride is below 1, be the axis one sample long"),
+    )),
+    ("offset", CONVENTIONS, CORE, (
+        ("offset-on-every-axis",
+         "+ float(axis.is_last) - k", "+ 1.0 - k",
+         "o = 1 holds on the last axis alone"),
+        ("offset-nowhere",
+         "+ float(axis.is_last) - k", "- k",
+         "o = 1 on the last axis"),
+        ("offset-in-the-size",
+         "q = self.cutoff(size, smoothness, stride)\n",
+         "q = self.cutoff(size, smoothness, stride) + float(is_last)\n",
+         "the size follows Eq. 3 on every axis"),
+    )),
+    ("offset", PLANNING, CORE, (
+        ("offset-by-position",
+         "[i == len(axes) - 1 for i in range(len(axes))]", "[axis == max(axes) for axis in axes]",
+         "the last axis is the last one given, not the array's last"),
+    )),
+    ("unpaired bin", BASES, CORE, (
+        ("unpaired-bin-counts-twice",
+         "(frequencies == 0) | (2 * frequencies == size)", "frequencies == 0",
+         "the bin lo/2 of an even size has no mirror image"),
+        ("constant-counts-twice",
+         "(frequencies == 0) | (2 * frequencies == size)", "2 * frequencies == size",
+         "the constant has no mirror image"),
+    )),
+    ("unpaired bin", BASES, DETAILS, (
+        ("sine-by-rounding",
+         "np.where(2 * turns % size == 0, 0.0, np.sin(angle))", "np.sin(angle)",
+         "no sine of the Nyquist frequency passes, not even by rounding"),
+    )),
+    ("unpaired bin", SPECTRUM, CORE, (
+        ("fft-not-halved",
+         "weights[-1:] / 2", "weights[-1:]",
+         "in a longer output the bin lo/2 is shared by +lo/2 and -lo/2"),
+        ("fft-halved-where-odd",
+         "lo % 2 == 0 and lo < output_size", "lo < output_size",
+         "the highest bin of an odd size has a mirror image"),
+        ("fft-real-where-odd",
+         "lo % 2 == 0 and lo == output_size", "lo == output_size",
+         "the highest bin of an odd size keeps its sine"),
+        ("fft-slope-without-counts",
+         "self._mask.slope * counts * per_bin", "self._mask.slope * 2 * per_bin",
+         "the unpaired bin counts once in the stride's gradient too"),
+    )),
+    ("unpaired bin", SPECTRUM, DETAILS, (
+        ("fft-sine-at-nyquist",
+         "xp.real(_slice(spectrum, axis, lo // 2, lo // 2 + 1))",
+         "_slice(spectrum, axis, lo // 2, lo // 2 + 1)",
+         "a sine at M/2 is not left to the transform's library"),
+    )),
+    ("norm", PLANNING, CORE, (
+        ("forward-scaled",
+         '"forward": 1.0', '"forward": 1 / shrinkage',
+         "a constant stays that constant"),
+        ("ortho-inverted",
+         "math.sqrt(shrinkage)", "1 / math.sqrt(shrinkage)",
+         "the factor is a power of N/M"),
+        ("backward-inverted",
+         '"backward": shrinkage', '"backward": 1 / shrinkage',
+         "the factor is a power of N/M"),
+    )),
+    ("norm", RESAMPLE, CORE, (
+        ("scale-on-every-axis",
+         "masks[first] = masks[first].scaled(plan.scale)",
+         "masks = [mask.scaled(plan.scale) for mask in masks]",
+         "the scale is that of all axes together, once"),
+    )),
+    ("norm", SPECTRUM, CORE, (
+        ("fft-without-the-ratio",
+         "(scale * output_size / size)", "scale",
+         "the inverse transform's 1/M must become 1/N"),
+    )),
+    ("size guard", CONVENTIONS, CORE, (
+        ("size-without-guard",
+         "math.ceil(q - 1e-5 - 1e-7 * q)", "math.ceil(q)",
+         "rounding must not decide sizes"),
+        ("size-guard-without-1e-7-q",
+         "math.ceil(q - 1e-5 - 1e-7 * q)", "math.ceil(q - 1e-5)",
+         "float32 strides give the sizes of float64 ones on long axes too"),
+        ("size-floor",
+         "math.ceil(q - 1e-5 - 1e-7 * q)", "math.floor(q - 1e-5 - 1e-7 * q)",
+         "no bin is alive at the output's Nyquist frequency or above"),
+        ("size-odd",
+         "2 * math.ceil(q - 1e-5 - 1e-7 * q)", "math.ceil(2 * (q - 1e-5 - 1e-7 * q))",
+         "a size below N is even"),
+    )),
+    ("size guard", CONVENTIONS, DETAILS, (
+        ("size-guard-without-1e-5",
+         "math.ceil(q - 1e-5 - 1e-7 * q)", "math.ceil(q - 1e-7 * q)",
+         "sizes are stable near every tie"),
+        ("size-guard-too-wide",
+         "math.ceil(q - 1e-5 - 1e-7 * q)", "math.ceil(q - 2e-5 - 1e-7 * q)",
+         "no bin is alive at the output's Nyquist frequency or above"),
+    )),
+    ("floor", CONVENTIONS, CORE, (
+        ("paper-no-floor",
+         "return size / (size - smoothness) if size > smoothness else 1.0", "return 1.0",
+         "at the least stride the edge bin lies in the middle of the ramp"),
+        ("relative-floor-of-odd-sizes",
+         "max(1 + smoothness / 2, size / (2 * (size // 2)))", "1 + smoothness / 2",
+         "at the least stride the highest bin of an odd size has a gradient"),
+        ("tensorflow-floor-in-float64",
+         "float(np.float32(size) / np.float32(size - smoothness))", "size / (size - smoothness)",
+         "the authors' floor is a float32 number"),
+        ("tensorflow-floor-with-size-equal-to-the-ramp",
+         "if size <= smoothness:", "if size < smoothness:",
+         "N = R has no floor instead of an infinite one"),
+    )),
+    ("relative ramp", CONVENTIONS, CORE, (
+        ("relative-ramp-below-one-frequency",
+         "band + max(smoothness * band, 1.0)", "band + smoothness * band",
+         "the size leaves room for a ramp of at least one frequency"),
+        ("relative-branch-without-margin",
+         "_WIDE = 1 - 1e-6", "_WIDE = 1.0",
+         "rounding must not decide which ramp holds"),
+        ("relative-branch-margin-too-wide",
+         "_WIDE = 1 - 1e-6", "_WIDE = 1 - 1e-5",
+         "the branch changes at 1 - 1e-6"),
+        ("relative-mask-always-wide",
+         "_WIDE = 1 - 1e-6", "_WIDE = 0.0",
+         "the ramp is at least one frequency wide"),
+    )),
+    ("phase reduction", BASES, DETAILS, (
+        ("phases-not-reduced",
+         "(frequencies[:, None] * np.arange(size)) % size",
+         "frequencies[:, None] * np.arange(size)",
+         "the phases' rounding error does not grow with the size"),
+    )),
+    ("cotangent scale", WINDOW, CONFORMANCE, (
+        ("slope-not-scaled",
+         "self.slope * factor", "self.slope",
+         "the norm scales the stride's gradient too"),
+    )),
+    ("cotangent scale", SPECTRUM, CORE, (
+        ("fft-adjoint-not-scaled",
+         "self._resize(g, output_size, size, output_size / size)",
+         "self._resize(g, output_size, size, 1.0)",
+         "the resize back has 1/M, the adjoint 1/N"),
+    )),
+    ("cotangent scale", RESAMPLE, GOLDEN, (
+        ("terms-of-dstrides-replaced",
+         "slope if previous is None else previous + slope", "slope",
+         "the terms' slopes are added"),
+    )),
+    ("order of axes", PLAN, CORE, (
+        ("costliest-order",
+         "1 / self.axes[i].size - 1 / self.axes[i].output_size",
+         "1 / self.axes[i].output_size - 1 / self.axes[i].size",
+         "the axis that shrinks most comes first"),
+        ("equals-from-the-front",
+         "-self.axes[i].axis,", "self.axes[i].axis,",
+         "among equals the axis nearest to the end comes first"),
+    )),
+    ("order of axes", RESAMPLE, CORE, (
+        ("gradients-in-the-order-of-application",
+         "(index, operator) in reversed(list(enumerate(term)))",
+         "(_, operator), index in reversed([(s, o, s) for s, o in enumerate(term)])",
+         "a gradient belongs to its axis, wherever that was applied"),
+    )),
+    ("shared stride", WINDOW, CONFORMANCE, (
+        ("shared-gradient-of-one-axis",
+         "gradient = xp.sum(gradient)", "gradient = gradient[0]",
+         "a shared stride's gradient is the sum over its axes"),
+    )),
+    ("shared stride", PLANNING, CORE, (
+        ("shared-bounds-of-one-axis",
+         "(reduce(Bounds.intersect, bounds),) * len(axes)", "(bounds[0],) * len(axes)",
+         "a shared stride has the bounds of all its axes"),
+    )),
+    ("shared stride", PLAN, CORE, (
+        ("shared-bounds-widest",
+         "min(self.upper, other.upper)", "max(self.upper, other.upper)",
+         "a shared stride has the smallest upper bound"),
+    )),
+    ("complexity", COMPLEXITY, NUMPY, (
+        ("complexity-without-the-tail",
+         "tail = products[layer] + tail", "tail = products[layer]",
+         "a stride shrinks every later layer too"),
+        ("complexity-tail-from-the-front",
+         "for layer in reversed(range(len(strides))):", "for layer in range(len(strides)):",
+         "a stride shrinks later layers, not earlier ones"),
+        ("complexity-sign",
+         "-g * tail / stride", "g * tail / stride",
+         "a larger stride costs less"),
+        ("complexity-layers-apart",
+         "share if not shares else shares[-1] * share", "share",
+         "the products run over all layers before"),
+        ("complexity-unbounded",
+         "straight_through(ops, stride, bound)", "stride",
+         "J is that of the strides in use"),
+    )),
+    ("spectral resize", PLANNING, CORE, (
+        ("resize-nyquist-1",
+         "FlatWindow(nyquist=2.0)", "FlatWindow()",
+         "scipy restores a cosine at the output's Nyquist frequency"),
+    )),
+    ("spectral resize", WINDOW, CORE, (
+        ("resize-nyquist-2-at-the-same-size",
+         "axis.output_size < axis.size and axis.output_size % 2 == 0",
+         "axis.output_size <= axis.size and axis.output_size % 2 == 0",
+         "at the same size nothing changes"),
+        ("resize-nyquist-2-where-odd",
+         "axis.output_size < axis.size and axis.output_size % 2 == 0",
+         "axis.output_size < axis.size",
+         "an odd output has no bin at its Nyquist frequency"),
+    )),
+    ("spectral pooling", CONVENTIONS, CONFORMANCE, (
+        ("pool-nyquist-2",
+         "return FlatWindow()", "return FlatWindow(nyquist=2.0)",
+         "pooling has the operator's weight 1"),
+    )),
+    ("spectral pooling", CONVENTIONS, DETAILS, (
+        ("pool-without-guard",
+         "math.floor(size / stride + 1e-5)", "math.floor(size / stride)",
+         "rounding must not decide sizes"),
+        ("pool-to-one",
+         "min(size, max(2, math.floor(", "min(size, max(1, math.floor(",
+         "pooling leaves at least two samples"),
+        ("pool-enlarges",
+         "return min(size, max(2, math.floor(size / stride + 1e-5)))",
+         "return max(2, math.floor(size / stride + 1e-5))",
+         "pooling leaves a single sample alone"),
+    )),
+    ("spectral pooling", CONVENTIONS, GOLDEN, (
+        ("tensorflow-pool-odd-height",
+         "floor if is_last else floor - floor % 2", "floor",
+         "the authors make the height even"),
+    )),
+    ("tensorflow", CONVENTIONS, GOLDEN, (
+        ("tensorflow-stride-in-float64",
+         "single = xp.astype(stride, xp.float32)", "single = stride",
+         "the authors' strides are float32"),
+        ("tensorflow-ratio-by-the-reciprocal",
+         "xp.full_like(stride, size) / stride", "size / stride",
+         "the quotient is rounded once, in every framework"),
+        ("tensorflow-size-in-float64",
+         "used = np.asarray(stride, dtype=np.float32)", "used = np.asarray(stride)",
+         "float32 rounding decides the authors' sizes"),
+        ("tensorflow-threshold-without-offset",
+         "/ 2 + float(is_last)", "/ 2",
+         "the width's pass band is one frequency wider"),
+        ("tensorflow-odd-rows-centred",
+         "ops.frequencies(positive, like) + axis.size % 2", "ops.frequencies(positive, like)",
+         "the authors' mask of an odd height starts at k + 1"),
+        ("tensorflow-first-rows-kept",
+         "np.arange(size - negative, size)", "np.arange(positive, output_size)",
+         "half of the rows kept are the last ones"),
+        ("tensorflow-odd-row-in-front",
+         "    positive = output_size // 2\n    negative",
+         "    positive = (output_size + 1) // 2\n    negative",
+         "an odd height keeps one row more from the back"),
+        ("tensorflow-columns-positive",
+         "return -k, -k, bin_counts", "return k, k, bin_counts",
+         "the second term is subtracted"),
+        ("tensorflow-no-gradient-at-one",
+         "(raw <= 1)", "(raw < 1)",
+         "the authors' clip passes the gradient at 1"),
+        ("tensorflow-gradient-below-two-samples",
+         "            & (ratio >= 2)\n", "",
+         "the authors' clip of size/S at 2 stops the gradient"),
+        ("tensorflow-gradient-above-the-limit",
+         "            & (raised <= bounds.upper)\n", "",
+         "the authors' clip at the upper limit stops the gradient"),
+        ("tensorflow-gradient-below-the-limit",
+         "            & (raised >= bounds.lower)\n", "",
+         "the authors' clip at the lower limit stops the gradient"),
+    )),
+    ("tensorflow", CONVENTIONS, DETAILS, (
+        ("tensorflow-ramp-by-the-reciprocal",
+         "xp.astype(smoothness + threshold - position, stride.dtype)",
+         "smoothness + threshold - position",
+         "a compiler cannot replace the float32 quotient"),
+        ("tensorflow-size-guarded",
+         "math.ceil(self.cutoff(size, smoothness, stride))",
+         "math.ceil(self.cutoff(size, smoothness, stride) - 1e-5)",
+         "the authors' sizes have no guard"),
+    )),
+    ("tensorflow", CONVENTIONS, CONFORMANCE, (
+        ("tensorflow-no-gradient-at-zero",
+         "(raw >= 0)", "(raw > 0)",
+         "the authors' clip passes the gradient at 0"),
+    )),
+    ("dtype", WINDOW, DETAILS, (
+        ("mask-of-a-rounded-stride",
+         "precise = ops.xp.astype(strides, ops.precise_dtype(strides), copy=False)",
+         "precise = strides",
+         "mask and derivative are computed in float64"),
+    )),
+    ("dtype", EAGER, NUMPY, (
+        ("half-computed-in-half-by-numpy",
+         "array.dtype if array.dtype == self.xp.float64 else self.xp.float32", "array.dtype",
+         "half precision is resized in float32"),
+    )),
+    ("dtype", TORCH_BACKEND, TORCH, (
+        ("half-computed-in-half-by-torch",
+         "torch.float32 if array.dtype.itemsize == 2 else array.dtype", "array.dtype",
+         "half precision is resized in float32"),
+    )),
+    ("dtype", JAX_BACKEND, JAX, (
+        ("half-computed-in-half-by-jax",
+         "jnp.float32 if array.dtype.itemsize == 2 else array.dtype", "array.dtype",
+         "half precision is resized in float32"),
+    )),
+    ("dtype", RESAMPLE, NUMPY, (
+        ("half-pulled-back-in-half",
+         "dtype = ops.compute_dtype(x)", "dtype = x.dtype",
+         "the backward pass is computed in float32 too"),
+    )),
+    ("dtype", SPECTRUM, DETAILS, (
+        ("fft-slope-accumulated-in-float32",
+         "axis=others, dtype=precise)", "axis=others)",
+         "long sums of the stride's gradient are made in double precision"),
+    )),
+    ("dtype", COMPLEXITY, CONFORMANCE, (
+        ("complexity-in-float64",
+         "ops.xp.result_type(*strides)", "total.dtype",
+         "J has the dtype of the strides"),
+    )),
+    ("needs", RESAMPLE, TORCH, (
+        ("everything-computed",
+         "needs[0], strides is not None and needs[1]", "True, strides is not None",
+         "gradients that nobody needs cost nothing"),
+        ("strides-needed-where-x-is",
+         "strides is not None and needs[1]", "strides is not None and needs[0]",
+         "each input is asked for by itself"),
+        ("one-adjoint-too-many",
+         "if needs_x or step:", "if True:",
+         "the last adjoint makes dx alone"),
+    )),
+    ("needs", COMPLEXITY, DETAILS, (
+        ("complexity-of-frozen-strides",
+         "if needs[layer]:", "if True:",
+         "gradients that nobody needs are None"),
+    )),
+    ("plan cache", PLAN_CACHE, CORE, (
+        ("refresh-ignored",
+         "if self._token is None or token != self._token:", "if self._token is None:",
+         "plans follow the strides"),
+        ("token-none-counts",
+         "if self._token is None or token != self._token:", "if token != self._token:",
+         "the token None never means unchanged"),
+        ("plans-not-remade",
+         "if strides is None or strides != self._strides:", "if strides is None:",
+         "the plans of all sizes seen follow the strides"),
+        ("equality-ignores-sizes",
+         "seen = [*self._plans, *other._plans]", "seen = []",
+         "caches with other sizes are not equal"),
+        ("plans-pile-up",
+         "while len(self._plans) > _MOST_SIZES:", "while False:",
+         "a cache keeps a bounded number of plans"),
+    )),
+    ("plan cache", PLAN_CACHE, DETAILS, (
+        ("equality-asks-one-side",
+         "seen = [*self._plans, *other._plans]", "seen = [*self._plans]",
+         "a size counts that either cache has seen"),
+    )),
+    ("torch", TORCH_BACKEND, TORCH, (
+        ("torch-stride-gradient-dropped",
+         "return None, None, None, None, *gradients",
+         "return None, None, None, None, gradients[0], *(None for _ in gradients[1:])",
+         "strides are learnt"),
+        ("torch-gradient-scaled",
+         "ctx.vjp(ctx.backend, ctx.plan, g,", "ctx.vjp(ctx.backend, ctx.plan, 2 * g,",
+         "the cotangent is handed on as it is"),
+        ("torch-needs-shifted",
+         "ctx.needs_input_grad[4:]", "ctx.needs_input_grad[3:]",
+         "the arrays follow four other arguments"),
+        ("torch-no-second-derivative",
+         "    @staticmethod\n    def backward(",
+         "    @staticmethod\n    @torch.autograd.function.once_differentiable\n    def backward(",
+         "the backward pass can be differentiated"),
+        ("torch-stop-gradient-passes",
+         "return array.detach()\n", "return array\n",
+         "what is constant to automatic differentiation has no derivative"),
+        ("torch-always-attached",
+         "if plain_autodiff.enabled or (", "if (",
+         "plain_autodiff lets the framework differentiate"),
+        ("torch-autocast-in-the-forward-pass",
+         "with _no_autocast(arrays[0].device):", "with nullcontext():",
+         "autocast does not reach the operator"),
+        ("torch-autocast-in-the-backward-pass",
+         "with _no_autocast(g.device):", "with nullcontext():",
+         "autocast does not reach the operator"),
+    )),
+    ("jax", JAX_BACKEND, JAX, (
+        ("jax-stride-gradient-dropped",
+         "return vjp(BACKEND, plan, g, *arrays, needs=(True,) * len(arrays))",
+         "dx, *others = vjp(BACKEND, plan, g, *arrays, needs=(True,) * len(arrays))\n"
+         "    return dx, *(0 * gradient for gradient in others)",
+         "strides are learnt"),
+        ("jax-gradient-scaled",
+         "return vjp(BACKEND, plan, g, *arrays", "return vjp(BACKEND, plan, 2 * g, *arrays",
+         "the cotangent is handed on as it is"),
+    )),
+    ("jax", JAX_BACKEND, DETAILS, (
+        ("jax-stop-gradient-passes",
+         "return jax.lax.stop_gradient(array)", "return array",
+         "what is constant to automatic differentiation has no derivative"),
+        ("jax-mask-in-float32",
+         "return jnp.result_type(float)", "return jnp.float32",
+         "mask and derivative are computed in float64 where it is on"),
+    )),
+    ("numbers and arrays", ARGUMENTS, NUMPY, (
+        ("numbers-in-float32",
+         "array.astype(np.float64)", "array.astype(np.float32)",
+         "Python's numbers are double precision"),
+    )),
+    ("numbers and arrays", TORCH_BACKEND, DETAILS, (
+        ("numbers-in-float32-by-torch",
+         "torch.tensor(strides, dtype=dtype, device=like.device)",
+         "torch.tensor(strides, dtype=torch.float32, device=like.device)",
+         "Python's numbers are double precision"),
+    )),
+    ("numbers and arrays", FUNCTIONAL, TORCH, (
+        ("strides-read-where-sizes-are-given",
+         "self._values(strides) if given is None else None", "self._values(strides)",
+         "strides that decide nothing are not read"),
+    )),
+)
+# fmt: on
+
+MUTATIONS = tuple(
+    Mutation(detail, name, file, old, new, why, first)
+    for detail, file, first, rows in _TABLE
+    for name, old, new, why in rows
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the tests said to a mutation.
+
+    Attributes
+    ----------
+    verdict : {"killed", "timed out", "SURVIVED"}
+    killer : str
+        The test that noticed, without its parameters.
+    seconds : float
+    """
+
+    verdict: str
+    killer: str
+    seconds: float
+
+
+def read_source(root: Path, mutation: Mutation) -> str:
+    """Return the unmutated text, in which the old text must occur exactly once."""
+    source = (root / mutation.file).read_text()
+    count = source.count(mutation.old)
+    if count != 1:
+        raise SystemExit(
+            f"{mutation.name}: {mutation.file} has moved on, the text to replace occurs {count} "
+            f"times in it:\n{mutation.old}"
+        )
+    return source
+
+
+class Copy:
+    """A copy of the working tree, in which the tests run.
+
+    Parameters
+    ----------
+    folder : Path
+        Empty.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for name in filter(None, listed.split("\0")):
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+        project = tomllib.loads((folder / "pyproject.toml").read_text())
+        packages = project["tool"]["hatch"]["build"]["dev-mode-dirs"]
+        self._environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(str(folder / name) for name in packages),
+            # Bytecode is told apart by size and whole seconds, which a mutation can leave as they
+            # were.
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def check_imports(self, files: set[str]) -> None:
+        """Raise SystemExit unless Python imports the files from here, not from an installation."""
+        ordered = sorted(files)
+        modules = [".".join(Path(name).with_suffix("").parts[-2:]) for name in ordered]
+        code = "import importlib, sys\nfor name in sys.argv[1:]:\n"
+        code += "    print(importlib.import_module(name).__file__)"
+        status, output = self.run([sys.executable, "-c", code, *modules], timeout=600)
+        expected = [str(self.folder / name) for name in ordered]
+        if status != 0 or output.split("\n")[:-1] != expected:
+            raise SystemExit(f"the copy is not what is imported:\n{output}")
+
+    def run(self, command: Sequence[str], timeout: float) -> tuple[int | None, str]:
+        """Run a command here; return its exit status, None past the timeout, and its output."""
+        process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except BaseException as error:
+            # With the processes that it started.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if isinstance(error, subprocess.TimeoutExpired):
+                return None, ""
+            raise
+        return process.returncode, output
+
+    def test(self, files: Sequence[str], timeout: float) -> tuple[int | None, str]:
+        """Run test files in their order until a test fails."""
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+        paths = [f"{TESTS_FOLDER}/{name}" for name in files]
+        return self.run([sys.executable, "-m", "pytest", *options, *paths], timeout)
+
+    def judge(self, mutation: Mutation, tests: Sequence[str], timeout: float) -> Outcome:
+        """Apply a mutation, run the tests until one fails, and take the mutation back."""
+        path, source = self.folder / mutation.file, read_source(self.folder, mutation)
+        mutated = source.replace(mutation.old, mutation.new)
+        compile(mutated, mutation.file, "exec")
+        path.write_text(mutated)
+        start = time.monotonic()
+        try:
+            # By itself first: collecting all tests takes longer than most mutations live.
+            first = [name for name in tests if name == mutation.first]
+            others = [name for name in tests if name != mutation.first]
+            for files in filter(None, (first, others)):
+                status, output = self.test(files, timeout)
+                if status is None:
+                    return Outcome("timed out", "", time.monotonic() - start)
+                if status:
+                    killer = failed_test(mutation, output)
+                    return Outcome("killed", killer, time.monotonic() - start)
+        finally:
+            path.write_text(source)
+        return Outcome("SURVIVED", "", time.monotonic() - start)
+
+
+def failed_test(mutation: Mutation, output: str) -> str:
+    """Return the test that failed, without its folder and parameters."""
+    found = re.search(rf"^(?:FAILED|ERROR) {TESTS_FOLDER}/(\w+\.py::\w+)", output, re.MULTILINE)
+    if found is None:
+        raise SystemExit(f"{mutation.name}: no test failed, the run did:\n{output[-4000:]}")
+    return found[1]
+
+
+def report(outcomes: dict[Mutation, Outcome]) -> str:
+    """Return the table of all mutations as Markdown."""
+    versions = [f"Python {platform.python_version()}"]
+    versions += [f"{name} {version(name)}" for name in ("numpy", "scipy", "torch", "jax", "pytest")]
+    killed = sum(outcome.verdict == "killed" for outcome in outcomes.values())
+    lines = [
+        "# Mutations",
+        "",
+        "Each line is one detail of the operator made wrong on purpose, and the first test that",
+        "noticed. Written by",
+        "",
+        "    python conformance_tests/mutations.py --report docs/mutations.md",
+        "",
+        f"with {', '.join(versions)}. **{killed} of {len(outcomes)} killed.**",
+        "",
+        "The seconds are those until the first failure, start-up included.",
+        "",
+        "| detail | mutation | rule that it breaks | file | killed by | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for mutation, outcome in outcomes.items():
+        killer = f"`{outcome.killer}`" if outcome.killer else f"**{outcome.verdict}**"
+        cells = (
+            mutation.detail,
+            f"`{mutation.name}`",
+            mutation.why,
+            f"`{mutation.file}`",
+            killer,
+            f"{outcome.seconds:.0f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Judge the mutations one by one; return 1 unless the tests killed them all."""
+    # As an exception: the tests that are running end with it, and the copy is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="judge this one; may be repeated"
+    )
+    parser.add_argument("--tests", nargs="+", default=TESTS, metavar="FILE", help="run these alone")
+    parser.add_argument("--list", action="store_true", help="print the mutations and stop")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write a table of all of them")
+    arguments = parser.parse_args()
+    chosen = [m for m in MUTATIONS if arguments.only is None or m.name in arguments.only]
+    unknown = set(arguments.only or ()) - {mutation.name for mutation in chosen}
+    if unknown:
+        parser.error(f"unknown mutations: {', '.join(sorted(unknown))}")
+    if arguments.report and (arguments.only or tuple(arguments.tests) != TESTS):
+        parser.error("a report is made of all mutations and all tests")
+    for mutation in chosen:
+        read_source(ROOT, mutation)
+    if arguments.list:
+        for mutation in chosen:
+            print(f"{mutation.detail:24s} {mutation.name:46s} {mutation.file}")
+        return 0
+
+    outcomes: dict[Mutation, Outcome] = {}
+    with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
+        copy = Copy(Path(folder).resolve())
+        copy.check_imports({mutation.file for mutation in chosen})
+        start = time.monotonic()
+        status, output = copy.test(arguments.tests, timeout=3600)
+        unmutated = time.monotonic() - start
+        if status != 0:
+            raise SystemExit(f"the tests fail without any mutation:\n{output[-4000:]}")
+        print(f"without mutation: green in {unmutated:.0f} s", flush=True)
+        for mutation in chosen:
+            outcome = copy.judge(mutation, arguments.tests, timeout=60 + 3 * unmutated)
+            outcomes[mutation] = outcome
+            print(
+                f"{outcome.verdict:9s} {outcome.seconds:6.1f} s  {mutation.name:46s} "
+                f"{outcome.killer}",
+                flush=True,
+            )
+    verdicts = [outcome.verdict for outcome in outcomes.values()]
+    print(", ".join(f"{verdicts.count(v)} {v}" for v in ("killed", "timed out", "SURVIVED")))
+    if arguments.report:
+        arguments.report.write_text(report(outcomes))
+    return int("SURVIVED" in verdicts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

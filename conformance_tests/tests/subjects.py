@@ -1,0 +1,25 @@
+"""The implementations that tests are parametrised over, and what happens where one is missing."""
+
+import os
+from functools import cache
+
+import pytest
+from diffstride_conformance import frameworks
+from diffstride_conformance.implementation import load
+
+REQUIRED = os.environ.get("DIFFSTRIDE_REQUIRE_BACKENDS", "").split(",")
+
+EAGER = ("numpy", "torch", "array-api-strict")
+"""Those that take no time to compile a case."""
+
+
+@cache
+def subject(name):
+    """Return an implementation; skip the test, or fail it if CI requires it, where it is absent."""
+    if name == "dask":
+        pytest.importorskip("dask.array")
+        return load("diffstride_conformance.examples.dask_arrays:Backend")
+    reason = frameworks.unavailable(name)
+    if reason is not None:
+        (pytest.fail if name in REQUIRED else pytest.skip)(f"{name}: {reason}")
+    return frameworks.get(name)
