@@ -25,6 +25,8 @@ from diffstride_conformance.verify import (
 FAILURES_PER_QUANTITY = 3
 
 _console = Console(highlight=False)
+if not _console.is_terminal:
+    _console.width = 120
 
 
 def show_facts(facts: dict[str, str]) -> None:
@@ -84,9 +86,9 @@ def _show_table(title: str, table: Table) -> None:
     """Print a table with the quantities down and the subjects across."""
     columns = subjects(table)
     grid = Grid(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    grid.add_column("")
+    grid.add_column("", no_wrap=True)
     for subject in columns:
-        grid.add_column(subject.replace(PAIR, "\n"), justify="right")
+        grid.add_column(subject.replace(PAIR, "\n"), justify="right", overflow="fold")
     for quantity, row in table.items():
         grid.add_row(quantity, *(_number(row[s]) if s in row else "" for s in columns))
     _console.print(grid)

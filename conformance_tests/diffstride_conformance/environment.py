@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,10 +25,16 @@ def facts(implementations: Sequence[Implementation]) -> dict[str, str]:
         "threads": f"{os.environ.get('OMP_NUM_THREADS', 'any')} of {os.cpu_count()} cores",
     }
     for implementation in implementations:
-        devices = [str(device) for device in implementation.devices() if device is not None]
+        devices = [_name(device) for device in implementation.devices() if device is not None]
         on = f" on {', '.join(devices)}" if devices else ""
         found[implementation.name] = f"{implementation.version}{on}"
     return found
+
+
+def _name(device: object) -> str:
+    """Return what stands between quotes in a device's description, if anything does."""
+    quoted = re.search(r"'([^']+)'", str(device))
+    return quoted[1] if quoted else str(device)
 
 
 def _processor() -> str:

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from diffstride_conformance.verify import Comparison, Report, Table, dtypes_of, subjects, worst
+from diffstride_conformance.verify import Comparison, Report, dtypes_of, subjects, worst
 
-EXACT, SMALLEST = "exact", -4
-"""An error of 0, and the power of ten from which on errors are told apart by their colour."""
+DECADES = 4
+"""Below 1, how many powers of ten the colours tell apart."""
+
+
+class Strip(NamedTuple):
+    """One quantity in the map of errors.
+
+    Attributes
+    ----------
+    cases : dict of str
+        The columns, in their order.
+    rows : dict of (str, str) to dict of str to Comparison
+        Per subject and dtype, the worst comparison of each case that there is one for.
+    """
+
+    cases: dict[str, None]
+    rows: dict[tuple[str, str], dict[str, Comparison]]
 
 
 def write(report: Report, path: Path) -> None:
@@ -22,45 +38,51 @@ def write(report: Report, path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["shade"] = shade
-    environment.filters["subjects"] = subjects
+    environment.filters.update(colour=colour, number=number)
     template = environment.get_template("report.html.jinja")
-    path.write_text(
-        template.render(
-            report=report,
-            tables=_tables(report),
-            strips=_strips(report),
-        ),
-        "utf-8",
+    page = template.render(
+        report=report,
+        tables={pairs: _tables(report, pairs=pairs) for pairs in (False, True)},
+        strips=strips(report),
+        decades=DECADES,
     )
+    path.write_text(page, "utf-8")
 
 
-def _tables(report: Report) -> dict[str, Table]:
-    """Return the tables of worst errors by their headings."""
-    kinds = (("Against the reference", False), ("Pairwise", True))
-    return {
-        f"{kind}, {dtype}": table
-        for kind, pairs in kinds
-        for dtype in dtypes_of(report)
-        if (table := worst(report, dtype, pairs=pairs))
-    }
-
-
-def shade(comparison: Comparison) -> str:
-    """Return the class that colours a comparison: by the power of ten of its error."""
-    if comparison.failure is not None:
-        return "failed"
-    if comparison.units == 0:
-        return EXACT
-    power = max(SMALLEST, math.floor(math.log10(comparison.units)))
-    return f"p{min(-power, -SMALLEST)}"
-
-
-def _strips(report: Report) -> dict[str, dict[tuple[str, str], list[Comparison]]]:
-    """Return, per subject, dtype and quantity, the comparisons in the order of the cases."""
-    strips: dict[str, dict[tuple[str, str], list[Comparison]]] = {}
+def strips(report: Report) -> dict[str, Strip]:
+    """Return the map of errors, quantity by quantity."""
+    found: dict[str, Strip] = {}
     for each in report.comparisons:
-        if not each.is_pair:
-            strip = strips.setdefault(each.subject, {})
-            strip.setdefault((each.dtype, each.quantity), []).append(each)
-    return strips
+        if each.is_pair:
+            continue
+        strip = found.setdefault(each.quantity, Strip({}, {}))
+        strip.cases[each.case] = None
+        row = strip.rows.setdefault((each.subject, each.dtype), {})
+        before = row.get(each.case)
+        if before is None or each.units > before.units:
+            row[each.case] = each
+    return found
+
+
+def colour(comparison: Comparison) -> str:
+    """Return the attributes that colour a comparison: by the logarithm of its error."""
+    if comparison.failure is not None:
+        return 'class="failed"'
+    if comparison.units == 0:
+        return 'class="exact"'
+    share = 1 + math.log10(comparison.units) / DECADES
+    return f'style="--share:{100 * min(max(share, 0.0), 1.0):.0f}%"'
+
+
+def number(comparison: Comparison) -> str:
+    """Return the error of a comparison as text."""
+    return f"{comparison.units:.2g}" if comparison.units else "exact"
+
+
+def _tables(report: Report, *, pairs: bool) -> list[dict[str, Any]]:
+    tables = {dtype: worst(report, dtype, pairs=pairs) for dtype in dtypes_of(report)}
+    return [
+        {"dtype": dtype, "rows": table, "columns": subjects(table)}
+        for dtype, table in tables.items()
+        if table
+    ]

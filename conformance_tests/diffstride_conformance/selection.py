@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
+from os.path import commonprefix
 
 from diffstride_conformance.bad_input import BadCall, all_bad_calls
 from diffstride_conformance.cases import Case, all_cases
@@ -75,10 +75,11 @@ def only(names: Iterable[str]) -> Selection:
     wanted = set(names)
     known = {case.name for case in (*whole.cases, *whole.calls)}
     known |= {GOLDEN + entry.id for entry in (*whole.recorded, *whole.trajectories)}
-    for name in wanted - known:
-        similar = sorted(other for other in known if name in other)[:3]
-        similar = similar or difflib.get_close_matches(name, known, n=3, cutoff=0.3)
-        raise ValueError(f"there is no case {name!r}; similar: {', '.join(similar) or 'none'}")
+    if unknown := sorted(wanted - known):
+        # Names begin with what their cases are about.
+        alike = {name: len(commonprefix([unknown[0], name])) for name in known}  # noqa: RUF071
+        similar = sorted(known, key=lambda name: (-alike[name], name))
+        raise ValueError(f"there is no case {unknown[0]!r}; similar: {', '.join(similar[:3])}")
     return _filtered(whole, wanted.__contains__)
 
 
