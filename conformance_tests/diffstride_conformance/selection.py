@@ -56,9 +56,9 @@ def representative() -> Selection:
     return replace(
         everything(),
         cases=cases,
-        autodiff=cases[::6],
+        autodiff=cases[3::4],
         elsewhere=cases[3::6],
-        recorded=recorded_cases()[::5],
+        recorded=recorded_cases()[::8],
         trajectories=recorded_trajectories()[:1],
     )
 
@@ -133,18 +133,14 @@ def _features(case: Case) -> set[frozenset[str]]:
         return {frozenset({f"{case.operation} without entries"})}
     if min(sizes) < 4:
         return {frozenset({f"{case.operation} of size {min(sizes)}"})}
-    main = {
-        "convention": options.get("convention"),
-        "method": options.get("method"),
-        "norm": options.get("norm"),
+    main = {key: options.get(key) for key in ("convention", "method", "norm")}
+    others = {
+        "smoothness": options.get("smoothness"),
         "limits": options.get("limits", (None, None)),
         "cropping": options.get("cropping", True),
         "sizes": "sizes" in options,
         "shared": len(case.strides) == 1 < len(axes),
         "axes": len(axes),
-    }
-    others = {
-        "smoothness": options.get("smoothness"),
         "parities": {size % 2 for size in sizes},
         "order": tuple(axes) == tuple(sorted(axes)),
     }
