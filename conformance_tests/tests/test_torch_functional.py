@@ -27,7 +27,7 @@ from diffstride_core import bases
 ENGINES = ("matmul", "fft")
 
 # Forward-mode differentiation loads PyTorch's own scripted decompositions.
-FORWARD_MODE_WARNING = r"ignore:`torch\.jit\.script.*` is deprecated:DeprecationWarning"
+FORWARD_MODE_WARNING = r"ignore:`torch\.jit\.script.*` is deprecated"
 
 # shape, strides, options: every rank, both conventions, norms, a shared stride, axes anywhere.
 SMOOTH = {

@@ -319,7 +319,7 @@ def test_functional_call(rule):
     assert_right(module, x)
 
 
-@pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script.*` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script.*` is deprecated")
 def test_functional_call_in_forward_mode(rule):
     module, x = layer(dtype=torch.float64), random(2, 24, 20, dtype=torch.float64)
     strides = torch.tensor([2.9, 1.4], dtype=torch.float64)
