@@ -51,6 +51,20 @@ class Settings:
             "method": self.method,
         }
 
+    def layer_arguments(self, strides: Sequence[float]) -> dict[str, Any]:
+        """Return the arguments of a layer with these settings and stride parameters.
+
+        Parameters
+        ----------
+        strides : sequence of float
+            One per axis or one for all. Those below 1, which count as 1, are given as 1.
+        """
+        return {
+            "stride": [max(1.0, stride) for stride in strides],
+            "shared": len(strides) < len(self.axes),
+            **self.arguments(),
+        }
+
 
 def make_settings(
     *,

@@ -16,10 +16,10 @@ from diffstride_core.settings import Settings, make_settings
 from diffstride_jax.layers import (
     current_plan,
     downsample,
-    layer_arguments,
     make_plans,
     penalty,
     pool,
+    projected,
     read_strides,
 )
 
@@ -133,7 +133,7 @@ class DiffStride(eqx.Module):
         They can be written as JSON and make the same layer in every framework:
         ``DiffStride(**layer.to_dict())``. Strides below 1, which count as 1, are given as 1.
         """
-        return layer_arguments(self.plans, self.strides)
+        return self.plans.settings.layer_arguments(self.strides.tolist())
 
 
 class SpectralPool(eqx.Module):
@@ -215,8 +215,9 @@ def replan(model: ModelT) -> ModelT:
 def project_strides(model: ModelT) -> ModelT:
     """Return a model with every stride back within its bounds, and its output sizes up to date.
 
-    Call it after the optimiser's step, outside `equinox.filter_jit`. The bounds are the layer's
-    limits and, for the input sizes that it has seen, the built-in ones.
+    All strides are read in one transfer. Call it after the optimiser's step, outside
+    `equinox.filter_jit`. The bounds are the layer's limits and, for the input sizes that it has
+    seen, the built-in ones.
 
     Parameters
     ----------
@@ -230,13 +231,16 @@ def project_strides(model: ModelT) -> ModelT:
     """
     names, layers = _named_layers(model)
     values = read_strides(names, [layer.strides for layer in layers])
-    bounded = [layer.plans.project(strides) for layer, strides in zip(layers, values, strict=True)]
-    projected = [
-        layer.strides if after == before else jnp.asarray(after, layer.strides.dtype)
-        for layer, before, after in zip(layers, values, bounded, strict=True)
+    replacements = [
+        part
+        for layer, read in zip(layers, values, strict=True)
+        for part in projected(layer.plans, layer.strides, read)
     ]
-    model = eqx.tree_at(lambda tree: [layer.strides for layer in _layers(tree)], model, projected)
-    return replan(model)
+    return eqx.tree_at(
+        lambda tree: [part for layer in _layers(tree) for part in (layer.plans, layer.strides)],
+        model,
+        replacements,
+    )
 
 
 def complexity_penalty(layers: Sequence[DiffStride]) -> jax.Array:

@@ -67,11 +67,21 @@ def current_plan(plans: PlanCache, shape: Sequence[int], strides: jax.Array) -> 
     return plan if values is None else plans.refreshed(values).plan(shape)
 
 
-def layer_arguments(plans: PlanCache, strides: jax.Array) -> dict[str, Any]:
-    """Return the arguments that make a layer like one with these plans and strides."""
-    values = [max(1.0, value) for value in np.asarray(strides).tolist()]
-    settings = plans.settings
-    return {"stride": values, "shared": len(values) < len(settings.axes), **settings.arguments()}
+def projected(
+    plans: PlanCache, strides: jax.Array, values: tuple[float, ...]
+) -> tuple[PlanCache, jax.Array]:
+    """Return a layer's strides within their bounds, and the plans that follow from them.
+
+    Parameters
+    ----------
+    plans : PlanCache
+    strides : jax.Array
+    values : tuple of float
+        The strides' values, from `read_strides`.
+    """
+    bounded = np.asarray(plans.project(values), strides.dtype)
+    kept = tuple(bounded.tolist())
+    return plans.refreshed(kept), strides if kept == values else jax.numpy.asarray(bounded)
 
 
 def read_strides(names: Iterable[str], strides: list[jax.Array]) -> list[tuple[float, ...]]:

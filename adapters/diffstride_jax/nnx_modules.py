@@ -15,10 +15,10 @@ from diffstride_core.settings import make_settings
 from diffstride_jax.layers import (
     current_plan,
     downsample,
-    layer_arguments,
     make_plans,
     penalty,
     pool,
+    projected,
     read_strides,
 )
 
@@ -130,7 +130,7 @@ class DiffStride(nnx.Module):
         They can be written as JSON and make the same layer in every framework:
         ``DiffStride(**layer.to_dict())``. Strides below 1, which count as 1, are given as 1.
         """
-        return layer_arguments(self.plans, self.strides[...])
+        return self.plans.settings.layer_arguments(self.strides[...].tolist())
 
 
 class SpectralPool(nnx.Module):
@@ -203,7 +203,7 @@ def replan(model: nnx.Module) -> None:
 
 
 def project_strides(model: nnx.Module) -> None:
-    """Put every stride of a model back within its bounds, and `replan`.
+    """Put every stride of a model back within its bounds, and `replan`, in one transfer.
 
     Call it after the optimiser's step, outside `nnx.jit`. The bounds are the layer's limits and,
     for the input sizes that it has seen, the built-in ones.
@@ -220,10 +220,7 @@ def project_strides(model: nnx.Module) -> None:
     layers = _named_layers(model)
     values = read_strides(layers, [layer.strides[...] for layer in layers.values()])
     for layer, strides in zip(layers.values(), values, strict=True):
-        bounded = layer.plans.project(strides)
-        if bounded != strides:
-            layer.strides[...] = jnp.asarray(bounded, layer.strides[...].dtype)
-    replan(model)
+        layer.plans, layer.strides[...] = projected(layer.plans, layer.strides[...], strides)
 
 
 def complexity_penalty(layers: Sequence[DiffStride]) -> jax.Array:

@@ -176,9 +176,7 @@ class DiffStride(torch.nn.Module):
         They can be written as JSON and make the same layer in every framework:
         ``DiffStride2d(**layer.to_dict())``. Strides below 1, which count as 1, are given as 1.
         """
-        strides = [max(1.0, stride) for stride in self.strides.tolist()]
-        shared = len(strides) < self.rank
-        return {"stride": strides, "shared": shared, **self.settings.arguments()}
+        return self.settings.layer_arguments(self.strides.tolist())
 
     def extra_repr(self) -> str:  # noqa: D102
         settings = self.settings

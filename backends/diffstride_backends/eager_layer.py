@@ -109,9 +109,7 @@ class EagerLayer(Generic[ArrayT]):
         They can be written as JSON and make the same layer in every framework:
         ``DiffStride(**layer.to_dict())``. Strides below 1, which count as 1, are given as 1.
         """
-        strides = [max(1.0, stride) for stride in self.strides.tolist()]
-        shared = len(strides) < len(self.settings.axes)
-        return {"stride": strides, "shared": shared, **self.settings.arguments()}
+        return self.settings.layer_arguments(self.strides.tolist())
 
     def project(self) -> None:
         """Put the strides back within their bounds for the sizes seen; call it after a step."""

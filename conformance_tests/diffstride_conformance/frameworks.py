@@ -85,7 +85,9 @@ def names() -> tuple[str, ...]:
 
 
 def unavailable(name: str) -> str | None:
-    """Return why an implementation cannot be used here, None where it can; does not import it.
+    """Return why an implementation cannot be used here, None where it can.
+
+    Imports no framework but CuPy, which alone knows whether it has a GPU.
 
     Raises
     ------
@@ -105,7 +107,7 @@ def get(name: str) -> Implementation:
     ------
     ValueError
         For an unknown name.
-    ImportError, ImplementationError
+    ImportError, ImplementationError, RuntimeError
         If it is unavailable.
     """
     if name == STRICT:

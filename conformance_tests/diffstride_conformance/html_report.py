@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from diffstride_conformance.verify import Comparison, Report, dtypes_of, subjects, worst
+from diffstride_conformance.verify import (
+    PAIR,
+    Comparison,
+    Report,
+    dtypes_of,
+    keep_worst,
+    subjects,
+    worst,
+)
 
 DECADES = 4
 """Below 1, how many powers of ten the colours tell apart."""
@@ -45,6 +53,7 @@ def write(report: Report, path: Path) -> None:
         tables={pairs: _tables(report, pairs=pairs) for pairs in (False, True)},
         strips=strips(report),
         decades=DECADES,
+        pair=PAIR,
     )
     path.write_text(page, "utf-8")
 
@@ -57,10 +66,7 @@ def strips(report: Report) -> dict[str, Strip]:
             continue
         strip = found.setdefault(each.quantity, Strip({}, {}))
         strip.cases[each.case] = None
-        row = strip.rows.setdefault((each.subject, each.dtype), {})
-        before = row.get(each.case)
-        if before is None or each.units > before.units:
-            row[each.case] = each
+        keep_worst(strip.rows.setdefault((each.subject, each.dtype), {}), each.case, each)
     return found
 
 

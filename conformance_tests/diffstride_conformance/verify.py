@@ -123,11 +123,15 @@ def worst(report: Report, dtype: str, *, pairs: bool) -> Table:
     table: Table = {}
     for each in report.comparisons:
         if each.dtype == dtype and each.is_pair == pairs:
-            row = table.setdefault(each.quantity, {})
-            before = row.get(each.subject)
-            if before is None or each.units > before.units:
-                row[each.subject] = each
+            keep_worst(table.setdefault(each.quantity, {}), each.subject, each)
     return table
+
+
+def keep_worst(row: dict[str, Comparison], key: str, comparison: Comparison) -> None:
+    """Enter a comparison into a row unless one as bad is there already."""
+    before = row.get(key)
+    if before is None or comparison.units > before.units:
+        row[key] = comparison
 
 
 def subjects(table: Table) -> tuple[str, ...]:

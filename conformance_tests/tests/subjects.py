@@ -7,10 +7,14 @@ import pytest
 from diffstride_conformance import frameworks
 from diffstride_conformance.implementation import load
 
-REQUIRED = os.environ.get("DIFFSTRIDE_REQUIRE_BACKENDS", "").split(",")
-
 EAGER = ("numpy", "torch", "array-api-strict")
 """Those that take no time to compile a case."""
+
+
+def skip(name, reason):
+    """Skip a test for want of a backend, or fail it where the environment requires the backend."""
+    required = os.environ.get("DIFFSTRIDE_REQUIRE_BACKENDS", "").replace(",", " ").split()
+    (pytest.fail if name in required else pytest.skip)(f"{name}: {reason}")
 
 
 @cache
@@ -21,5 +25,5 @@ def subject(name):
         return load("diffstride_conformance.examples.dask_arrays:Backend")
     reason = frameworks.unavailable(name)
     if reason is not None:
-        (pytest.fail if name in REQUIRED else pytest.skip)(f"{name}: {reason}")
+        skip(name, reason)
     return frameworks.get(name)

@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import inspect
 import json
-import os
 import pkgutil
 import re
 import subprocess
@@ -25,6 +24,7 @@ from diffstride_conformance.bad_input import all_bad_calls
 from diffstride_conformance.cases import all_cases
 from diffstride_conformance.run import run_case
 from diffstride_torch import diff_stride as torch_diff_stride
+from subjects import skip
 
 pytestmark = pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")
 
@@ -443,8 +443,7 @@ def test_cupy_itself_without_a_gpu():
 def gpu():
     """Return CuPy where it can compute; where the machine promises it, a lack of it fails."""
     if (reason := registry.unavailable("cupy")) is not None:
-        required = os.environ.get("DIFFSTRIDE_REQUIRE_BACKENDS", "").replace(",", " ").split()
-        (pytest.fail if "cupy" in required else pytest.skip)(f"cupy: {reason}")
+        skip("cupy", reason)
     return importlib.import_module("cupy")
 
 

@@ -166,6 +166,23 @@ def test_project_strides_and_replan_of_a_model(library):
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+def test_strides_of_a_model_are_read_in_one_transfer(library, monkeypatch):
+    reads = []
+
+    def counted(arrays, original=jax.device_get):
+        reads.append(len(arrays))
+        return original(arrays)
+
+    layers = [library.DiffStride(2.0), with_strides(library.DiffStride(2.0), 0.5, 2.0)]
+    model = nnx.List(layers) if library is nnx_modules else layers
+    monkeypatch.setattr(jax, "device_get", counted)
+    for function in (projected, replanned):
+        function(library, model)
+        assert reads == [2]
+        reads.clear()
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
 def test_strides_that_are_not_finite_are_named_and_nothing_changes(library):
     layers = [library.DiffStride([2.0, 2.0]), with_strides(library.DiffStride(3.0), np.nan, 3.0)]
     model = nnx.List(layers) if library is nnx_modules else layers
