@@ -57,7 +57,7 @@ def vjp(
     for layer in reversed(range(len(strides))):
         tail = products[layer] + tail
         if needs[layer]:
-            slopes = [-g * tail / stride for stride in used[layer]]
+            slopes = ops.xp.stack([-g * tail / stride for stride in used[layer]])
             gradients[layer] = gather_slopes(ops, slopes, strides[layer])
     return tuple(gradients)
 

@@ -135,6 +135,9 @@ class Paper(Convention):
     def cutoff(self, size: int, smoothness: float, stride: float) -> float:  # noqa: D102
         return size / (2 * stride) + smoothness
 
+    def sloped_bins(self, size: int, smoothness: float, bounds: Bounds) -> int:  # noqa: D102
+        return math.ceil(smoothness) + 1  # one more, for rounding at the two ends
+
     def mask(  # noqa: D102
         self, ops: ArrayOps, axis: AxisPlan, smoothness: float, stride: Array, like: Array
     ) -> Mask:
@@ -170,6 +173,10 @@ class Relative(Convention):
     def cutoff(self, size: int, smoothness: float, stride: float) -> float:  # noqa: D102
         band = size / (2 * stride)
         return band + max(smoothness * band, 1.0)
+
+    def sloped_bins(self, size: int, smoothness: float, bounds: Bounds) -> int:  # noqa: D102
+        widest = smoothness * size / (2 * bounds.apply(0.0))
+        return math.ceil(max(widest, 1.0)) + 1
 
     def mask(  # noqa: D102
         self, ops: ArrayOps, axis: AxisPlan, smoothness: float, stride: Array, like: Array
@@ -256,6 +263,9 @@ class TensorFlow(Convention):
 
     def uncropped_size(self, size: int, is_last: bool) -> int:  # noqa: D102
         return 2 * (size // 2) if is_last else size
+
+    def sloped_bins(self, size: int, smoothness: float, bounds: Bounds) -> int:  # noqa: D102
+        return size  # the two ends of a height's spectrum have a ramp each
 
     def mask(  # noqa: D102
         self, ops: ArrayOps, axis: AxisPlan, smoothness: float, stride: Array, like: Array

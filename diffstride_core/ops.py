@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from diffstride_core.bases import AxisBasis
 
+if TYPE_CHECKING:
+    from diffstride_core.plan import Plan
+
 Array: TypeAlias = Any
 """An array of the framework at hand; the core relies on the array API standard alone."""
+
+Factors: TypeAlias = tuple[Any, ...]
+"""Arrays in nested tuples."""
 
 
 class ArrayOps(Protocol):
@@ -31,6 +38,33 @@ class ArrayOps(Protocol):
 
     def tables(self, basis: AxisBasis, like: Array) -> tuple[Array, Array]:
         """Return `bases.tables` with the dtype and device of `like`."""
+
+    def kept(
+        self,
+        make: Callable[[ArrayOps, Plan, Array | None, Array], Factors],
+        plan: Plan,
+        strides: Array | None,
+        like: Array,
+    ) -> Factors:
+        """Return ``make(self, plan, strides, like)``, kept from an earlier call where possible.
+
+        `like` gives dtype and device alone.
+        """
+
+    def memory_order(self, array: Array) -> tuple[int, ...] | None:
+        """Return the permutation of the axes into the order of memory; None for their own."""
+
+    def block_elements(self, array: Array) -> int | None:
+        """Return of how many elements to take at a time, so that caches hold what is made of them.
+
+        None for all at once, where arrays cannot be assigned to or gain nothing.
+        """
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Return a @ b, written to `out` if that is given, as only code in blocks does.
+
+        Both are matrices, or `a` is a batch of one matrix and `b` a batch of any number.
+        """
 
     def stop_gradient(self, array: Array) -> Array:
         """Return the array, constant to automatic differentiation."""

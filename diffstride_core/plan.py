@@ -7,7 +7,7 @@ framework can reuse what it compiled.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class AxisPlan:
         The stride's bounds on this axis; those of all axes together where they share one stride.
     use_fft : bool
         Whether the FFT engine resizes the axis rather than the matrix engine.
+    sloped_bins : int
+        How many neighbouring bins hold the window's ramp, at any stride within the bounds.
     """
 
     axis: int
@@ -67,6 +69,7 @@ class AxisPlan:
     is_last: bool = False
     bounds: Bounds = Bounds()
     use_fft: bool = False
+    sloped_bins: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,19 @@ class Plan:
     def output_sizes(self) -> tuple[int, ...]:
         """M of each axis, in the order given by the caller."""
         return tuple(axis.output_size for axis in self.axes)
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape that an array of the given shape is resized to."""
+        sizes = list(shape)
+        for axis in self.axes:
+            sizes[axis.axis] = axis.output_size
+        return tuple(sizes)
+
+    def permuted(self, order: tuple[int, ...]) -> Plan:
+        """Return the plan for arrays whose axes are permuted, new axis i being old `order[i]`."""
+        rank = len(order)
+        axes = tuple(replace(axis, axis=order.index(rank + axis.axis) - rank) for axis in self.axes)
+        return replace(self, axes=axes)
 
     @property
     def order(self) -> tuple[int, ...]:

@@ -210,6 +210,9 @@ def _make_plan(
                 is_last=is_last,
                 bounds=Bounds() if bounds is None else bounds[i],
                 use_fft=_use_fft(window, method, max(sizes[i], output_sizes[i])),
+                sloped_bins=0
+                if bounds is None
+                else window.sloped_bins(sizes[i], smoothness, bounds[i]),
             )
             for i, (axis, is_last) in enumerate(zip(axes, _is_last(axes), strict=True))
         ),

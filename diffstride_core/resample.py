@@ -1,4 +1,4 @@
-r"""Applying a plan: the forward pass, its vector-Jacobian product and the matrix engine.
+r"""Applying a plan: the forward pass and its vector-Jacobian product.
 
 A resize is a sum of separable real operators, y = scale * sum_t (A_t1 x A_t2 x ...) x. Each axis
 operator has three uses, whichever engine evaluates it: apply it (A), apply its adjoint (A^T), and
@@ -8,11 +8,13 @@ the slope <u, (dA/dS) x> that the stride's gradient is made of.
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
 
 from diffstride_core.bases import AxisBasis
-from diffstride_core.ops import Array, ArrayOps
-from diffstride_core.plan import AxisPlan, Plan
+from diffstride_core.matrix import MatrixOperator, axis_matrix, axis_ramp
+from diffstride_core.ops import Array, ArrayOps, Factors
+from diffstride_core.plan import Plan
 from diffstride_core.spectrum import SpectralOperator
 from diffstride_core.window import Mask, gather_slopes, spread_strides
 
@@ -20,14 +22,21 @@ from diffstride_core.window import Mask, gather_slopes, spread_strides
 class AxisOperator(Protocol):
     """One axis of one term."""
 
-    def apply(self, x: Array) -> Array:
-        """Return A x, from N to M samples along the axis."""
+    def apply(self, x: Array, out: Array | None = None) -> Array:
+        """Return A x, from N to M samples along the axis; in `out`, if that was possible."""
 
-    def adjoint(self, g: Array) -> Array:
-        """Return A^T g, from M to N samples along the axis."""
+    def adjoint(self, g: Array, out: Array | None = None) -> Array:
+        """Return A^T g, from M to N samples along the axis; in `out`, if that was possible."""
 
-    def slope(self, u: Array, x: Array) -> Array:
-        """Return <u, (dA/dS) x>, shape (), in the precise dtype."""
+    def slope(self, u: Array, x: Array, others: Others) -> Array:
+        """Return <u, (dA/dS) B x>, shape (), in the precise dtype.
+
+        B, a function, applies the operators of other axes.
+        """
+
+
+Others: TypeAlias = Callable[[Array], Array]
+Term: TypeAlias = list[tuple[int, AxisOperator]]
 
 
 def forward(ops: ArrayOps, plan: Plan, x: Array, strides: Array | None = None) -> Array:
@@ -46,14 +55,20 @@ def forward(ops: ArrayOps, plan: Plan, x: Array, strides: Array | None = None) -
     array, shape (..., M_1, ..., M_d, ...)
         Of the dtype of `x`.
     """
-    y = ops.xp.astype(x, ops.compute_dtype(x), copy=False)
-    total = None
-    for term in _operators(ops, plan, y, strides):
-        part = y
-        for _, operator in term:
-            part = operator.apply(part)
-        total = part if total is None else total + part
-    return ops.xp.astype(total, x.dtype, copy=False)
+    plan, (x,), restore = _as_in_memory(ops, plan, x)
+    terms = _operators(ops, plan, x, strides)
+
+    def resize(out: Array | None, x: Array) -> tuple[Array, None]:
+        wide_x = ops.xp.astype(x, ops.compute_dtype(x), copy=False)
+        if len(terms) > 1 or wide_x.dtype != x.dtype:
+            out = None
+        y = _apply_all(terms[0], wide_x, out)
+        for term in terms[1:]:
+            y = y + _apply_all(term, wide_x)
+        return ops.xp.astype(y, x.dtype, copy=False), None
+
+    y, _ = _in_blocks(ops, plan, resize, plan.output_shape(x.shape), x)
+    return restore(y)
 
 
 def vjp(
@@ -83,101 +98,165 @@ def vjp(
         Of the shape and dtype of `strides`; only if there are strides.
     """
     xp = ops.xp
-    dtype = ops.compute_dtype(x)
     needs_x, needs_strides = needs[0], strides is not None and needs[1]
-    wide_x, wide_g = xp.astype(x, dtype, copy=False), xp.astype(g, dtype, copy=False)
-    dx = None
-    slopes: list[Array | None] = [None] * len(plan.axes)
-    for term in _operators(ops, plan, wide_x, strides):
-        # Only x was kept: x resized along the first axes is made anew where a slope needs it.
-        partial = [wide_x]
-        if needs_strides:
-            for _, operator in term[:-1]:
-                partial.append(operator.apply(partial[-1]))
-        u = wide_g
-        for step, (index, operator) in reversed(list(enumerate(term))):
-            if needs_strides:
-                slope, previous = operator.slope(u, partial[step]), slopes[index]
-                slopes[index] = slope if previous is None else previous + slope
-            if needs_x or step:
-                u = operator.adjoint(u)
-        if needs_x:
-            dx = u if dx is None else dx + u
-    gradients = (xp.astype(dx, x.dtype, copy=False) if needs_x else None,)
+    plan, (x, g), restore = _as_in_memory(ops, plan, x, g)
+    terms = _operators(ops, plan, x, strides, with_slopes=needs_strides)
+
+    def pull_back(out: Array | None, x: Array, g: Array) -> tuple[Array | None, Array | None]:
+        dtype = ops.compute_dtype(x)
+        wide_x, wide_g = xp.astype(x, dtype, copy=False), xp.astype(g, dtype, copy=False)
+        if len(terms) > 1 or dtype != x.dtype:
+            out = None
+        dx = None
+        slopes: list[Array | None] = [None] * len(plan.axes)
+        for term in terms:
+            u = wide_g
+            for step, (index, operator) in reversed(list(enumerate(term))):
+                if needs_strides:
+                    before = _applying(term[:step])
+                    slope, previous = operator.slope(u, wide_x, before), slopes[index]
+                    slopes[index] = slope if previous is None else previous + slope
+                if needs_x or step:
+                    u = operator.adjoint(u, None if step else out)
+            if needs_x:
+                dx = u if dx is None else dx + u
+        return (
+            xp.astype(dx, x.dtype, copy=False) if needs_x else None,
+            xp.stack(slopes) if needs_strides else None,
+        )
+
+    dx, slopes = _in_blocks(ops, plan, pull_back, x.shape if needs_x else None, x, g)
+    gradients = (restore(dx) if needs_x else None,)
     if strides is None:
         return gradients
-    if not needs_strides:
-        return (*gradients, None)
-    return (*gradients, gather_slopes(ops, slopes, strides))
+    return (*gradients, gather_slopes(ops, slopes, strides) if needs_strides else None)
+
+
+def _as_in_memory(
+    ops: ArrayOps, plan: Plan, *arrays: Array
+) -> tuple[Plan, tuple[Array, ...], Callable[[Array], Array]]:
+    """Return plan and arrays with the axes in the order they have in memory, and the way back.
+
+    So that, channels first or last, no product has to copy its input.
+    """
+    order = ops.memory_order(arrays[0])
+    if order is None:
+        return plan, arrays, lambda array: array
+    back = tuple(order.index(i) for i in range(len(order)))
+    permute = ops.xp.permute_dims
+    return (
+        plan.permuted(order),
+        tuple(permute(array, order) for array in arrays),
+        lambda array: permute(array, back),
+    )
+
+
+def _in_blocks(
+    ops: ArrayOps,
+    plan: Plan,
+    function: Callable[..., tuple[Array | None, Array | None]],
+    shape: tuple[int, ...] | None,
+    *arrays: Array,
+) -> tuple[Array | None, Array | None]:
+    """Call a function on one part of the batch after the other.
+
+    Parameters
+    ----------
+    function : callable
+        Maps where a part of the result may be written, which it may ignore, and parts of the
+        arrays to that part of the result, and a contribution to a sum.
+    shape : tuple of int, or None
+        Of the result; None if there is none.
+
+    Returns
+    -------
+    result, total : array or None
+    """
+    count = arrays[0].shape[0] if arrays[0].ndim > max(-axis.axis for axis in plan.axes) else 1
+    elements = ops.block_elements(arrays[0])
+    largest = max(math.prod(array.shape) for array in arrays)
+    if elements is None or count < 2 or largest <= elements:
+        return function(None, *arrays)
+    step = max(1, count * elements // largest)
+    result = total = None
+    if shape is not None:
+        result = ops.xp.empty(shape, dtype=arrays[0].dtype)
+    for start in range(0, count, step):
+        block = slice(start, start + step)
+        out = None if result is None else result[block]
+        part, summand = function(out, *(array[block] for array in arrays))
+        if result is not None and part is not out:
+            result[block] = part
+        if summand is not None:
+            total = summand if total is None else total + summand
+    return result, total
+
+
+def _applying(term: Term) -> Others:
+    return lambda x: _apply_all(term, x)
+
+
+def _apply_all(term: Term, x: Array, out: Array | None = None) -> Array:
+    for step, (_, operator) in enumerate(term, start=1):
+        x = operator.apply(x, out if step == len(term) else None)
+    return x
 
 
 def _operators(
-    ops: ArrayOps, plan: Plan, x: Array, strides: Array | None
-) -> list[list[tuple[int, AxisOperator]]]:
+    ops: ArrayOps, plan: Plan, x: Array, strides: Array | None, *, with_slopes: bool = False
+) -> list[Term]:
     """Return, per term, the axis operators with their axis's index in the order of application."""
+    weights = ops.kept(_weights, plan, strides, x)
+    slopes = ops.kept(_slopes, plan, strides, x) if with_slopes else None
+    terms: list[Term] = []
+    for t, of_axes in enumerate(weights):
+        term: Term = []
+        for i in plan.order:
+            engine = SpectralOperator if plan.axes[i].use_fft else MatrixOperator
+            slope = None if slopes is None else slopes[t][i]
+            term.append((i, engine(ops, plan.axes[i], of_axes[i], slope)))
+        terms.append(term)
+    return terms
+
+
+def _weights(ops: ArrayOps, plan: Plan, strides: Array | None, like: Array) -> Factors:
+    """Return what each axis operator of each term is applied with."""
+    masks = _masks(ops, plan, strides, like)
+
+    def of_axis(i: int, basis: AxisBasis) -> Array:
+        if plan.axes[i].use_fft:
+            return masks[i].value
+        return axis_matrix(ops, basis, masks[i], like)
+
+    return _of_all_axes(plan, of_axis)
+
+
+def _slopes(ops: ArrayOps, plan: Plan, strides: Array | None, like: Array) -> Factors:
+    """Return what the slope of each axis operator of each term is taken with."""
+    masks = _masks(ops, plan, strides, like)
+
+    def of_axis(i: int, basis: AxisBasis) -> Array | tuple[Array, Array]:
+        if plan.axes[i].use_fft:
+            return masks[i].slope
+        return axis_ramp(ops, plan.axes[i], basis, masks[i], like)
+
+    return _of_all_axes(plan, of_axis)
+
+
+def _masks(ops: ArrayOps, plan: Plan, strides: Array | None, like: Array) -> list[Mask]:
     count = len(plan.axes)
     per_axis = [None] * count if strides is None else spread_strides(ops, strides, count)
     masks = [
-        plan.window.mask(ops, axis, plan.smoothness, stride, x)
+        plan.window.mask(ops, axis, plan.smoothness, stride, like)
         for axis, stride in zip(plan.axes, per_axis, strict=True)
     ]
     first = plan.order[0]
     masks[first] = masks[first].scaled(plan.scale)
-    return [
-        [(i, _axis_operator(ops, plan.axes[i], bases[i], masks[i], x)) for i in plan.order]
+    return masks
+
+
+def _of_all_axes(plan: Plan, of_axis: Callable[[int, AxisBasis], Any]) -> Factors:
+    return tuple(
+        tuple(of_axis(i, basis) for i, basis in enumerate(bases))
         for bases in plan.window.terms(plan.axes)
-    ]
-
-
-def _axis_operator(
-    ops: ArrayOps, axis: AxisPlan, basis: AxisBasis, mask: Mask, like: Array
-) -> AxisOperator:
-    if axis.use_fft:
-        return SpectralOperator(ops, axis, mask, like)
-    return MatrixOperator(ops, axis, basis, mask, like)
-
-
-class MatrixOperator:
-    """An axis operator as a matrix: A = synthesis @ diag(mu, mu) @ analysis."""
-
-    def __init__(
-        self, ops: ArrayOps, axis: AxisPlan, basis: AxisBasis, mask: Mask, like: Array
-    ) -> None:
-        self._ops, self._axis, self._dtype = ops, axis.axis, like.dtype
-        self._synthesis, self._analysis = ops.tables(basis, mask.value)
-        self._mask = mask
-        self._matrix = self._weighted(mask.value)
-
-    def _weighted(self, weights: Array) -> Array:
-        xp = self._ops.xp
-        matrix = (self._synthesis * xp.concat([weights, weights])) @ self._analysis
-        return xp.astype(matrix, self._dtype, copy=False)
-
-    def apply(self, x: Array) -> Array:
-        """Return A x."""
-        return _multiply_along(self._ops, self._matrix, x, self._axis)
-
-    def adjoint(self, g: Array) -> Array:
-        """Return A^T g."""
-        return _multiply_along(
-            self._ops, self._ops.xp.matrix_transpose(self._matrix), g, self._axis
-        )
-
-    def slope(self, u: Array, x: Array) -> Array:
-        """Return <u, (dA/dS) x>."""
-        xp = self._ops.xp
-        product = _multiply_along(self._ops, self._weighted(self._mask.slope), x, self._axis)
-        # Rows first: short sums lose nothing in single precision, their many results would.
-        return xp.sum(xp.sum(u * product, axis=-1), dtype=self._mask.value.dtype)
-
-
-def _multiply_along(ops: ArrayOps, matrix: Array, x: Array, axis: int) -> Array:
-    """Multiply every vector along one axis by a matrix, without transposing the array."""
-    xp, shape = ops.xp, tuple(x.shape)
-    at = len(shape) + axis
-    before, after = math.prod(shape[:at]), math.prod(shape[at + 1 :])
-    if axis == -1:
-        y = xp.reshape(x, (before, shape[at])) @ xp.matrix_transpose(matrix)
-    else:
-        y = matrix[None, :, :] @ xp.reshape(x, (before, shape[at], after))
-    return xp.reshape(y, (*shape[:at], matrix.shape[0], *shape[at + 1 :]))
+    )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from diffstride_core.bases import bin_counts
 from diffstride_core.ops import Array, ArrayOps
 from diffstride_core.plan import AxisPlan
-from diffstride_core.window import Mask
 
 
 class SpectralOperator:
@@ -16,14 +17,14 @@ class SpectralOperator:
     not Hermitian once cropped.
     """
 
-    def __init__(self, ops: ArrayOps, axis: AxisPlan, mask: Mask, like: Array) -> None:
-        self._ops, self._plan, self._mask, self._dtype = ops, axis, mask, like.dtype
+    def __init__(self, ops: ArrayOps, plan: AxisPlan, weights: Array, slope: Array | None) -> None:
+        self._ops, self._plan, self._weights, self._slope = ops, plan, weights, slope
 
-    def apply(self, x: Array) -> Array:
+    def apply(self, x: Array, out: Array | None = None) -> Array:
         """Return A x."""
         return self._resize(x, self._plan.size, self._plan.output_size, 1.0)
 
-    def adjoint(self, g: Array) -> Array:
+    def adjoint(self, g: Array, out: Array | None = None) -> Array:
         """Return A^T g: the resize back, which differs by the 1/N of the definition."""
         size, output_size = self._plan.size, self._plan.output_size
         return self._resize(g, output_size, size, output_size / size)
@@ -31,12 +32,12 @@ class SpectralOperator:
     def _resize(self, x: Array, size: int, output_size: int, scale: float) -> Array:
         xp, axis = self._ops.xp, self._plan.axis
         lo = min(size, output_size)
-        weights = self._mask.value * (scale * output_size / size)
+        weights = self._weights * (scale * output_size / size)
         if lo % 2 == 0 and lo < output_size:
             # The inverse transform counts the bin lo/2 twice, as it does every bin that has a
             # mirror image in the longer output; this one had none in the shorter input.
             weights = xp.concat([weights[:-1], weights[-1:] / 2])
-        spectrum = self._half_spectrum(x) * self._along_axis(weights, x.ndim)
+        spectrum = self._half_spectrum(x) * self._along_axis(weights, x)
         if lo % 2 == 0 and lo == output_size:
             # The output sees the cosine of its Nyquist frequency alone, and libraries differ in
             # what they do with a sine left there.
@@ -45,28 +46,29 @@ class SpectralOperator:
             spectrum = xp.concat([_slice(spectrum, axis, 0, lo // 2), nyquist], axis=axis)
         return self._ops.irfft(spectrum, output_size, axis)
 
-    def slope(self, u: Array, x: Array) -> Array:
-        """Return <u, (dA/dS) x>, summed bin by bin."""
+    def slope(self, u: Array, x: Array, others: Callable[[Array], Array]) -> Array:
+        """Return <u, (dA/dS) B x>, where B applies the operators of other axes."""
+        assert self._slope is not None
         xp, size = self._ops.xp, self._plan.size
-        lo, precise = min(size, self._plan.output_size), self._mask.value.dtype
-        of_x, of_u = self._half_spectrum(x), self._half_spectrum(u)
+        lo, precise = min(size, self._plan.output_size), self._slope.dtype
+        of_x, of_u = self._half_spectrum(others(x)), self._half_spectrum(u)
         # At the unpaired bin lo/2 the operator has no sine; nor has the spectrum of the shorter
         # array, so the second product is 0 there.
         product = xp.real(of_u) * xp.real(of_x) + xp.imag(of_u) * xp.imag(of_x)
-        others = tuple(i for i in range(x.ndim) if i != x.ndim + self._plan.axis)
-        per_bin = xp.sum(product, axis=others, dtype=precise)
+        but_own = tuple(i for i in range(x.ndim) if i != x.ndim + self._plan.axis)
+        per_bin = xp.sum(product, axis=but_own, dtype=precise)
         counts = bin_counts(xp, self._ops.frequencies(lo // 2 + 1, x), lo)
-        return xp.sum(self._mask.slope * counts * per_bin) / size
+        return xp.sum(self._slope * counts * per_bin) / size
 
     def _half_spectrum(self, x: Array) -> Array:
         """Return the bins 0..lo//2 of the transform along the axis."""
         lo = min(self._plan.size, self._plan.output_size)
         return _slice(self._ops.rfft(x, self._plan.axis), self._plan.axis, 0, lo // 2 + 1)
 
-    def _along_axis(self, weights: Array, rank: int) -> Array:
-        shape = [1] * rank
+    def _along_axis(self, weights: Array, like: Array) -> Array:
+        shape = [1] * like.ndim
         shape[self._plan.axis] = -1
-        weights = self._ops.xp.astype(weights, self._dtype, copy=False)
+        weights = self._ops.xp.astype(weights, like.dtype, copy=False)
         return self._ops.xp.reshape(weights, tuple(shape))
 
 

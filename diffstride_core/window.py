@@ -68,6 +68,10 @@ class Window(ABC):
         Mask
         """
 
+    def sloped_bins(self, size: int, smoothness: float, bounds: Bounds) -> int:
+        """Return how many neighbouring bins hold the ramp, at any stride within the bounds."""
+        return 0
+
     def terms(self, axes: tuple[AxisPlan, ...]) -> tuple[Term, ...]:
         """Return the separable operators whose sum is the resize, a basis per axis in each."""
         return (tuple(AxisBasis(axis.size, axis.output_size, half_spectrum) for axis in axes),)
@@ -113,13 +117,13 @@ def spread_strides(ops: ArrayOps, strides: Array, count: int) -> list[Array]:
     return [flat[i if flat.shape[0] > 1 else 0] for i in range(count)]
 
 
-def gather_slopes(ops: ArrayOps, slopes: list[Array], strides: Array) -> Array:
+def gather_slopes(ops: ArrayOps, slopes: Array, strides: Array) -> Array:
     """Return the gradient in the parameters that `spread_strides` took apart.
 
     Parameters
     ----------
     ops : ArrayOps
-    slopes : list of array, shape ()
+    slopes : array, shape (count,)
         The gradient in the stride of each axis.
     strides : array, shape (), (1,) or (count,)
         The parameters.
@@ -130,10 +134,9 @@ def gather_slopes(ops: ArrayOps, slopes: list[Array], strides: Array) -> Array:
         Of the shape and dtype of `strides`.
     """
     xp = ops.xp
-    gradient = xp.stack(slopes)
     if strides.shape in ((), (1,)):
-        gradient = xp.sum(gradient)
-    return xp.astype(xp.reshape(gradient, strides.shape), strides.dtype, copy=False)
+        slopes = xp.sum(slopes)
+    return xp.astype(xp.reshape(slopes, strides.shape), strides.dtype, copy=False)
 
 
 def straight_through(ops: ArrayOps, stride: Array, bounds: Bounds) -> Array:

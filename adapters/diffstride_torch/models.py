@@ -1,4 +1,4 @@
-"""A pre-activation residual network whose downsampling can be swapped.
+"""Pre-activation residual networks whose downsampling can be swapped.
 
 The strided block follows Fig. 3 of Riad et al. (2022): a stride-1 convolution and then the
 downsampling layer on the main branch, the same downsampling layer on the shortcut.
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffstride_torch.modules import DiffStride2d, SpectralPool2d
 
-__all__ = ["Pooling", "PreActBlock", "PreActResNet", "small_resnet"]
+__all__ = ["Pooling", "PreActBlock", "PreActResNet", "Stem", "preact_resnet18", "small_resnet"]
 
 Pooling = Literal["conv", "spectral", "diffstride"]
 Stride = float | tuple[float, float]
@@ -27,7 +27,76 @@ def _stride_pair(stride: Stride) -> tuple[float, float]:
     return float(height), float(width)
 
 
-class PreActBlock(nn.Module):
+class _Downsampling(nn.Module):
+    """What a stem and a block share: a stride, and the convolution's stride or layer it becomes.
+
+    Attributes
+    ----------
+    conv_stride : pair of int
+        Stride of the module's first convolutions.
+    pool : torch.nn.Module
+        The layer after them; an identity where nothing is pooled or the convolutions are strided.
+    """
+
+    def __init__(self, stride: Stride | None, pooling: Pooling, convention: str) -> None:
+        super().__init__()
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"pooling: {pooling!r} is not one of {', '.join(get_args(Pooling))}")
+        self.conv_stride = (1, 1)
+        self.pool: nn.Module = nn.Identity()
+        self._fixed_strides = (1.0, 1.0)
+        if stride is None:
+            return
+        strides = _stride_pair(stride)
+        if pooling == "conv":
+            self.conv_stride = (math.floor(strides[0] + 0.5), math.floor(strides[1] + 0.5))
+            strides = (float(self.conv_stride[0]), float(self.conv_stride[1]))
+        elif pooling == "spectral":
+            self.pool = SpectralPool2d(strides)
+        else:
+            self.pool = DiffStride2d(strides, convention=convention)
+        self._fixed_strides = strides
+
+    @property
+    def strides(self) -> tuple[float, float]:
+        """Strides of height and width: the convolutions', the fixed ones or those learnt so far."""
+        if isinstance(self.pool, DiffStride2d):
+            height, width = self.pool.strides.tolist()
+            return height, width
+        return self._fixed_strides
+
+
+class Stem(_Downsampling):
+    """A 3x3 convolution and its downsampling, without normalisation or nonlinearity.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Channels of the input and of the output.
+    stride, pooling, convention
+        As for `PreActBlock`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: Stride | None = None,
+        *,
+        pooling: Pooling = "diffstride",
+        convention: str = "paper",
+    ) -> None:
+        super().__init__(stride, pooling, convention)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, 3, stride=self.conv_stride, padding=1, bias=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the stem to images of shape (N, in_channels, H, W)."""
+        return self.pool(self.conv(x))
+
+
+class PreActBlock(_Downsampling):
     """Pre-activation residual block with one shared downsampling layer for both of its branches.
 
     With ``h = relu(norm1(x))`` the block computes
@@ -56,6 +125,8 @@ class PreActBlock(nn.Module):
     pool : torch.nn.Module
         The layer both branches share; an identity where nothing is pooled or the convolutions are
         strided.
+    strides : pair of float
+        Strides of height and width: the convolutions', the fixed ones or those learnt so far.
 
     Raises
     ------
@@ -72,44 +143,19 @@ class PreActBlock(nn.Module):
         pooling: Pooling = "diffstride",
         convention: str = "paper",
     ) -> None:
-        super().__init__()
-        if pooling not in get_args(Pooling):
-            raise ValueError(f"pooling: {pooling!r} is not one of {', '.join(get_args(Pooling))}")
+        super().__init__(stride, pooling, convention)
         self.out_channels = out_channels
-
-        conv_stride = (1, 1)
-        self.pool: nn.Module = nn.Identity()
-        self._fixed_strides = (1.0, 1.0)
-        if stride is not None:
-            strides = _stride_pair(stride)
-            if pooling == "conv":
-                conv_stride = (math.floor(strides[0] + 0.5), math.floor(strides[1] + 0.5))
-                strides = (float(conv_stride[0]), float(conv_stride[1]))
-            elif pooling == "spectral":
-                self.pool = SpectralPool2d(strides)
-            else:
-                self.pool = DiffStride2d(strides, convention=convention)
-            self._fixed_strides = strides
-
         self.norm1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(
-            in_channels, out_channels, 3, stride=conv_stride, padding=1, bias=False
+            in_channels, out_channels, 3, stride=self.conv_stride, padding=1, bias=False
         )
         self.norm2 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.shortcut = (
             None
             if stride is None and in_channels == out_channels
-            else nn.Conv2d(in_channels, out_channels, 1, stride=conv_stride, bias=False)
+            else nn.Conv2d(in_channels, out_channels, 1, stride=self.conv_stride, bias=False)
         )
-
-    @property
-    def strides(self) -> tuple[float, float]:
-        """Strides of height and width: the convolutions', the fixed ones or those learnt so far."""
-        if isinstance(self.pool, DiffStride2d):
-            height, width = self.pool.strides.tolist()
-            return height, width
-        return self._fixed_strides
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block.
@@ -155,7 +201,7 @@ class PreActResNet(nn.Module):
 
     @property
     def strides(self) -> list[tuple[float, float]]:
-        """Strides of the blocks in order, see `PreActBlock.strides`."""
+        """Strides of the blocks in order, see `PreActBlock`."""
         return [block.strides for block in self.blocks if isinstance(block, PreActBlock)]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -230,4 +276,67 @@ def small_resnet(
         for inputs, outputs, stride in zip(channels[:-1], channels[1:], strides, strict=True)
     ]
     stem = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
+    return PreActResNet(stem, blocks, num_classes)
+
+
+def preact_resnet18(
+    *,
+    pooling: Pooling = "diffstride",
+    strides: Sequence[Stride | None] = (1.0, None, 2.0, 2.0, 2.0),
+    convention: str = "paper",
+    channels: Sequence[int] = (64, 64, 128, 256, 512),
+    in_channels: int = 3,
+    num_classes: int = 10,
+) -> PreActResNet:
+    """Build the pre-activation ResNet-18 of the authors' code.
+
+    A stem and four stages of two blocks each; the first block of a stage downsamples.
+
+    Parameters
+    ----------
+    pooling : {"conv", "spectral", "diffstride"}
+        How stem and blocks downsample, see `PreActBlock`.
+    strides : sequence of float, pair of float or None, length 5
+        Stride of the stem and of each stage, initial where it is learnt; None: no downsampling
+        layer. The authors' stem begins with a stride of 1 that can grow, their first stage has
+        none.
+    convention : {"paper", "relative"}
+        Convention of `DiffStride2d`.
+    channels : sequence of int, length 5
+        Channels of the stem and of each stage.
+    in_channels : int
+        Channels of the images.
+    num_classes : int
+        Number of outputs.
+
+    Returns
+    -------
+    PreActResNet
+        Maps images of shape (N, in_channels, H, W) to logits of shape (N, num_classes).
+
+    Raises
+    ------
+    ValueError
+        If `strides` or `channels` have not five entries, or `PreActBlock` refuses one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = preact_resnet18(pooling="conv", strides=(None, None, 2.0, 2.0, 3.0), num_classes=100)
+    >>> net(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 100])
+    """
+    for name, entries in (("strides", strides), ("channels", channels)):
+        if len(entries) != 5:
+            raise ValueError(
+                f"{name}: {len(entries)} entries, needed is one for the stem and one for each of "
+                "four stages, 5 in all"
+            )
+    stem = Stem(in_channels, channels[0], strides[0], pooling=pooling, convention=convention)
+    blocks: list[PreActBlock] = []
+    for inputs, outputs, stride in zip(channels[:-1], channels[1:], strides[1:], strict=True):
+        blocks += [
+            PreActBlock(inputs, outputs, stride, pooling=pooling, convention=convention),
+            PreActBlock(outputs, outputs, pooling=pooling, convention=convention),
+        ]
     return PreActResNet(stem, blocks, num_classes)

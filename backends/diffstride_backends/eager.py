@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_core import bases
 from diffstride_core._namespace import device_of, namespace_of
+from diffstride_core.ops import Factors
+from diffstride_core.plan import Plan
 
 # The standard knows no half precision; some frameworks do.
 _FLOATS = ("float64", "float32", "float16")
@@ -58,6 +60,20 @@ class EagerBackend:
             self.xp.asarray(synthesis, dtype=like.dtype, device=device),
             self.xp.asarray(analysis, dtype=like.dtype, device=device),
         )
+
+    def kept(  # noqa: D102
+        self, make: Callable[..., Factors], plan: Plan, strides: Any, like: Any
+    ) -> Factors:
+        return make(self, plan, strides, like)
+
+    def memory_order(self, array: Any) -> None:  # noqa: D102
+        return None
+
+    def block_elements(self, array: Any) -> int | None:  # noqa: D102
+        return None
+
+    def matmul(self, a: Any, b: Any, out: None = None) -> Any:  # noqa: D102
+        return a @ b
 
     def stop_gradient(self, array: Any) -> Any:  # noqa: D102
         return array

@@ -17,6 +17,8 @@ from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_backends.registry import Framework
 from diffstride_core import bases
 from diffstride_core._namespace import namespace_of
+from diffstride_core.ops import Factors
+from diffstride_core.plan import Plan
 
 
 class JaxBackend:
@@ -37,6 +39,20 @@ class JaxBackend:
     def tables(self, basis: bases.AxisBasis, like: jax.Array) -> tuple[HostArray, HostArray]:  # noqa: D102
         # Host constants: a device copy made while tracing must not outlive the trace.
         return _tables(basis, like.dtype.name)
+
+    def kept(  # noqa: D102
+        self, make: Callable[..., Factors], plan: Plan, strides: jax.Array | None, like: jax.Array
+    ) -> Factors:
+        return make(self, plan, strides, like)
+
+    def memory_order(self, array: jax.Array) -> None:  # noqa: D102
+        return None
+
+    def block_elements(self, array: jax.Array) -> None:  # noqa: D102
+        return None
+
+    def matmul(self, a: jax.Array, b: jax.Array, out: None = None) -> jax.Array:  # noqa: D102
+        return a @ b
 
     def stop_gradient(self, array: jax.Array) -> jax.Array:  # noqa: D102
         return jax.lax.stop_gradient(array)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy.fft
 
-from diffstride_backends import eager
+from diffstride_backends import eager, host
 from diffstride_backends.functional import Functional
 from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_backends.registry import Framework
 from diffstride_core import bases
+from diffstride_core.ops import Factors
+from diffstride_core.plan import Plan
 
 
 class NumpyBackend(eager.EagerBackend):
@@ -22,6 +26,20 @@ class NumpyBackend(eager.EagerBackend):
         self, basis: bases.AxisBasis, like: HostArray
     ) -> tuple[HostArray, HostArray]:
         return bases.tables(basis)
+
+    def kept(  # noqa: D102
+        self, make: Callable[..., Factors], plan: Plan, strides: HostArray | None, like: HostArray
+    ) -> Factors:
+        values = None if strides is None else self.host_values(strides)
+        return host.factors(make, plan, values, like.dtype.name)
+
+    def block_elements(self, array: HostArray) -> int:  # noqa: D102
+        return host.BLOCK_ELEMENTS
+
+    def matmul(  # noqa: D102
+        self, a: HostArray, b: HostArray, out: HostArray | None = None
+    ) -> HostArray:
+        return np.asarray(np.matmul(a, b, out=out))
 
     # scipy.fft keeps float32; numpy.fft computes it in double precision.
     def rfft(self, array: HostArray, axis: int) -> HostArray:  # noqa: D102

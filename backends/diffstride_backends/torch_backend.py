@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from diffstride_backends import host
 from diffstride_backends.functional import Functional
 from diffstride_backends.plain import PlainAutodiff
 from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_backends.registry import Framework
 from diffstride_core import bases
 from diffstride_core._namespace import namespace_of
+from diffstride_core.ops import Factors
+from diffstride_core.plan import Plan
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -43,6 +46,36 @@ class TorchBackend:
         return _constant_tables(
             basis.size, basis.output_size, basis.bins, basis.quadrature, like.dtype, like.device
         )
+
+    def kept(  # noqa: D102
+        self,
+        make: Callable[..., Factors],
+        plan: Plan,
+        strides: torch.Tensor | None,
+        like: torch.Tensor,
+    ) -> Factors:
+        if _is_followed() or (strides is not None and not _is_on_host(strides)):
+            return make(self, plan, strides, like)
+        values = None if strides is None else tuple(strides.reshape(-1).tolist())
+        return _factors(make, plan, values, self.compute_dtype(like), like.device)
+
+    def memory_order(self, array: torch.Tensor) -> tuple[int, ...] | None:  # noqa: D102
+        if array.layout != torch.strided or array.is_contiguous():
+            return None
+        rank = array.ndim
+        if torch.compiler.is_compiling() or rank not in _CHANNELS_LAST or _is_batched(array):
+            return None
+        if not array.is_contiguous(memory_format=_CHANNELS_LAST[rank]):
+            return None
+        return (0, *range(2, rank), 1)
+
+    def block_elements(self, array: torch.Tensor) -> int | None:  # noqa: D102
+        return None if _is_followed() or not _is_on_host(array) else host.BLOCK_ELEMENTS
+
+    def matmul(  # noqa: D102
+        self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return torch.matmul(a, b) if out is None else torch.matmul(a, b, out=out)
 
     def stop_gradient(self, array: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return array.detach()
@@ -125,6 +158,46 @@ def _without_entries(array: torch.Tensor, size: int, axis: int) -> torch.Tensor:
 # Apple's GPUs have no double precision.
 def _precise_dtype(device: str) -> torch.dtype:
     return torch.float32 if device == "mps" else torch.float64
+
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _is_followed() -> bool:
+    """Return whether operations are recorded: by autograd, a compiler or a dispatch mode."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def _is_on_host(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and not torch._C._functorch.is_functorch_wrapped_tensor(
+        tensor
+    )
+
+
+@lru_cache(maxsize=128)
+def _factors(
+    make: Callable[..., Factors],
+    plan: Plan,
+    strides: tuple[float, ...] | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Factors:
+    arrays = host.factors(make, plan, strides, str(dtype).removeprefix("torch."))
+    with torch.inference_mode(False), torch._C._DisableFuncTorch():
+        return _on_device(arrays, device)
+
+
+def _on_device(arrays: Factors, device: torch.device) -> Factors:
+    return tuple(
+        _on_device(array, device)
+        if isinstance(array, tuple)
+        else torch.tensor(array, device=device)
+        for array in arrays
+    )
 
 
 @lru_cache(maxsize=256)

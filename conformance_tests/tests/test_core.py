@@ -12,7 +12,7 @@ from functools import reduce
 import numpy as np
 import pytest
 import scipy.signal
-from diffstride_backends import registry, torch_backend
+from diffstride_backends import host, registry, torch_backend
 from diffstride_conformance import oracle
 
 from diffstride_core import NothingToCropWarning, bases, plan_cache
@@ -637,20 +637,44 @@ def test_fft_axes_build_no_table(monkeypatch, name, shape, options, expected):
     framework = registry.get(name)
     asked = set()
 
-    def recorded(basis, like, original=framework.backend.tables):
+    def recorded(basis, original=bases.tables):
         asked.add(basis.size)
-        return original(basis, like)
-
-    def refused(basis, original=bases.tables):
-        assert basis.size in expected
         return original(basis)
 
-    monkeypatch.setattr(framework.backend, "tables", recorded)
-    monkeypatch.setattr(bases, "tables", refused)
+    monkeypatch.setattr(bases, "tables", recorded)
+    for cache in (host.factors, torch_backend._factors):
+        cache.cache_clear()
     x = framework.backend.from_host(np.ones(shape), "float64")
     y, pullback = framework.with_pullback.diff_stride(x, (2.0, 2.0), **options)
     pullback(y)
     assert asked == expected
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_operators_are_made_anew_only_for_new_strides(monkeypatch, name):
+    framework = registry.get(name)
+    made = []
+
+    def recorded(self, basis, like, original=host._Host.tables):
+        made.append(basis.size)
+        return original(self, basis, like)
+
+    monkeypatch.setattr(host._Host, "tables", recorded)
+    for cache in (host.factors, torch_backend._factors):
+        cache.cache_clear()
+    x = framework.backend.from_host(np.ones((3, 40, 36)), "float64")
+    strides = framework.backend.from_host(np.array([2.0, 1.5]), "float64")
+    for _ in range(3):
+        y, pullback = framework.with_pullback.diff_stride(x, strides)
+        pullback(y)
+    assert sorted(made) == [36, 36, 40, 40]  # matrix and ramp of each axis
+    framework.with_pullback.diff_stride(x, strides * 1.001)
+    assert sorted(made) == [36, 36, 36, 40, 40, 40]
+    limit = host.factors.cache_info().maxsize
+    assert limit <= 256
+    for step in range(2 * limit):
+        framework.functional.diff_stride(x, strides * (1 + 1e-4 * step))
+    assert host.factors.cache_info().currsize == limit
 
 
 def test_tables_are_kept_but_not_for_ever():

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from diffstride_backends import registry
+from diffstride_backends import registry, torch_backend
 from diffstride_backends.torch_backend import _tables
 from diffstride_conformance import oracle
 from diffstride_conformance.cases import all_cases
@@ -750,6 +750,49 @@ def test_memory_layout_does_not_matter(layout, axes, method):
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("rank", [4, 5])
+def test_channels_last_stays_and_copies_nothing(rank):
+    kind = {4: torch.channels_last, 5: torch.channels_last_3d}[rank]
+    x = random(2, 3, *(14, 12, 15)[: rank - 2]).to(memory_format=kind).requires_grad_()
+    s, axes = strides_of(1.7, 2.4, requires_grad=True), (-2, -1)
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if args and isinstance(args[0], torch.Tensor) and args[0].numel() >= x.numel() // 4:
+                copied.append(function.overloadpacket.__name__)
+            return function(*args, **(kwargs or {}))
+
+    copied = []
+    with torch.no_grad(), Copies():
+        y = diff_stride(x, s, axes=axes, smoothness=1.5)
+    assert y.is_contiguous(memory_format=kind)
+    assert not {"clone", "copy_", "contiguous"} & set(copied)
+    y = diff_stride(x, s, axes=axes, smoothness=1.5)
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert y.is_contiguous(memory_format=kind)
+    assert dx.is_contiguous(memory_format=kind)
+
+
+@pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_large_batches_are_resized_in_blocks(convention, dtype, kind, monkeypatch):
+    x = random(7, 3, 12, 16).to(dtype, memory_format=kind).requires_grad_()
+    s = strides_of(1.7, 2.4, requires_grad=True)
+
+    def run():
+        y = diff_stride(x, s, smoothness=0.9, convention=convention)
+        return y, *torch.autograd.grad(y, (x, s), torch.cos(y.detach()))
+
+    whole = run()
+    for elements in (1, 3 * 3 * 12 * 16, 6 * 3 * 12 * 16):
+        monkeypatch.setattr(torch_backend.host, "BLOCK_ELEMENTS", elements)
+        for part, expected in zip(run(), whole, strict=True):
+            assert part.dtype == expected.dtype
+            assert part.stride() == expected.stride()
+            torch.testing.assert_close(part, expected)
+
+
 @each_engine
 @pytest.mark.parametrize("batch", [(), (0,), (1,), (3,), (2, 3), (2, 0, 3), (2, 1, 2, 2)], ids=str)
 def test_any_number_of_batch_dimensions(batch, method):
@@ -828,6 +871,8 @@ def test_strides_given_in_any_form(strides):
 
 @pytest.mark.parametrize("options", [{"sizes": (10, 8)}, {}], ids=["sizes", "no-sizes"])
 def test_strides_are_read_only_where_they_decide_the_size(options, monkeypatch):
+    """On a device, that is, where reading costs a transfer and waits for what was launched."""
+    monkeypatch.setattr(torch_backend, "_is_on_host", lambda tensor: False)
     reads = []
     for name in ("tolist", "item", "cpu", "numpy", "__bool__", "__float__"):
         original = getattr(torch.Tensor, name)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from diffstride_torch import DiffStride2d, SpectralPool2d
-from diffstride_torch.models import PreActBlock, small_resnet
+from diffstride_torch.models import PreActBlock, preact_resnet18, small_resnet
 
 IMAGES = torch.linspace(-1, 1, 2 * 28 * 28).reshape(2, 1, 28, 28)
 
@@ -106,3 +106,51 @@ def test_block_without_stride_keeps_its_input_as_shortcut():
 def test_bad_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         small_resnet(**options)
+
+
+@pytest.mark.parametrize("pooling", ["spectral", "diffstride"])
+def test_a_pointwise_convolution_commutes_with_the_pooling(pooling):
+    torch.manual_seed(0)
+    block = PreActBlock(5, 7, 2.3, pooling=pooling).double()
+    x = torch.randn(2, 5, 18, 15, dtype=torch.float64, requires_grad=True)
+    parameters = (x, *block.shortcut.parameters(), *block.pool.parameters())
+    results = []
+    for y in (block.shortcut(block.pool(x)), block.pool(block.shortcut(x))):
+        results.append((y, *torch.autograd.grad(y, parameters, torch.cos(y.detach()))))
+    for pooled_first, convolved_first in zip(*results, strict=True):
+        torch.testing.assert_close(pooled_first, convolved_first, rtol=1e-12, atol=1e-12)
+
+
+def test_resnet18_is_the_authors_network():
+    network = preact_resnet18()
+    assert [type(block.pool).__name__ for block in network.blocks] == [
+        *("Identity", "Identity"),
+        *("DiffStride2d", "Identity") * 3,
+    ]
+    assert isinstance(network.stem.pool, DiffStride2d)
+    assert network.stem.strides == (1.0, 1.0)
+    assert [block.shortcut is None for block in network.blocks] == [
+        *(True, True),
+        *(False, True) * 3,
+    ]
+    # 17 3x3 convolutions, 3 pointwise ones and the classifier, counted by hand.
+    convolutions = 9 * (3 * 64 + 4 * 64**2 + 64 * 128 + 3 * 128**2)
+    convolutions += 9 * (128 * 256 + 3 * 256**2 + 256 * 512 + 3 * 512**2)
+    pointwise = 64 * 128 + 128 * 256 + 256 * 512
+    norms = 2 * (4 * 64 + 64 + 3 * 128 + 128 + 3 * 256 + 256 + 3 * 512 + 512)
+    strides = 2 * 4
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert count == convolutions + pointwise + norms + strides + 512 * 10 + 10
+    images = torch.randn(2, 3, 32, 32)
+    assert network(images).shape == (2, 10)
+    assert block_sizes(network.eval(), images)[1::2] == [
+        *((64, 32, 32), (128, 24, 24)),
+        *((256, 20, 20), (512, 18, 18)),
+    ]
+
+
+def test_resnet18_refuses_a_wrong_number_of_entries():
+    with pytest.raises(ValueError, match=r"strides: 3 entries.*5 in all"):
+        preact_resnet18(strides=(2.0, 2.0, 2.0))
+    with pytest.raises(ValueError, match=r"channels: 4 entries.*5 in all"):
+        preact_resnet18(channels=(8, 8, 16, 32))

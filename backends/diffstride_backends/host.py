@@ -1,0 +1,53 @@
+"""The factors of the operators, made on the host and kept while the strides stay the same.
+
+They are a few small arrays, but take dozens of operations to make: dispatched one by one in a
+framework, these would cost as much as a small resize itself. In NumPy they cost a fraction, and
+nothing at all where the values of the strides, compared themselves, have not changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from diffstride_backends.eager import EagerBackend
+from diffstride_core import bases
+from diffstride_core.ops import ArrayOps, Factors
+from diffstride_core.plan import Plan
+
+BLOCK_ELEMENTS = 2**19
+"""How much of a batch to resize at a time: 2 MiB in single precision, near a core's cache."""
+
+
+class _Host(EagerBackend):
+    def tables(self, basis: bases.AxisBasis, like: Any) -> tuple[Any, Any]:
+        return bases.tables(basis)
+
+
+_HOST = _Host(np.empty(0))
+
+
+# Bounded: training makes new ones with every step.
+@lru_cache(maxsize=128)
+def factors(
+    make: Callable[[ArrayOps, Plan, Any, Any], Factors],
+    plan: Plan,
+    strides: tuple[float, ...] | None,
+    dtype: str,
+) -> Factors:
+    """Return ``make(ops, plan, strides, like)`` in NumPy arrays.
+
+    Parameters
+    ----------
+    make : callable
+        As for `ArrayOps.kept`.
+    plan : Plan
+    strides : tuple of float, or None
+    dtype : str
+        Of the arrays to resize.
+    """
+    values = None if strides is None else np.asarray(strides)
+    return make(_HOST, plan, values, np.empty(0, dtype=dtype))
