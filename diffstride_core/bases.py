@@ -12,6 +12,7 @@ where bin b reads the input frequency :math:`k_b`, writes the output frequency :
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -63,23 +64,59 @@ def tables(basis: AxisBasis) -> tuple[Table, Table]:
     analysis : ndarray, shape (2K, N)
         Cosines, then sines, of the input, times c/N.
     """
-    k, j, counts = basis.bins(basis.size, basis.output_size)
-    cos_in, sin_in = _phases(k, basis.size)
-    cos_out, sin_out = _phases(j, basis.output_size)
-    pair = (sin_out, -cos_out) if basis.quadrature else (cos_out, sin_out)
-    scaled = np.concatenate([counts, counts])[:, None] / basis.size
-    return np.concatenate(pair).T.copy(), np.concatenate([cos_in, sin_in]) * scaled
+    bins = basis.bins(basis.size, basis.output_size)
+    synthesis, analysis = tables_of_bins(
+        np, bins, basis.size, basis.output_size, np.arange, quadrature=basis.quadrature
+    )
+    return synthesis.copy(), analysis
 
 
-def _phases(frequencies: Integers, size: int) -> tuple[Table, Table]:
+def tables_of_bins(
+    xp: Any,
+    bins: tuple[Any, Any, Any],
+    size: int,
+    output_size: int,
+    indices: Callable[[int], Any],
+    *,
+    quadrature: bool = False,
+) -> tuple[Any, Any]:
+    """Return the tables of the bins given, in any array API namespace.
+
+    Parameters
+    ----------
+    xp : module
+    bins : (array, array, array), each of shape (K,)
+        k, j (integers) and c (floating point, whose dtype the tables have).
+    size, output_size : int
+        N and M.
+    indices : callable
+        Returns 0, 1, ..., count - 1 as integers.
+    quadrature : bool
+
+    Returns
+    -------
+    synthesis : array, shape (M, 2K)
+    analysis : array, shape (2K, N)
+    """
+    k, j, counts = bins
+    cos_in, sin_in = _phases(xp, k, size, indices, counts.dtype)
+    cos_out, sin_out = _phases(xp, j, output_size, indices, counts.dtype)
+    pair = (sin_out, -cos_out) if quadrature else (cos_out, sin_out)
+    scaled = xp.concat([counts, counts])[:, None] / size
+    return xp.matrix_transpose(xp.concat(pair)), xp.concat([cos_in, sin_in]) * scaled
+
+
+def _phases(
+    xp: Any, frequencies: Any, size: int, indices: Callable[[int], Any], dtype: Any
+) -> tuple[Any, Any]:
     """Return cos and sin of 2 pi k n / size, both of shape (len(frequencies), size)."""
     # Reduced in integers: k*n grows with the square of the size, and so would its rounding error.
-    turns = (frequencies[:, None] * np.arange(size)) % size
-    angle = 2 * np.pi * turns / size
+    turns = (frequencies[:, None] * indices(size)) % size
+    angle = 2 * math.pi * xp.astype(turns, dtype) / size
     # Half turns have no sine. The unpaired bin of an even size depends on it: its sine is not seen
     # by the samples, and rounding must not let it in.
-    sine = np.where(2 * turns % size == 0, 0.0, np.sin(angle))
-    return np.cos(angle), sine
+    sine = xp.sin(angle)
+    return xp.cos(angle), xp.where(2 * turns % size == 0, xp.zeros_like(sine), sine)
 
 
 def half_spectrum(size: int, output_size: int) -> tuple[Integers, Integers, Table]:

@@ -71,6 +71,15 @@ class AxisPlan:
     use_fft: bool = False
     sloped_bins: int = 0
 
+    @property
+    def has_thin_ramp(self) -> bool:
+        """Whether the slope is taken over the ramp's bins alone, by two thin matrices.
+
+        Always by the matrix engine; by the FFT engine while their rows are few, and while their
+        phases, products of a frequency and an index, fit integers of 32 bits.
+        """
+        return not self.use_fft or (self.sloped_bins <= 8 and self.size <= 2**16)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

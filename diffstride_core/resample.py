@@ -1,6 +1,6 @@
 r"""Applying a plan: the forward pass and its vector-Jacobian product.
 
-A resize is a sum of separable real operators, y = scale * sum_t (A_t1 x A_t2 x ...) x. Each axis
+A resize is a sum of separable real operators, y = scale * sum_t (A_t1 x A_t2 x ...) x. An axis
 operator has three uses, whichever engine evaluates it: apply it (A), apply its adjoint (A^T), and
 the slope <u, (dA/dS) x> that the stride's gradient is made of.
 """
@@ -9,33 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
+from diffstride_core.axis_operator import AxisOperator, Others
 from diffstride_core.bases import AxisBasis
-from diffstride_core.matrix import MatrixOperator, axis_matrix, axis_ramp
+from diffstride_core.matrix import MatrixOperator, axis_matrix
 from diffstride_core.ops import Array, ArrayOps, Factors
 from diffstride_core.plan import Plan
+from diffstride_core.ramp import ramp_factors
 from diffstride_core.spectrum import SpectralOperator
 from diffstride_core.window import Mask, gather_slopes, spread_strides
 
-
-class AxisOperator(Protocol):
-    """One axis of one term."""
-
-    def apply(self, x: Array, out: Array | None = None) -> Array:
-        """Return A x, from N to M samples along the axis; in `out`, if that was possible."""
-
-    def adjoint(self, g: Array, out: Array | None = None) -> Array:
-        """Return A^T g, from M to N samples along the axis; in `out`, if that was possible."""
-
-    def slope(self, u: Array, x: Array, others: Others) -> Array:
-        """Return <u, (dA/dS) B x>, shape (), in the precise dtype.
-
-        B, a function, applies the operators of other axes.
-        """
-
-
-Others: TypeAlias = Callable[[Array], Array]
 Term: TypeAlias = list[tuple[int, AxisOperator]]
 
 
@@ -236,9 +220,9 @@ def _slopes(ops: ArrayOps, plan: Plan, strides: Array | None, like: Array) -> Fa
     masks = _masks(ops, plan, strides, like)
 
     def of_axis(i: int, basis: AxisBasis) -> Array | tuple[Array, Array]:
-        if plan.axes[i].use_fft:
+        if not plan.axes[i].has_thin_ramp:
             return masks[i].slope
-        return axis_ramp(ops, plan.axes[i], basis, masks[i], like)
+        return ramp_factors(ops, plan.axes[i], basis, masks[i], like)
 
     return _of_all_axes(plan, of_axis)
 

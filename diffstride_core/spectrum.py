@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
+from diffstride_core.axis_operator import AxisOperator, Others
 from diffstride_core.bases import bin_counts
 from diffstride_core.ops import Array, ArrayOps
 from diffstride_core.plan import AxisPlan
 
 
-class SpectralOperator:
+class SpectralOperator(AxisOperator):
     """An axis operator by real transforms along its own axis: transform, crop, weight, invert.
 
     The operator is separable and real, so axis after axis is exact, and no axis ever sees the
     complex spectrum of another: the trap of a joint transform, whose unpaired rows and columns are
     not Hermitian once cropped.
+
+    Parameters
+    ----------
+    ops, plan
+        As for `AxisOperator`.
+    weights : array, shape (K,)
+        The mask.
+    slope : (array, array) or array, shape (K,), optional
+        The two factors of dA/dS where the ramp is thin, else the mask's slope.
     """
 
-    def __init__(self, ops: ArrayOps, plan: AxisPlan, weights: Array, slope: Array | None) -> None:
-        self._ops, self._plan, self._weights, self._slope = ops, plan, weights, slope
+    def __init__(
+        self,
+        ops: ArrayOps,
+        plan: AxisPlan,
+        weights: Array,
+        slope: Any = None,
+    ) -> None:
+        super().__init__(ops, plan, slope if plan.has_thin_ramp else None)
+        self._weights, self._slope = weights, slope
 
     def apply(self, x: Array, out: Array | None = None) -> Array:
         """Return A x."""
@@ -46,8 +63,10 @@ class SpectralOperator:
             spectrum = xp.concat([_slice(spectrum, axis, 0, lo // 2), nyquist], axis=axis)
         return self._ops.irfft(spectrum, output_size, axis)
 
-    def slope(self, u: Array, x: Array, others: Callable[[Array], Array]) -> Array:
+    def slope(self, u: Array, x: Array, others: Others) -> Array:
         """Return <u, (dA/dS) B x>, where B applies the operators of other axes."""
+        if self._plan.has_thin_ramp:
+            return super().slope(u, x, others)
         assert self._slope is not None
         xp, size = self._ops.xp, self._plan.size
         lo, precise = min(size, self._plan.output_size), self._slope.dtype

@@ -91,7 +91,8 @@ class TorchBackend:
     def irfft(self, array: torch.Tensor, size: int, axis: int) -> torch.Tensor:  # noqa: D102
         if array.numel() == 0:
             return _without_entries(array, size, axis).real
-        samples: torch.Tensor = torch.fft.irfft(array, n=size, dim=axis)
+        # Which puts the transformed axis last in memory.
+        samples: torch.Tensor = torch.fft.irfft(array, n=size, dim=axis).contiguous()
         return samples
 
     def is_array(self, x: object) -> bool:  # noqa: D102

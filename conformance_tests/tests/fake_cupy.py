@@ -244,7 +244,7 @@ def _reflected(function):
     return lambda a, b: function(b, a)
 
 
-for _name in ("add", "sub", "mul", "truediv", "pow", "matmul", "and_", "or_"):
+for _name in ("add", "sub", "mul", "truediv", "pow", "mod", "matmul", "and_", "or_"):
     _function = _on_device(getattr(operator, _name))
     setattr(ndarray, f"__{_name.rstrip('_')}__", _function)
     setattr(ndarray, f"__r{_name.rstrip('_')}__", _reflected(_function))

@@ -1,0 +1,74 @@
+"""What both engines share: the product along an axis, and the slope over a narrow ramp."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias
+
+from diffstride_core.ops import Array, ArrayOps
+from diffstride_core.plan import AxisPlan
+
+Others: TypeAlias = Callable[[Array], Array]
+"""Applies the operators of other axes."""
+
+
+_SHORT = 2048
+
+
+class AxisOperator(ABC):
+    """One axis of one term, A = synthesis @ diag(mu, mu) @ analysis.
+
+    Parameters
+    ----------
+    ops : ArrayOps
+    plan : AxisPlan
+    ramp : (array, array), optional
+        The two factors of dA/dS over the bins of the ramp, from `ramp.ramp_factors`.
+    """
+
+    def __init__(
+        self, ops: ArrayOps, plan: AxisPlan, ramp: tuple[Array, Array] | None = None
+    ) -> None:
+        self._ops, self._plan, self._ramp = ops, plan, ramp
+
+    @abstractmethod
+    def apply(self, x: Array, out: Array | None = None) -> Array:
+        """Return A x, from N to M samples along the axis; in `out`, if that was possible."""
+
+    @abstractmethod
+    def adjoint(self, g: Array, out: Array | None = None) -> Array:
+        """Return A^T g, from M to N samples along the axis; in `out`, if that was possible."""
+
+    def slope(self, u: Array, x: Array, others: Others) -> Array:
+        """Return <u, (dA/dS) B x>, shape (), in the precise dtype, where B is `others`.
+
+        dA/dS has a rank of two per bin in the ramp, which is far less than its size.
+        """
+        assert self._ramp is not None
+        xp, (synthesis, analysis) = self._ops.xp, self._ramp
+        # The projection first: what is left of x is thin, and the other axes cost little.
+        of_x = others(self._multiply(analysis, x))
+        of_u = self._multiply(xp.matrix_transpose(synthesis), u)
+        # In parts: short sums lose nothing in single precision, their many results would.
+        is_short = math.prod(of_u.shape[-2:]) <= _SHORT
+        parts = xp.sum(of_u * of_x, axis=(-2, -1) if is_short and x.ndim > 1 else -1)
+        return xp.sum(parts, dtype=self._ops.precise_dtype(x))
+
+    def _multiply(self, matrix: Array, x: Array, out: Array | None = None) -> Array:
+        """Multiply every vector along the axis by a matrix, without transposing the array."""
+        xp, shape = self._ops.xp, tuple(x.shape)
+        at = len(shape) + self._plan.axis
+        before, after = math.prod(shape[:at]), math.prod(shape[at + 1 :])
+        # One large product along the last axis; a small one per entry of the batch elsewhere.
+        rest = () if after == 1 else (after,)
+        place = None if out is None else xp.reshape(out, (before, matrix.shape[0], *rest))
+        vectors = xp.reshape(x, (before, shape[at], *rest))
+        if after == 1:
+            y = self._ops.matmul(vectors, xp.matrix_transpose(matrix), place)
+        else:
+            y = self._ops.matmul(matrix[None, :, :], vectors, place)
+        if out is not None:
+            return out
+        return xp.reshape(y, (*shape[:at], matrix.shape[0], *shape[at + 1 :]))
