@@ -212,7 +212,7 @@ def measure(case: Case, limits: dict[str, float], *, quick: bool) -> dict[str, o
     for contenders in (torch_runs, jax_runs, numpy_runs):
         group = contenders(case)
         runs |= group
-        seconds |= measuring.medians(group, rounds=21 if quick else 11, seconds=10 if quick else 4)
+        seconds |= measuring.medians(group, rounds=21 if quick else 7, seconds=10 if quick else 1.5)
     peak = {
         name: measuring.torch_peak(run)
         for name, run in runs.items()

@@ -45,10 +45,13 @@ CONVENTIONS = "diffstride_core/conventions.py"
 PLAN = "diffstride_core/plan.py"
 PLAN_CACHE = "diffstride_core/plan_cache.py"
 PLANNING = "diffstride_core/planning.py"
+AXIS_OPERATOR = "diffstride_core/axis_operator.py"
+RAMP = "diffstride_core/ramp.py"
 RESAMPLE = "diffstride_core/resample.py"
 SPECTRUM = "diffstride_core/spectrum.py"
 WINDOW = "diffstride_core/window.py"
 ARGUMENTS = "diffstride_core/arguments.py"
+HOST = "backends/diffstride_backends/host.py"
 EAGER = "backends/diffstride_backends/eager.py"
 FUNCTIONAL = "backends/diffstride_backends/functional.py"
 JAX_BACKEND = "backends/diffstride_backends/jax_backend.py"
@@ -182,7 +185,7 @@ _TABLE = (
     )),
     ("unpaired bin", BASES, DETAILS, (
         ("sine-by-rounding",
-         "np.where(2 * turns % size == 0, 0.0, np.sin(angle))", "np.sin(angle)",
+         "xp.where(2 * turns % size == 0, xp.zeros_like(sine), sine)", "sine",
          "no sine of the Nyquist frequency passes, not even by rounding"),
     )),
     ("unpaired bin", SPECTRUM, CORE, (
@@ -196,7 +199,7 @@ _TABLE = (
          "lo % 2 == 0 and lo == output_size", "lo == output_size",
          "the highest bin of an odd size keeps its sine"),
         ("fft-slope-without-counts",
-         "self._mask.slope * counts * per_bin", "self._mask.slope * 2 * per_bin",
+         "self._slope * counts * per_bin", "self._slope * 2 * per_bin",
          "the unpaired bin counts once in the stride's gradient too"),
     )),
     ("unpaired bin", SPECTRUM, DETAILS, (
@@ -279,8 +282,8 @@ _TABLE = (
     )),
     ("phase reduction", BASES, DETAILS, (
         ("phases-not-reduced",
-         "(frequencies[:, None] * np.arange(size)) % size",
-         "frequencies[:, None] * np.arange(size)",
+         "(frequencies[:, None] * indices(size)) % size",
+         "frequencies[:, None] * indices(size)",
          "the phases' rounding error does not grow with the size"),
     )),
     ("cotangent scale", WINDOW, CONFORMANCE, (
@@ -316,7 +319,7 @@ _TABLE = (
     )),
     ("shared stride", WINDOW, CONFORMANCE, (
         ("shared-gradient-of-one-axis",
-         "gradient = xp.sum(gradient)", "gradient = gradient[0]",
+         "slopes = xp.sum(slopes)", "slopes = slopes[0]",
          "a shared stride's gradient is the sum over its axes"),
     )),
     ("shared stride", PLANNING, CORE, (
@@ -465,8 +468,53 @@ _TABLE = (
     )),
     ("dtype", SPECTRUM, DETAILS, (
         ("fft-slope-accumulated-in-float32",
-         "axis=others, dtype=precise)", "axis=others)",
+         "axis=but_own, dtype=precise)", "axis=but_own)",
          "long sums of the stride's gradient are made in double precision"),
+    )),
+    ("dtype", AXIS_OPERATOR, DETAILS, (
+        ("slope-accumulated-in-float32",
+         "xp.sum(parts, dtype=self._ops.precise_dtype(x))", "xp.sum(parts)",
+         "long sums of the stride's gradient are made in double precision"),
+    )),
+    ("ramp", RAMP, CONFORMANCE, (
+        ("ramp-from-the-next-bin",
+         "first, bins - count) + steps", "first + 1, bins - count) + steps",
+         "the slope takes in the ramp's first bin"),
+        ("ramp-past-the-last-bin",
+         "xp.where(first < bins - count, first, bins - count)", "first",
+         "the bins taken end at the last one"),
+        ("ramp-without-sines",
+         "xp.concat([chosen, bins + chosen])", "xp.concat([chosen, chosen])",
+         "the slope has a cosine and a sine per bin"),
+        ("ramp-counts-of-the-input",
+         "lo = min(axis.size, axis.output_size)", "lo = axis.size",
+         "the unpaired bin is that of the shorter of input and output"),
+    )),
+    ("ramp", CONVENTIONS, CONFORMANCE, (
+        ("paper-ramp-too-narrow",
+         "math.ceil(smoothness) + 1", "math.ceil(smoothness) - 1",
+         "as many bins are taken as the ramp can be wide"),
+        ("relative-ramp-too-narrow",
+         "math.ceil(max(widest, 1.0)) + 1", "1",
+         "as many bins are taken as the ramp can be wide"),
+    )),
+    ("blocks", RESAMPLE, CORE, (
+        ("blocks-that-do-not-add-up",
+         "total = summand if total is None else total + summand", "total = summand",
+         "a stride's gradient is the sum over all parts of a batch"),
+        ("blocks-written-to-the-first",
+         "result[block] = part", "result[:step] = part",
+         "each part of a batch is written to its own place"),
+    )),
+    ("memory layout", PLAN, TORCH, (
+        ("axes-not-permuted",
+         "axis=order.index(rank + axis.axis) - rank", "axis=axis.axis",
+         "channels last resizes height and width"),
+    )),
+    ("kept operators", HOST, CORE, (
+        ("kept-for-any-dtype",
+         "np.empty(0, dtype=dtype)", "np.empty(0)",
+         "operators have the dtype of what they are applied to"),
     )),
     ("dtype", COMPLEXITY, CONFORMANCE, (
         ("complexity-in-float64",

@@ -14,8 +14,10 @@ from diffstride_core.plan import AxisPlan, Bounds, Plan
 from diffstride_core.settings import Settings
 from diffstride_core.window import FlatWindow, Window
 
-# Below this size two small matrix products beat two transforms.
+# From these sizes on two transforms beat a matrix product, along an array's last axis and along the
+# others: the crossings that benchmarks/engine_threshold.py measures.
 FFT_FROM_SIZE = 256
+FFT_FROM_SIZE_BEFORE_LAST = 384
 
 
 class NothingToCropWarning(UserWarning):
@@ -209,7 +211,7 @@ def _make_plan(
                 output_size=output_sizes[i],
                 is_last=is_last,
                 bounds=Bounds() if bounds is None else bounds[i],
-                use_fft=_use_fft(window, method, max(sizes[i], output_sizes[i])),
+                use_fft=_use_fft(window, method, axis, max(sizes[i], output_sizes[i])),
                 sloped_bins=0
                 if bounds is None
                 else window.sloped_bins(sizes[i], smoothness, bounds[i]),
@@ -220,5 +222,12 @@ def _make_plan(
     )
 
 
-def _use_fft(window: Window, method: str, size: int) -> bool:
-    return window.has_fft and (method == "fft" or (method == "auto" and size >= FFT_FROM_SIZE))
+def _use_fft(window: Window, method: str, axis: int, size: int) -> bool:
+    if method != "auto":
+        return window.has_fft and method == "fft"
+    return window.has_fft and size >= fft_from_size(axis)
+
+
+def fft_from_size(axis: int) -> int:
+    """Return the size from which the method "auto" takes FFTs along an axis (negative)."""
+    return FFT_FROM_SIZE if axis == -1 else FFT_FROM_SIZE_BEFORE_LAST

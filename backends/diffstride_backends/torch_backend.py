@@ -60,10 +60,11 @@ class TorchBackend:
         return _factors(make, plan, values, self.compute_dtype(like), like.device)
 
     def memory_order(self, array: torch.Tensor) -> tuple[int, ...] | None:  # noqa: D102
-        if array.layout != torch.strided or array.is_contiguous():
+        # A compiler lays arrays out by itself, and cannot follow the question.
+        if torch.compiler.is_compiling() or array.layout != torch.strided:
             return None
         rank = array.ndim
-        if torch.compiler.is_compiling() or rank not in _CHANNELS_LAST or _is_batched(array):
+        if array.is_contiguous() or rank not in _CHANNELS_LAST or _is_batched(array):
             return None
         if not array.is_contiguous(memory_format=_CHANNELS_LAST[rank]):
             return None

@@ -20,7 +20,7 @@ from diffstride_core.arguments import axis_sizes, checked_sizes
 from diffstride_core.conventions import CONVENTIONS
 from diffstride_core.plan import AxisPlan, Bounds, Plan
 from diffstride_core.plan_cache import PlanCache
-from diffstride_core.planning import FFT_FROM_SIZE, plan_diff_stride, plan_pool, plan_resize
+from diffstride_core.planning import fft_from_size, plan_diff_stride, plan_pool, plan_resize
 from diffstride_core.settings import declared_bounds, make_settings
 from diffstride_core.window import TIE
 
@@ -611,15 +611,19 @@ def test_spectral_resize_against_scipy(name, use_fft):
 
 
 def test_auto_chooses_the_engine_by_the_longer_side_of_each_axis():
-    long, short = FFT_FROM_SIZE, FFT_FROM_SIZE - 1
-    plan = make_plan((long, short), (2.0, 2.0))
-    assert [axis.use_fft for axis in plan.axes] == [True, False]
-    plan = plan_resize((-2, -1), (10, 10), (long, short))
-    assert [axis.use_fft for axis in plan.axes] == [True, False]
+    height, width = fft_from_size(-2), fft_from_size(-1)
+    for sizes, expected in (
+        ((height, width - 1), [True, False]),
+        ((height - 1, width), [False, True]),
+    ):
+        plan = make_plan(sizes, (2.0, 2.0))
+        assert [axis.use_fft for axis in plan.axes] == expected
+        plan = plan_resize((-2, -1), (10, 10), sizes)
+        assert [axis.use_fft for axis in plan.axes] == expected
     for method, expected in (("matmul", False), ("fft", True)):
-        plan = make_plan((long, 8), (2.0, 2.0), method=method)
+        plan = make_plan((height, 8), (2.0, 2.0), method=method)
         assert {axis.use_fft for axis in plan.axes} == {expected}
-    plan = make_plan((long, long), (2.0, 2.0), convention="tensorflow")
+    plan = make_plan((height, width), (2.0, 2.0), convention="tensorflow")
     assert not any(axis.use_fft for axis in plan.axes)
 
 
@@ -629,8 +633,8 @@ def test_auto_chooses_the_engine_by_the_longer_side_of_each_axis():
     [
         ((2, 21, 18), {"method": "fft"}, set()),
         ((2, 21, 18), {"method": "matmul"}, {21, 18}),
-        ((FFT_FROM_SIZE, 18), {}, {18}),
-        ((FFT_FROM_SIZE, FFT_FROM_SIZE + 1), {}, set()),
+        ((fft_from_size(-2), 18), {}, {18}),
+        ((fft_from_size(-2), fft_from_size(-1)), {}, set()),
     ],
 )
 def test_fft_axes_build_no_table(monkeypatch, name, shape, options, expected):

@@ -127,6 +127,7 @@ def test_the_inverse_transform_gets_no_sine_that_it_cannot_see(name, monkeypatch
     assert seen.count(2) >= 6
 
 
+@pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")
 @pytest.mark.parametrize(
     "options",
     [{"method": "matmul"}, {"method": "fft"}, {"method": "fft", "smoothness": 8.5}],

@@ -25,6 +25,7 @@ from diffstride_torch import (
     plain_autodiff,
     project_strides,
 )
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -1351,6 +1352,45 @@ def test_compiled_module(method):
     assert_close(compiled(x), module(x), 1e-14)
     with torch.no_grad():
         assert_close(compiled(x), module(x), 1e-14)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(COMPILER_WARNING)
+def test_compiled_training_step_is_one_graph_per_size():
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    conv = torch.nn.Conv2d(3, 4, 3, dtype=torch.float64)
+    eager = torch.nn.Sequential(conv, layer(dtype=torch.float64), torch.nn.Flatten())
+    network = copy.deepcopy(eager)
+    images = random(2, 3, 26, 22, dtype=torch.float64)
+    network(images)  # A size that no eager call has seen would be compiled twice.
+
+    def loss_of(network, images):
+        return (network(images) ** 2).sum()
+
+    compiled = torch.compile(loss_of, fullgraph=True, backend=counter)
+    optimizers = [torch.optim.SGD(n.parameters(), lr=1e-4) for n in (eager, network)]
+    graphs, sizes = [], []
+    for step in range(6):
+        if step == 3:
+            for n in (eager, network):
+                set_strides(n[1], 2.9, 1.4)
+                project_strides(n)
+        for n, loss, optimizer in (
+            (eager, loss_of, optimizers[0]),
+            (network, compiled, optimizers[1]),
+        ):
+            optimizer.zero_grad()
+            loss(n, images).backward()
+            optimizer.step()
+            project_strides(n)
+        graphs.append(counter.frame_count)
+        sizes.append(network[1].output_sizes((2, 4, 24, 20)))
+        for a, b in zip(network.parameters(), eager.parameters(), strict=True):
+            assert_close(a, b, 1e-12)
+    assert len(set(sizes[:3])) == len(set(sizes[3:])) == 1
+    assert sizes[0] != sizes[-1]
+    assert graphs == [1, 1, 1, 2, 2, 2]
 
 
 @pytest.mark.slow
