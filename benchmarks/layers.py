@@ -286,7 +286,8 @@ def show_ratios(console: Console, rows: list[dict]) -> None:
         ]
         gemm = row["share"].get("of the GEMM rate", math.nan)
         shape = "x".join(map(str, case["shape"]))
-        table.add_row(shape, *(f"{ratio:.2f}" for ratio in ratios), f"{gemm:.0%}")
+        cells = [f"{ratio:.2f}" for ratio in ratios] + [f"{gemm:.0%}"]
+        table.add_row(shape, *("" if "nan" in cell else cell for cell in cells))
     console.print(table)
 
 
