@@ -313,7 +313,7 @@ def draw(rows: list[dict]) -> None:
     labels = ["x".join(map(str, row["case"]["shape"])) for row in chosen]
     axes.set_xticks(range(len(chosen)), labels, fontsize=8)
     axes.set_title("Forward + backward, stride 2, paper convention, float32 (log scale)")
-    axes.legend(ncols=4, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=8, fontsize=8)
     figure.savefig(measuring.RESULTS / "layers.png", dpi=150)
 
 
