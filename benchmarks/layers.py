@@ -5,8 +5,8 @@ Usage: ``python benchmarks/layers.py [--quick]``
 All are timed in one process, in alternation within each library: our layer on PyTorch, JAX (jit)
 and NumPy with each engine; the same layer written with FFTs and automatic differentiation; average
 pooling; antialiased interpolation; a strided convolution; a copy. Prints tables, and writes
-`layers.json` and `layers.png` to `benchmarks/results`. ``--quick`` times the shapes that have
-targets, in float32 at stride 2.
+`layers.json` and `layers.png` to `benchmarks/results`. ``--quick`` times fewer shapes, in float32
+at stride 2, and writes `layers-quick.json` and `layers-quick.png`.
 """
 
 from __future__ import annotations
@@ -70,6 +70,11 @@ class Case:
         return output_sizes(self.shape, self.stride, axes=self.axes, convention=self.convention)
 
     @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of our layer's output: the resized axes are the last ones."""
+        return (*self.shape[: -len(self.axes)], *self.sizes)
+
+    @property
     def methods(self) -> list[str]:
         """The engines that can be timed: a matrix for a long axis would not fit."""
         return ["auto", "fft"] + ["matmul"] * (max(self.shape) <= LONGEST_MATRIX)
@@ -127,15 +132,12 @@ def jax_runs(case: Case) -> measuring.Contenders:
     keys = jax.random.split(jax.random.key(0))
     x = jax.random.normal(keys[0], case.shape, dtype=case.dtype)
     strides = jnp.full((len(case.axes),), case.stride)
-    shape = list(case.shape)
-    for axis, size in zip(case.axes, case.sizes[-len(case.axes) :], strict=True):
-        shape[axis] = size
-    g = jax.random.normal(keys[1], shape, dtype=case.dtype)
+    g = jax.random.normal(keys[1], case.output_shape, dtype=case.dtype)
     runs: measuring.Contenders = {}
     for method in case.methods:
         layer = partial(
             jax_diff_stride,
-            sizes=tuple(shape[axis] for axis in case.axes),
+            sizes=case.sizes,
             axes=case.axes,
             convention=case.convention,
             method=method,
@@ -182,13 +184,12 @@ def necessary_multiply_adds(case: Case) -> int:
     the cotangent with the two factors of each slope, over as many bins as the ramp is wide.
     """
     sizes = [case.shape[axis] for axis in case.axes]
-    kept = list(case.sizes[-len(sizes) :])
     batch = math.prod(case.shape) // math.prod(sizes)
     if len(sizes) == 1:
-        (n,), (m,) = sizes, kept
+        (n,), (m,) = sizes, case.sizes
         ramp = 2 * ramp_bins(case, n)
         return batch * (2 * n * m + ramp * (n + m) if case.backward else n * m)
-    (h, w), (mh, mw) = sizes, kept
+    (h, w), (mh, mw) = sizes, case.sizes
     forward = h * w * mw + h * mh * mw
     if not case.backward:
         return batch * forward
@@ -227,10 +228,7 @@ def measure(case: Case, limits: dict[str, float], *, quick: bool) -> dict[str, o
     if "ours, matmul" in seconds and case.dtype == "float32":
         rate = necessary_multiply_adds(case) / seconds["ours, matmul"]
         shares["of the GEMM rate"] = rate / limits["gemm"]
-    count = math.prod(case.shape) + math.prod(case.shape) * math.prod(
-        m / case.shape[axis]
-        for m, axis in zip(case.sizes[-len(case.axes) :], case.axes, strict=True)
-    )
+    count = math.prod(case.shape) + math.prod(case.output_shape)
     moved = count * torch.finfo(getattr(torch, case.dtype)).bits / 8 * (1 + case.backward)
     shares["of the copy bandwidth"] = moved / seconds[OURS] / limits["copy"]
     return {"case": asdict(case), "seconds": seconds, "peak bytes": peak, "share": shares}
@@ -291,7 +289,7 @@ def show_ratios(console: Console, rows: list[dict]) -> None:
     console.print(table)
 
 
-def draw(rows: list[dict]) -> None:
+def draw(rows: list[dict], name: str) -> None:
     """Draw the layer and its alternatives, forward and backward at stride 2 in float32."""
     chosen = [
         row
@@ -303,10 +301,10 @@ def draw(rows: list[dict]) -> None:
     ]
     names = [OURS, "jax, auto", "numpy, auto", *COMPARED]
     figure, axes = plt.subplots(figsize=(10, 4.5), layout="constrained")
-    for i, name in enumerate(names):
+    for i, contender in enumerate(names):
         at = [j + (i - len(names) / 2) * 0.1 for j in range(len(chosen))]
-        ratio = [row["seconds"].get(name, math.nan) / row["seconds"][OURS] for row in chosen]
-        axes.bar(at, ratio, width=0.1, label=name)
+        ratio = [row["seconds"].get(contender, math.nan) / row["seconds"][OURS] for row in chosen]
+        axes.bar(at, ratio, width=0.1, label=contender)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_yscale("log")
     axes.set_ylabel("time, relative to our layer on PyTorch")
@@ -314,7 +312,7 @@ def draw(rows: list[dict]) -> None:
     axes.set_xticks(range(len(chosen)), labels, fontsize=8)
     axes.set_title("Forward + backward, stride 2, paper convention, float32 (log scale)")
     figure.legend(loc="outside lower center", ncols=8, fontsize=8)
-    figure.savefig(measuring.RESULTS / "layers.png", dpi=150)
+    figure.savefig(measuring.RESULTS / f"{name}.png", dpi=150)
 
 
 def main() -> None:
@@ -337,7 +335,7 @@ def main() -> None:
     path = measuring.save(name, {"limits": limits, "rows": rows})
     show(console, rows)
     show_ratios(console, rows)
-    draw(rows)
+    draw(rows, name)
     console.print(
         f"GEMM {2 * limits['gemm'] / 1e9:.0f} GFLOP/s, copy {limits['copy'] / 1e9:.1f} GB/s; "
         f"written: {path}"

@@ -35,7 +35,7 @@ CONVENTIONS = ("paper", "relative")
 
 def same_sizes_pool(layer: DiffStride2d, sizes: tuple[int, int]) -> SpectralPool2d:
     """Return fixed spectral pooling to the output sizes of a layer."""
-    pooled = layer.output_sizes(sizes)[-2:]
+    pooled = layer.output_sizes(sizes)
     # A little less, since pooling rounds N/S down.
     strides = (max(1.0, n / (m + 0.25)) for n, m in zip(sizes, pooled, strict=True))
     return SpectralPool2d(tuple(strides))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from diffstride_core.ops import Array, ArrayOps
 from diffstride_core.plan import AxisPlan
@@ -24,14 +24,15 @@ class AxisOperator(ABC):
     ----------
     ops : ArrayOps
     plan : AxisPlan
-    ramp : (array, array), optional
-        The two factors of dA/dS over the bins of the ramp, from `ramp.ramp_factors`.
+    weights : array
+        What the engine applies: the matrix A, shape (M, N), or the mask, shape (K,).
+    slope : (array, array) or array, shape (K,), optional
+        The two factors of dA/dS from `ramp.ramp_factors`, or the mask's slope where the plan has no
+        thin ramp.
     """
 
-    def __init__(
-        self, ops: ArrayOps, plan: AxisPlan, ramp: tuple[Array, Array] | None = None
-    ) -> None:
-        self._ops, self._plan, self._ramp = ops, plan, ramp
+    def __init__(self, ops: ArrayOps, plan: AxisPlan, weights: Array, slope: Any = None) -> None:
+        self._ops, self._plan, self._weights, self._slope = ops, plan, weights, slope
 
     @abstractmethod
     def apply(self, x: Array, out: Array | None = None) -> Array:
@@ -46,8 +47,7 @@ class AxisOperator(ABC):
 
         dA/dS has a rank of two per bin in the ramp, which is far less than its size.
         """
-        assert self._ramp is not None
-        xp, (synthesis, analysis) = self._ops.xp, self._ramp
+        xp, (synthesis, analysis) = self._ops.xp, self._slope
         # The projection first: what is left of x is thin, and the other axes cost little.
         of_x = others(self._multiply(analysis, x))
         of_u = self._multiply(xp.matrix_transpose(synthesis), u)

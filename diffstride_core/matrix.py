@@ -5,38 +5,19 @@ from __future__ import annotations
 from diffstride_core.axis_operator import AxisOperator
 from diffstride_core.bases import AxisBasis
 from diffstride_core.ops import Array, ArrayOps
-from diffstride_core.plan import AxisPlan
 from diffstride_core.window import Mask
 
 
 class MatrixOperator(AxisOperator):
-    """An axis operator as a matrix.
-
-    Parameters
-    ----------
-    ops, plan, ramp
-        As for `AxisOperator`.
-    matrix : array, shape (M, N)
-        From `axis_matrix`.
-    """
-
-    def __init__(
-        self,
-        ops: ArrayOps,
-        plan: AxisPlan,
-        matrix: Array,
-        ramp: tuple[Array, Array] | None = None,
-    ) -> None:
-        super().__init__(ops, plan, ramp)
-        self._matrix = matrix
+    """An axis operator as a matrix, from `axis_matrix`."""
 
     def apply(self, x: Array, out: Array | None = None) -> Array:
         """Return A x."""
-        return self._multiply(self._matrix, x, out)
+        return self._multiply(self._weights, x, out)
 
     def adjoint(self, g: Array, out: Array | None = None) -> Array:
         """Return A^T g."""
-        return self._multiply(self._ops.xp.matrix_transpose(self._matrix), g, out)
+        return self._multiply(self._ops.xp.matrix_transpose(self._weights), g, out)
 
 
 def axis_matrix(ops: ArrayOps, basis: AxisBasis, mask: Mask, like: Array) -> Array:

@@ -200,6 +200,7 @@ def _make_plan(
     method: str,
     bounds: Sequence[Bounds] | None = None,
 ) -> Plan:
+    bounds = [Bounds()] * len(axes) if bounds is None else bounds
     shrinkage = math.prod(sizes) / math.prod(output_sizes)
     return Plan(
         window,
@@ -210,11 +211,9 @@ def _make_plan(
                 size=sizes[i],
                 output_size=output_sizes[i],
                 is_last=is_last,
-                bounds=Bounds() if bounds is None else bounds[i],
+                bounds=bounds[i],
                 use_fft=_use_fft(window, method, axis, max(sizes[i], output_sizes[i])),
-                sloped_bins=0
-                if bounds is None
-                else window.sloped_bins(sizes[i], smoothness, bounds[i]),
+                sloped_bins=window.sloped_bins(sizes[i], smoothness, bounds[i]),
             )
             for i, (axis, is_last) in enumerate(zip(axes, _is_last(axes), strict=True))
         ),

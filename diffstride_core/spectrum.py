@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from diffstride_core.axis_operator import AxisOperator, Others
 from diffstride_core.bases import bin_counts
-from diffstride_core.ops import Array, ArrayOps
-from diffstride_core.plan import AxisPlan
+from diffstride_core.ops import Array
 
 
 class SpectralOperator(AxisOperator):
@@ -16,26 +13,7 @@ class SpectralOperator(AxisOperator):
     The operator is separable and real, so axis after axis is exact, and no axis ever sees the
     complex spectrum of another: the trap of a joint transform, whose unpaired rows and columns are
     not Hermitian once cropped.
-
-    Parameters
-    ----------
-    ops, plan
-        As for `AxisOperator`.
-    weights : array, shape (K,)
-        The mask.
-    slope : (array, array) or array, shape (K,), optional
-        The two factors of dA/dS where the ramp is thin, else the mask's slope.
     """
-
-    def __init__(
-        self,
-        ops: ArrayOps,
-        plan: AxisPlan,
-        weights: Array,
-        slope: Any = None,
-    ) -> None:
-        super().__init__(ops, plan, slope if plan.has_thin_ramp else None)
-        self._weights, self._slope = weights, slope
 
     def apply(self, x: Array, out: Array | None = None) -> Array:
         """Return A x."""
@@ -67,7 +45,6 @@ class SpectralOperator(AxisOperator):
         """Return <u, (dA/dS) B x>, where B applies the operators of other axes."""
         if self._plan.has_thin_ramp:
             return super().slope(u, x, others)
-        assert self._slope is not None
         xp, size = self._ops.xp, self._plan.size
         lo, precise = min(size, self._plan.output_size), self._slope.dtype
         of_x, of_u = self._half_spectrum(others(x)), self._half_spectrum(u)
