@@ -111,6 +111,65 @@ def _output_size(settings: Settings, size: int, stride: float, is_last: bool) ->
     return settings.convention.output_size(size, settings.smoothness, stride, is_last)
 
 
+def size_jumps(
+    settings: Settings, axis: AxisPlan, stride: float
+) -> tuple[float | None, float | None]:
+    """Return the strides at which the output size of an axis next changes.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the layer.
+    axis : AxisPlan
+        Of the layer's plan; gives the size and the bounds of the stride.
+    stride : float
+        The parameter's value, which is bounded first.
+
+    Returns
+    -------
+    below : float or None
+        The greatest stride below the bounded one with a larger output.
+    above : float or None
+        The least stride above it with a smaller output.
+
+        Each exact to the last bit of double precision, and None where the bounds hold no such
+        stride.
+
+    Notes
+    -----
+    Found by bisection, since a convention owns its output size as a function alone, which never
+    grows with the stride.
+    """
+    if not settings.cropping:
+        return None, None
+    used = axis.bounds.apply(stride)
+    here = _output_size(settings, axis.size, used, axis.is_last)
+
+    def search(end: float) -> float | None:
+        if _output_size(settings, axis.size, end, axis.is_last) == here:
+            return None
+        same, other = _ordinal(used), _ordinal(end)
+        while abs(other - same) > 1:
+            middle = (same + other) // 2
+            if _output_size(settings, axis.size, _double(middle), axis.is_last) == here:
+                same = middle
+            else:
+                other = middle
+        return _double(other)
+
+    return search(axis.bounds.apply(0.0)), search(axis.bounds.apply(math.inf))
+
+
+# The bits of a positive double, read as an integer, count the doubles below it: bisecting them ends
+# after 64 steps, with neighbours, even where a stride has no upper bound.
+def _ordinal(stride: float) -> int:
+    return int(np.float64(stride).view(np.int64))
+
+
+def _double(ordinal: int) -> float:
+    return float(np.int64(ordinal).view(np.float64))
+
+
 def _warn_where_nothing_can_be_cropped(
     settings: Settings, axes: tuple[int, ...], sizes: tuple[int, ...]
 ) -> None:

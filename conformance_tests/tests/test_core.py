@@ -20,7 +20,13 @@ from diffstride_core.arguments import axis_sizes, checked_sizes
 from diffstride_core.conventions import CONVENTIONS
 from diffstride_core.plan import AxisPlan, Bounds, Plan
 from diffstride_core.plan_cache import PlanCache
-from diffstride_core.planning import fft_from_size, plan_diff_stride, plan_pool, plan_resize
+from diffstride_core.planning import (
+    fft_from_size,
+    plan_diff_stride,
+    plan_pool,
+    plan_resize,
+    size_jumps,
+)
 from diffstride_core.settings import declared_bounds, make_settings
 from diffstride_core.window import TIE
 
@@ -388,6 +394,95 @@ def test_relative_branch_changes_at_its_margin(name):
     assert slope(1 + 1e-3) == pytest.approx(wide, rel=1e-12)
     assert slope(1 - 0.9e-6) == pytest.approx(wide, rel=1e-12)
     assert slope(1 - 1.1e-6) == pytest.approx(narrow, rel=1e-5)
+
+
+def size_at(settings, axis, stride):
+    used = axis.bounds.apply(stride)
+    return settings.convention.output_size(axis.size, settings.smoothness, used, axis.is_last)
+
+
+def scanned_jumps(sizes):
+    """Return, for each entry, the nearest positions before and after it with another value."""
+    before = [None]
+    for i in range(1, len(sizes)):
+        before.append(before[-1] if sizes[i] == sizes[i - 1] else i - 1)
+    after = [None]
+    for i in reversed(range(len(sizes) - 1)):
+        after.append(after[-1] if sizes[i] == sizes[i + 1] else i + 1)
+    return list(zip(before, reversed(after), strict=True))
+
+
+@pytest.mark.parametrize("limits", [(None, None), None, (1.2, 3.0)])
+@pytest.mark.parametrize(
+    ("convention", "smoothness"), [(c, SMOOTHNESS[c][i]) for c in CONVENTIONS for i in (1, 2)]
+)
+def test_size_jumps_against_a_dense_scan(convention, smoothness, limits):
+    step = 1 / 512
+    scan = np.arange(1, 8, step).tolist()
+    jumps = 0
+    for size in (2, 3, 7, 16, 28, 33, 64):
+        plan = make_plan(
+            (size, size), (1.0, 1.0), smoothness=smoothness, limits=limits, convention=convention
+        )
+        settings = make_settings(
+            axes=(-2, -1), smoothness=smoothness, limits=limits, convention=convention
+        )
+        for axis in plan.axes:
+            expected = scanned_jumps([size_at(settings, axis, stride) for stride in scan])
+            for i in range(5, len(scan), 149):
+                below, above = size_jumps(settings, axis, scan[i])
+                # The scan brackets a jump: its last stride before it and its first one behind it.
+                before, after = expected[i]
+                if before is None:
+                    assert below is None
+                else:
+                    assert scan[before] <= below < scan[before] + step
+                    jumps += 1
+                if after is None:
+                    assert above is None or above > scan[-1]
+                else:
+                    assert scan[after] - step < above <= scan[after]
+                    jumps += 1
+    assert jumps > 20
+
+
+@pytest.mark.parametrize("limits", [(None, None), None])
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_size_jumps_are_exact_to_the_last_bit(convention, limits):
+    settings = make_settings(axes=(-2, -1), limits=limits, convention=convention)
+    for size in (16, 33, 224):
+        for axis in make_plan((size, size), (1.0, 1.0), limits=limits, convention=convention).axes:
+            for stride in (0.5, 1.3, 2.0, 2.7, 1000.0):
+                used, here = axis.bounds.apply(stride), size_at(settings, axis, stride)
+                below, above = size_jumps(settings, axis, stride)
+                if below is not None:
+                    assert axis.bounds.apply(below) == below < used
+                    assert size_at(settings, axis, below) > here
+                    assert size_at(settings, axis, math.nextafter(below, math.inf)) == here
+                if above is not None:
+                    assert axis.bounds.apply(above) == above > used
+                    assert size_at(settings, axis, above) < here
+                    assert size_at(settings, axis, math.nextafter(above, 0.0)) == here
+
+
+def test_size_jumps_of_a_known_axis():
+    # M = 2 ceil(16/S + 4 - guard): 24 between S = 2 and S = 16/7, both a little less by the guard.
+    settings = make_settings(axes=(-1,))
+    (axis,) = make_plan((32,), (2.0,)).axes
+    below, above = size_jumps(settings, axis, 2.0)
+    assert below == pytest.approx(2.0, abs=3e-6)
+    assert below < 2.0
+    assert above == pytest.approx(16 / 7, abs=4e-6)
+    assert above < 16 / 7
+
+
+def test_size_jumps_where_no_stride_changes_the_size():
+    (axis,) = make_plan((32,), (2.0,), cropping=False).axes
+    assert size_jumps(make_settings(axes=(-1,), cropping=False), axis, 2.0) == (None, None)
+    (axis,) = make_plan((8,), (2.0,)).axes
+    assert size_jumps(make_settings(axes=(-1,)), axis, 2.0) == (None, None)
+    (axis,) = make_plan((32,), (2.0,), limits=(2.0, 2.0)).axes
+    assert size_jumps(make_settings(axes=(-1,), limits=(2.0, 2.0)), axis, 2.0) == (None, None)
 
 
 # --- The mask ----------------------------------------------------------------------------------
