@@ -4,11 +4,8 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
-import numpy as np
-from matplotlib import colormaps
+from diffstride_backends import plotting
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from diffstride_experiments.config import Config
@@ -17,13 +14,12 @@ from diffstride_experiments.report import Result
 
 __all__ = ["figure_png"]
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = {
-    "conv": "#7F7F7F",
-    "spectral": "#0072B2",
-    "diffstride-paper": "#E69F00",
-    "diffstride-relative": "#D55E00",
-    "diffstride-penalised": "#009E73",
+    "conv": plotting.GREY,
+    "spectral": plotting.BLUE,
+    "diffstride-paper": plotting.ORANGE,
+    "diffstride-relative": plotting.VERMILLION,
+    "diffstride-penalised": plotting.GREEN,
 }
 
 
@@ -51,9 +47,7 @@ def figure_png(
         for result, history in zip(results, histories, strict=True)
         if METHODS[result.method].pooling == "diffstride"
     ]
-    # Figure and canvas without pyplot: no global state, no display.
-    figure = Figure(figsize=(10, 6.4 if learnt else 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plotting.make_figure(10, 6.4 if learnt else 3.4)
     parts = figure.subfigures(2 if learnt else 1, 1, squeeze=False)[:, 0]
     curves, trade_off = parts[0].subplots(1, 2)
     _draw_curves(curves, results, histories, config)
@@ -63,13 +57,9 @@ def figure_png(
         for panel, (result, history) in zip(panels, learnt, strict=True):
             _draw_strides(panel, result, history)
         panels[0].set_ylabel("stride")
-        lines, labels = panels[0].get_legend_handles_labels()
-        parts[1].legend(
-            lines, labels, loc="outside lower center", ncols=len(lines) // 2, frameon=False
-        )
+        plotting.legend_below(parts[1], panels[0])
     for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+        plotting.open_frame(axes)
     png = BytesIO()
     figure.savefig(png, dpi=160, format="png")
     return png.getvalue()
@@ -118,21 +108,13 @@ def _draw_trade_off(axes: Axes, results: Sequence[Result], config: Config) -> No
 
 
 def _draw_strides(axes: Axes, result: Result, history: Sequence[dict[str, Any]]) -> None:
-    epochs = [0] + [metrics["epoch"] for metrics in history]
-    # Shape (epochs + 1, blocks, 2).
-    strides = np.array([result.before.strides] + [metrics["strides"] for metrics in history])
-    colours = colormaps["viridis"](np.linspace(0.1, 0.8, strides.shape[1]))
-    for block, colour in enumerate(colours):
-        for axis, style in enumerate(("-", "--")):
-            axes.plot(
-                epochs,
-                strides[:, block, axis],
-                style,
-                marker="o",
-                markersize=2.5,
-                color=colour,
-                label=f"block {block + 1}, {('height', 'width')[axis]}",
-            )
+    strides = [result.before.strides] + [metrics["strides"] for metrics in history]
+    plotting.draw_strides(
+        axes,
+        [0] + [metrics["epoch"] for metrics in history],
+        strides,
+        [f"block {block + 1}" for block in range(len(strides[0]))],
+        ("height", "width"),
+    )
     axes.set_title(result.label, fontsize="medium")
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
