@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any, TypeAlias
 
@@ -18,6 +19,19 @@ _Sizes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 """The axes of an array, counted from the end, and the sizes along them."""
 
 
+@dataclass
+class _Entry:
+    """A plan, and whether its size has been seen since the last projection.
+
+    A flag that `PlanCache.plan` sets without reading it: a compiler such as torch.compile repeats
+    in every compiled call what traced code writes, but makes what it reads a condition of the
+    compiled code, which would be compiled anew after a projection.
+    """
+
+    plan: Plan
+    seen: bool = False
+
+
 class PlanCache:
     """The plans of one layer.
 
@@ -28,6 +42,11 @@ class PlanCache:
     arguments leave a cache as it is and replace it by a `refreshed` one: two caches are equal if
     they hold the same plan for every size that either has seen, so that a compiled function serves
     until a size changes.
+
+    The bounds of the strides are those of the sizes seen since the last `project`: where an inner
+    map has changed its size, its old size bounds nothing any more, as if training had been resumed.
+    Where no size has been seen since, as by a compiled function that is not traced again, they stay
+    what they were at that projection. Equality does not depend on them.
 
     A copy, or a cache restored from a pickle, has seen no size and knows no token.
 
@@ -47,7 +66,8 @@ class PlanCache:
         self._entries = entries
         self._token: Hashable = None
         self._strides = strides
-        self._plans: dict[_Sizes, Plan] = {}
+        self._plans: dict[_Sizes, _Entry] = {}
+        self._bounds = (declared_bounds(settings),) * len(settings.axes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PlanCache, (self._settings, self._entries, self._strides)
@@ -60,7 +80,7 @@ class PlanCache:
         if (self._settings, self._entries) != (other._settings, other._entries):
             return False
         seen = [*self._plans, *other._plans]
-        return all(self._plan(*sizes) == other._plan(*sizes) for sizes in seen)
+        return all(self._entry(*sizes).plan == other._entry(*sizes).plan for sizes in seen)
 
     def __hash__(self) -> int:
         # Nothing that changes while sizes are seen.
@@ -90,51 +110,75 @@ class PlanCache:
         if self._token is None or token != self._token:
             self.update(token, read())
         while len(self._plans) > _MOST_SIZES:
-            del self._plans[next(iter(self._plans))]
+            # The oldest of those that bound nothing, else the oldest.
+            del self._plans[min(self._plans, key=lambda sizes: self._plans[sizes].seen)]
 
     def update(self, token: Hashable, strides: tuple[float, ...] | None) -> None:
         """Bring the plans up to date with strides that have been read; see `refresh`."""
         if strides is not None:
             check_strides(strides, len(self._settings.axes))
         if strides is None or strides != self._strides:
-            self._plans = {key: self._make(*key, strides) for key in self._plans}
+            self._plans = {
+                key: _Entry(self._make(*key, strides), entry.seen)
+                for key, entry in self._plans.items()
+            }
         self._strides, self._token = strides, token
 
     def refreshed(self, strides: tuple[float, ...]) -> PlanCache:
-        """Return the cache for other values of the strides, with plans for all sizes seen."""
+        """Return the cache for other values of the strides.
+
+        It has plans for all sizes seen and the same bounds.
+        """
         if strides == self._strides:
             return self
         other = PlanCache(self._settings, self._entries, self._strides)
-        other._plans = dict(self._plans)
-        other.update(None, strides)
+        other._plans, other._bounds = self._plans, self._bounds
+        other.update(None, strides)  # Which leaves the entries as they are and makes its own.
         return other
 
     def plan(self, shape: Sequence[int]) -> Plan:
-        """Return the plan for an input of the given shape, as of the last `refresh`."""
+        """Return the plan for an input of the given shape, as of the last `refresh`.
+
+        The input's size counts as seen.
+        """
         axes = normalized_axes(self._settings.axes, shape)
-        return self._plan(axes, axis_sizes(axes, shape))
+        entry = self._entry(axes, axis_sizes(axes, shape))
+        entry.seen = True
+        return entry.plan
 
     def bounds(self) -> tuple[Bounds, ...]:
-        """Return the bounds of the stride of each axis that hold for all sizes seen."""
+        """Return the bounds of the stride of each axis.
+
+        Those that hold for all sizes seen since the last projection; where there are none, those of
+        that projection.
+        """
+        seen = [entry.plan for entry in self._plans.values() if entry.seen]
+        if not seen:
+            return self._bounds
         declared = declared_bounds(self._settings)
         return tuple(
-            reduce(
-                Bounds.intersect, (plan.axes[i].bounds for plan in self._plans.values()), declared
-            )
+            reduce(Bounds.intersect, (plan.axes[i].bounds for plan in seen), declared)
             for i in range(len(self._settings.axes))
         )
 
     def project(self, strides: tuple[float, ...]) -> tuple[float, ...]:
-        """Return values of the stride parameters put within the bounds."""
+        """Return values of the stride parameters put within the bounds.
+
+        The sizes seen until now bound no later projection, unless none is seen in between.
+        """
+        self._bounds = self.bounds()
+        for entry in self._plans.values():
+            entry.seen = False
         # A shared stride has the same bounds on every axis.
-        bounds = self.bounds()[: self._entries]
+        bounds = self._bounds[: self._entries]
         return tuple(bound.apply(stride) for bound, stride in zip(bounds, strides, strict=True))
 
-    def _plan(self, axes: tuple[int, ...], sizes: tuple[int, ...]) -> Plan:
-        plan = self._plans.get((axes, sizes))
-        if plan is None:
-            plan = self._plans[axes, sizes] = self._make(axes, sizes, self._strides)
-        return plan
+    def _entry(self, axes: tuple[int, ...], sizes: tuple[int, ...]) -> _Entry:
+        entry = self._plans.get((axes, sizes))
+        if entry is None:
+            entry = _Entry(self._make(axes, sizes, self._strides))
+            self._plans[axes, sizes] = entry
+        return entry
 
     def _make(
         self, axes: tuple[int, ...], sizes: tuple[int, ...], strides: tuple[float, ...] | None

@@ -216,8 +216,9 @@ def project_strides(model: ModelT) -> ModelT:
     """Return a model with every stride back within its bounds, and its output sizes up to date.
 
     All strides are read in one transfer. Call it after the optimiser's step, outside
-    `equinox.filter_jit`. The bounds are the layer's limits and, for the input sizes that it has
-    seen, the built-in ones.
+    `equinox.filter_jit`. The bounds are the layer's limits and the built-in ones for the input
+    sizes that it has seen since they were projected last; where it has seen none, as by a compiled
+    function that is not traced again, those of that projection.
 
     Parameters
     ----------

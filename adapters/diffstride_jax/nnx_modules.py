@@ -205,8 +205,9 @@ def replan(model: nnx.Module) -> None:
 def project_strides(model: nnx.Module) -> None:
     """Put every stride of a model back within its bounds, and `replan`, in one transfer.
 
-    Call it after the optimiser's step, outside `nnx.jit`. The bounds are the layer's limits and,
-    for the input sizes that it has seen, the built-in ones.
+    Call it after the optimiser's step, outside `nnx.jit`. The bounds are the layer's limits and the
+    built-in ones for the input sizes that it has seen since they were projected last; where it has
+    seen none, as by a compiled function that is not traced again, those of that projection.
 
     Parameters
     ----------

@@ -330,7 +330,11 @@ def _named_layers(model: torch.nn.Module) -> list[tuple[str, DiffStride]]:
 def project_strides(model: torch.nn.Module) -> None:
     """Put every stride of a model back within its bounds; call it after the optimiser's step.
 
-    The bounds are the layer's limits and, for the input sizes that it has seen, the built-in ones.
+    The bounds are the layer's limits and the built-in ones for the input sizes that it has seen,
+    in forward passes and by `DiffStride.output_sizes`, since they were projected last; where it has
+    seen none since, they are those of that projection. Nothing else is remembered of former sizes:
+    a run resumed after a projection from the state of model and optimiser goes on as it would have.
+
     All strides are read in one transfer per device, from which every layer's output sizes follow:
     forward passes after it read no device memory.
 

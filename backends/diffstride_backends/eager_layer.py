@@ -112,7 +112,11 @@ class EagerLayer(Generic[ArrayT]):
         return self.settings.layer_arguments(self.strides.tolist())
 
     def project(self) -> None:
-        """Put the strides back within their bounds for the sizes seen; call it after a step."""
+        """Put the strides back within their bounds; call it after a step.
+
+        The bounds are the limits and the built-in ones for the sizes seen since they were projected
+        last; where none has been, those of that projection.
+        """
         self._refresh()
         self.strides[:] = self._plans.project(tuple(self.strides.tolist()))
 

@@ -929,7 +929,7 @@ def test_plan_cache_keeps_16_plans_at_most(monkeypatch):
     assert made == [(20,)]
 
 
-def test_plan_cache_bounds_hold_for_all_sizes_seen():
+def test_plan_cache_bounds_hold_for_all_sizes_seen_since_the_last_projection():
     settings = make_settings(axes=(-2, -1), limits=(1.1, 20.0))
     cache = PlanCache(settings, 2)
     declared = declared_bounds(settings)
@@ -944,6 +944,57 @@ def test_plan_cache_bounds_hold_for_all_sizes_seen():
     assert cache.project((0.3, 50.0)) == (floors[0], 15.0)
     assert cache.project((50.0, 0.3)) == (8.0, floors[1])
     assert cache.project((2.5, 3.5)) == (2.5, 3.5)
+    # Sizes that are not seen again bound nothing any more, be it more tightly or less.
+    cache.plan((40, 100))
+    assert cache.bounds() == (Bounds(40 / 36, 1.1, 20.0), Bounds(100 / 96, 1.1, 20.0))
+    assert cache.project((0.3, 50.0)) == (40 / 36, 20.0)
+    cache.plan((40, 100))
+    cache.plan((64, 30))
+    assert cache.project((50.0, 50.0)) == (20.0, 15.0)
+
+
+@pytest.mark.parametrize("project_first", [True, False])
+def test_plan_cache_bounds_survive_new_strides(project_first):
+    cache = PlanCache(make_settings(axes=(-1,)), 1, (2.0,))
+    cache.plan((64,))
+    cache.project((2.0,))
+    cache.plan((16,))
+    expected = (Bounds(16 / 12, 1.0, 8.0),)
+    if project_first:
+        cache.project((2.0,))
+    other = cache.refreshed((3.0,))
+    cache.update(None, (4.0,))
+    for each in (cache, other):
+        assert each.bounds() == expected
+        each.plan((64,))
+        # The size seen last counts beside the new one unless a projection came between them.
+        assert each.bounds() == ((Bounds(64 / 60, 1.0, 32.0),) if project_first else expected)
+
+
+def test_plan_cache_equality_neither_asks_for_nor_changes_bounds():
+    one, other = (PlanCache(make_settings(axes=(-1,)), 1, (2.0,)) for _ in range(2))
+    one.plan((64,))
+    other.plan((16,))
+    bounds = one.bounds(), other.bounds()
+    assert bounds[0] != bounds[1]
+    assert one == other  # Which compares plans for either's sizes.
+    assert (one.bounds(), other.bounds()) == bounds
+    one.project((2.0,))
+    assert one == other
+    assert hash(one) == hash(other)
+    assert (one.bounds(), other.bounds()) == bounds
+
+
+def test_plan_cache_gives_up_first_what_bounds_nothing():
+    cache = PlanCache(make_settings(axes=(-1,)), 1, (2.0,))
+    for size in range(20, 60):
+        cache.plan((size,))
+    cache.project((2.0,))
+    cache.plan((20,))  # the plan made first
+    for size in range(60, 64):
+        cache.plan((size,))
+    cache.refresh(None, lambda: (2.0,))
+    assert cache.bounds() == (Bounds(20 / 16, 1.0, 10.0),)
 
 
 def test_plan_cache_bounds_of_a_shared_stride():
@@ -975,8 +1026,9 @@ def test_plan_cache_copies_start_empty(copied):
     cache = PlanCache(make_settings(axes=(-1,), smoothness=3.0), 1)
     cache.refresh("token", Strides(2.0).read)
     cache.plan((64,))
+    cache.project((2.0,))
     other, strides = copied(cache), Strides(4.0)
-    assert other.bounds() == (Bounds(),)
+    assert other.bounds() == (Bounds(),) != cache.bounds()
     other.refresh("token", strides.read)
     assert strides.reads == 1
     assert other.plan((64,)).output_sizes == make_plan((64,), (4.0,), smoothness=3.0).output_sizes

@@ -166,6 +166,37 @@ def test_project_strides_and_replan_of_a_model(library):
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@pytest.mark.parametrize("jitted", [True, False])
+def test_an_inner_map_bounds_by_its_size_now(library, jitted):
+    model = [library.DiffStride(stride, smoothness=2.0) for stride in (2.9, 1.7)]
+    model = nnx.List(model) if library is nnx_modules else model
+    x, traces = random(1, 24, 24, 1), []
+
+    def forward(model, x):
+        traces.append(1)
+        return model[1](model[0](x))
+
+    forward = compiled(library, forward) if jitted else forward
+    # 24 - 14, then 24 - 20, which twice the size allows a greater stride.
+    for strides, calls, upper in (((2.9, 2.9), 2, 7.0), ((1.7, 1.7), 3, 10.0)):
+        changed = [with_strides(model[0], *strides), model[1]]
+        model = nnx.List(changed) if library is nnx_modules else changed
+        model = projected(library, model)
+        traces.clear()
+        for _ in range(calls):
+            forward(model, x)
+            changed = [model[0], with_strides(model[1], 50.0, 50.0)]
+            model = nnx.List(changed) if library is nnx_modules else changed
+            model = projected(library, model)
+            # A compiled function sees no size, where it is not traced, and leaves the bounds.
+            assert strides_of(model[1]).tolist() == [upper, upper]
+            changed = [model[0], with_strides(model[1], 1.7, 1.7)]
+            model = nnx.List(changed) if library is nnx_modules else changed
+            model = replanned(library, model)
+        assert len(traces) == (1 if jitted else calls)
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
 def test_strides_of_a_model_are_read_in_one_transfer(library, monkeypatch):
     reads = []
 

@@ -441,7 +441,7 @@ def test_drifted_strides_are_bounded_and_left_alone():
     np.testing.assert_allclose(dstrides, expected, rtol=1e-10)
 
 
-def test_project_uses_the_bounds_of_all_sizes_seen():
+def test_project_uses_the_bounds_of_all_sizes_seen_since_it_was_called():
     layer = ds.DiffStride([2.0, 2.0], limits=(None, 12.0))
     strides = layer.strides
     layer.strides[:] = [0.5, 400.0]
@@ -455,6 +455,13 @@ def test_project_uses_the_bounds_of_all_sizes_seen():
     layer.strides[:] = [2.5, 3.5]
     layer.project()
     assert layer.strides.tolist() == [2.5, 3.5]
+    layer.strides[:] = [0.5, 400.0]
+    layer.project()  # No other size has been seen.
+    assert layer.strides.tolist() == [16 / 12, 10.0]
+    layer.forward(random(64, 20))
+    layer.strides[:] = [0.5, 400.0]
+    layer.project()
+    assert layer.strides.tolist() == [64 / 60, 10.0]
     assert layer.strides is strides
 
     shared = ds.DiffStride(2.0, shared=True)
