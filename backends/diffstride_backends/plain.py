@@ -10,9 +10,10 @@ from contextlib import contextmanager
 class PlainAutodiff(threading.local):
     """Let the framework differentiate the forward pass itself, without the attached derivative.
 
-    Call it for a context. Forward-mode differentiation (``jvp``, ``jacfwd``, ``hessian``) needs it.
-    The results are the same; time and memory are those of automatic differentiation. Each thread
-    has a switch of its own; not a context variable, which torch.compile does not read.
+    Call it for a context. Forward-mode differentiation (``jvp``, ``jacfwd``, ``hessian``) needs it
+    in JAX; PyTorch is seen to differentiate so. The results are the same; time and memory are those
+    of automatic differentiation. Each thread has a switch of its own; not a context variable, which
+    torch.compile does not read.
 
     Attributes
     ----------

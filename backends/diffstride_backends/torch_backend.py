@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.autograd import forward_ad
 
 from diffstride_backends import host
 from diffstride_backends.functional import Functional
@@ -170,8 +171,18 @@ def _is_followed() -> bool:
     return (
         torch.compiler.is_compiling()
         or torch.is_grad_enabled()
+        or _is_forward_mode()
         or torch._C._len_torch_dispatch_stack() > 0
     )
+
+
+def _is_forward_mode() -> bool:
+    """Return whether a level of forward-mode differentiation is active, of whatever tensors.
+
+    Asking the tensors for tangents would not do: inside another transform they hide them.
+    """
+    # A compiler that traces forward mode would find, when it checks its graph, no level.
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
 def _is_on_host(tensor: torch.Tensor) -> bool:
@@ -289,14 +300,19 @@ def attach(
     plan: Any,
     *arrays: torch.Tensor,
 ) -> torch.Tensor:
-    """Evaluate the forward pass, with its derivative known to autograd."""
+    """Evaluate the forward pass, with its derivative known to autograd.
+
+    Forward-mode differentiation finds no attached derivative and so takes that of the forward pass.
+    """
     # Autocast would run the small products that build the operator in half precision.
     with _no_autocast(arrays[0].device):
-        if plain_autodiff.enabled or (torch.compiler.is_compiling() and not _has_gradient(arrays)):
+        if (
+            plain_autodiff.enabled
+            or _is_forward_mode()
+            or (torch.compiler.is_compiling() and not _has_gradient(arrays))
+        ):
             return forward(backend, plan, *arrays)
-        y: torch.Tensor = _Attached.apply(  # type: ignore[no-untyped-call]
-            backend, forward, vjp, plan, *arrays
-        )
+        y: torch.Tensor = _Attached.apply(backend, forward, vjp, plan, *arrays)
         return y
 
 

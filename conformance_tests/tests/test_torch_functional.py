@@ -19,7 +19,7 @@ from diffstride_torch import (
     spectral_pool,
     spectral_resize,
 )
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffstride_core import bases
@@ -369,16 +369,15 @@ def test_plain_autodiff_passes_bounds_straight_through(strides):
 @pytest.mark.parametrize("name", ["1d", "1d-relative-wide", "2d-ortho", "2d-shared"])
 def test_forward_mode(name, method):
     x, s, f = smooth(name, method)
-    with plain_autodiff():
-        assert gradcheck(
-            f,
-            (x, s),
-            check_forward_ad=True,
-            check_backward_ad=False,
-            atol=1e-7,
-            rtol=1e-6,
-            fast_mode=True,
-        )
+    assert gradcheck(
+        f,
+        (x, s),
+        check_forward_ad=True,
+        check_backward_ad=False,
+        atol=1e-7,
+        rtol=1e-6,
+        fast_mode=True,
+    )
 
 
 @forward_mode
@@ -392,24 +391,49 @@ def test_jvp_jacfwd_and_hessian(method):
 
     gradient = torch.func.grad(g)(s)
     hessian = torch.func.jacrev(torch.func.jacrev(g))(s)
-    with plain_autodiff():
-        value, tangent = torch.func.jvp(g, (s,), (strides_of(1.0, -2.0),))
-        jacobian = torch.func.jacfwd(g)(s)
-        plain_hessian = torch.func.hessian(g)(s)
-        _, of_x = torch.func.jvp(lambda x: f(x, s), (x,), (x,))
+    value, tangent = torch.func.jvp(g, (s,), (strides_of(1.0, -2.0),))
+    _, of_x = torch.func.jvp(lambda x: f(x, s), (x,), (x,))
     assert_close(value, g(s))
     assert_close(tangent, gradient[0] - 2 * gradient[1])
-    assert_close(jacobian, gradient)
-    assert_close(plain_hessian, hessian, 1e-10)
+    assert_close(torch.func.jacfwd(g)(s), gradient)
+    assert_close(torch.func.hessian(g)(s), hessian, 1e-10)
+    assert_close(torch.func.jacfwd(torch.func.jacfwd(g))(s), hessian, 1e-10)
+    assert_close(torch.func.jacrev(torch.func.jacfwd(g))(s), hessian, 1e-10)
     assert hessian[0, 1].abs() > 0
     assert_close(of_x, f(x, s))
 
 
 @forward_mode
-def test_forward_mode_without_plain_autodiff_is_refused_not_wrong():
-    x, s, f = smooth("2d-ortho")
-    with pytest.raises(NotImplementedError, match=r"jvp|plain_autodiff"):
-        torch.func.jvp(lambda s: f(x.detach(), s), (s.detach(),), (s.detach(),))
+@each_engine
+def test_dual_numbers(method):
+    x, s, f = smooth("2d-ortho", method)
+    dx, ds = random(*x.shape, seed=2), strides_of(1.0, -2.0)
+    expected = (f(x, s + 1e-6 * ds) - f(x, s - 1e-6 * ds)) / 2e-6 + f(dx, s)
+    for recorded in (True, False):  # Forward mode does not ask whether gradients are recorded.
+        with torch.set_grad_enabled(recorded), forward_ad.dual_level():
+            y = f(forward_ad.make_dual(x, dx), forward_ad.make_dual(s, ds))
+            value, tangent = forward_ad.unpack_dual(y)
+        assert_close(value, f(x, s), 1e-14)
+        assert_close(tangent, expected, 1e-7)
+    assert is_attached(f(x, s))
+
+
+@forward_mode
+def test_forward_mode_of_the_complexity_penalty():
+    layers = [strides_of(1.7, 2.4), strides_of(1.3, 3.1)]
+    tangents = [strides_of(1.0, -2.0), strides_of(0.5, 0.7)]
+
+    def penalty(*layers):
+        return complexity(layers)
+
+    _, tangent = torch.func.jvp(penalty, tuple(layers), tuple(tangents))
+    gradients = torch.func.grad(penalty, argnums=(0, 1))(*layers)
+    assert_close(tangent, sum((g * t).sum() for g, t in zip(gradients, tangents, strict=True)))
+    ahead, behind = (
+        penalty(*(s + step * t for s, t in zip(layers, tangents, strict=True)))
+        for step in (1e-6, -1e-6)
+    )
+    assert_close(tangent, (ahead - behind) / 2e-6, 1e-8)
 
 
 def test_plain_autodiff_ends_with_its_block():

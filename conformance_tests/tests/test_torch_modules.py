@@ -22,10 +22,10 @@ from diffstride_torch import (
     modules,
     output_sizes,
     param_groups,
-    plain_autodiff,
     project_strides,
 )
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -328,9 +328,57 @@ def test_functional_call_in_forward_mode(rule):
     def loss(strides):
         return (torch.func.functional_call(module, {"strides": strides}, (x,)) ** 2).sum()
 
-    with plain_autodiff():
-        forward = torch.func.jacfwd(loss)(strides)
-    assert_close(forward, torch.func.grad(loss)(strides))
+    gradient = torch.func.grad(loss)(strides)
+    assert_close(torch.func.jacfwd(loss)(strides), gradient)
+    tangent = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    value, directional = torch.func.jvp(loss, (strides,), (tangent,))
+    assert_close(value, loss(strides))
+    assert_close(directional, gradient @ tangent)
+    assert_close(
+        directional, (loss(strides + 1e-6 * tangent) - loss(strides - 1e-6 * tangent)) / 2e-6, 1e-6
+    )
+    second = torch.func.jacrev(torch.func.grad(loss))(strides)
+    assert_close(torch.func.hessian(loss)(strides), second, 1e-10)
+    for recorded in (True, False):
+        with torch.set_grad_enabled(recorded), forward_ad.dual_level():
+            dual = forward_ad.unpack_dual(loss(forward_ad.make_dual(strides, tangent)))
+        assert_close(dual.tangent, directional)
+    assert_right(module, x)
+
+
+@pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script.*` is deprecated")
+def test_complexity_in_forward_mode(rule):
+    model = two_layers((1.7, 2.4), (1.3, 3.1), dtype=torch.float64)
+    model(random(1, 60, 50, dtype=torch.float64))
+    strides = {name: value.detach() for name, value in model.named_parameters()}
+    tangents = {name: random(2, dtype=torch.float64, seed=i) for i, name in enumerate(strides)}
+
+    class Penalty(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self):
+            return complexity_penalty(self.model)
+
+    def penalty(strides):
+        named = {f"model.{name}": value for name, value in strides.items()}
+        return torch.func.functional_call(Penalty(), named, ())
+
+    value, directional = torch.func.jvp(penalty, (strides,), (tangents,))
+    assert torch.equal(value, complexity_penalty(model))
+    gradients = torch.func.grad(penalty)(strides)
+    assert_close(directional, sum((gradients[name] * tangents[name]).sum() for name in strides))
+    ahead, behind = (
+        penalty({name: strides[name] + step * tangents[name] for name in strides})
+        for step in (1e-6, -1e-6)
+    )
+    assert_close(directional, (ahead - behind) / 2e-6, 1e-7)
+    second = torch.func.jacrev(torch.func.grad(penalty))(strides)
+    hessian = torch.func.hessian(penalty)(strides)
+    for row in strides:
+        for column in strides:
+            assert_close(hessian[row][column], second[row][column], 1e-10)
 
 
 def test_functional_call_with_batched_strides_is_refused(rule):
@@ -837,7 +885,7 @@ def test_extra_repr():
 # --- project_strides ----------------------------------------------------------------------------
 
 
-def test_projection_keeps_the_bounds_of_all_sizes_seen(rule):
+def test_projection_keeps_the_bounds_of_all_sizes_seen_since_the_last_one(rule):
     module = layer(dtype=torch.float64)
     set_strides(module, 0.3, 100.0)
     project_strides(module)
@@ -849,7 +897,30 @@ def test_projection_keeps_the_bounds_of_all_sizes_seen(rule):
     assert module.strides.tolist() == [16 / 14, 6.0]
     set_strides(module, 50.0, 1.0)
     project_strides(module)
-    assert module.strides.tolist() == [8.0, 12 / 10]
+    assert module.strides.tolist() == [8.0, 12 / 10]  # No size has been seen since.
+    module(random(1, 24, 40, dtype=torch.float64))
+    set_strides(module, 50.0, 1.0)
+    project_strides(module)
+    assert module.strides.tolist() == [12.0, 40 / 38]
+
+
+def two_layers(first, second, **options):
+    return torch.nn.Sequential(layer(first, **options), layer(second, **options))
+
+
+def test_an_inner_map_bounds_by_its_size_now(rule):
+    model, x = two_layers(2.9, 1.7, dtype=torch.float64), random(1, 24, 24, dtype=torch.float64)
+    for stride, size in ((2.9, 14), (1.7, 20), (2.9, 14)):
+        set_strides(model[0], stride, stride)
+        assert model[0].output_sizes(x.shape) == (size, size)
+        model(x)
+        set_strides(model[1], 50.0, 0.1)
+        penalty = complexity_penalty(model)
+        project_strides(model)
+        assert model[1].strides.tolist() == [size / 2, size / (size - 2)]
+        first = stride**-2
+        assert_close(penalty.item(), first + first * 2 * (size - 2) / size**2)
+        assert_close(complexity_penalty(model).item(), penalty.item())
 
 
 @pytest.mark.parametrize("stride", [0.3, 2.0, 9.0])
