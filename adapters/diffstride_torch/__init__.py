@@ -18,3 +18,4 @@ from diffstride_torch.modules import SpectralPool3d as SpectralPool3d
 from diffstride_torch.modules import complexity_penalty as complexity_penalty
 from diffstride_torch.modules import param_groups as param_groups
 from diffstride_torch.modules import project_strides as project_strides
+from diffstride_torch.summary import stride_summary as stride_summary

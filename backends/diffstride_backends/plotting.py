@@ -175,6 +175,7 @@ def draw_window(axes: Axes, window: AxisWindow) -> None:
         )
     axes.set_xlim(-half, half)
     axes.set_ylim(-0.04, 1.1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("frequency k, cycles per N samples")
     axes.set_ylabel("window μ")
     open_frame(axes)

@@ -1,0 +1,260 @@
+"""What the strides of a model's layers amount to, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+
+from diffstride_core.plan import Plan
+from diffstride_core.planning import size_jumps
+from diffstride_torch.modules import DiffStride
+
+
+class Flops(Protocol):
+    """The multiply-adds of a model per image, as its strides are now: see `flops_penalty`."""
+
+    @property
+    def layers(self) -> Sequence[DiffStride]:
+        """The DiffStride layers in the order in which the model calls them."""
+
+    def multiply_adds(self) -> int:
+        """Return those of the whole model."""
+
+    def of_layer(self, layer: DiffStride) -> int:
+        """Return those of a DiffStride layer."""
+
+    def at_output_of(self, layer: DiffStride) -> int:
+        """Return those of all that is computed at the size of a layer's output."""
+
+
+@dataclass(frozen=True)
+class AxisSummary:
+    """One resized axis of a layer.
+
+    Attributes
+    ----------
+    axis : int
+        As the layer was given it.
+    stride : float
+        As used, that is within its bounds.
+    input_size, output_size : int or None
+        N as seen last, and M; None, as all that follows, where there was no forward pass.
+    effective_stride : float or None
+        N/M.
+    rise, fall : float or None
+        How far the stride may rise until the output gets smaller, and fall until it gets larger;
+        None too where it stays the same up to the stride's bound.
+    """
+
+    axis: int
+    stride: float
+    input_size: int | None
+    output_size: int | None
+    effective_stride: float | None
+    rise: float | None
+    fall: float | None
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One DiffStride layer.
+
+    Attributes
+    ----------
+    names : tuple of str
+        The layer's names in the model: several where the model holds it in several places.
+    axes : tuple of AxisSummary
+        In the order in which the layer was given them.
+    share : float or None
+        The layer's own share of the model's multiply-adds, between 0 and 1; None without `flops`,
+        and for a layer that the example of `flops` did not reach.
+    share_at_output : float or None
+        The share of what is computed at the size of the layer's output.
+    """
+
+    names: tuple[str, ...]
+    axes: tuple[AxisSummary, ...]
+    share: float | None
+    share_at_output: float | None
+
+
+@dataclass(frozen=True)
+class StrideSummary:
+    """The DiffStride layers of a model; printed, a table.
+
+    Attributes
+    ----------
+    rows : tuple of LayerSummary
+        In the order of the network.
+    multiply_adds : int or None
+        Of the model, per image; None without `flops`.
+    """
+
+    rows: tuple[LayerSummary, ...]
+    multiply_adds: int | None
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return the rows as dictionaries of plain values, which can be written as JSON."""
+        return [asdict(row) for row in self.rows]
+
+    def __str__(self) -> str:
+        with_shares = self.multiply_adds is not None
+        header = ["layer", "axis", "stride", "N", "M", "N/M", "to smaller M", "to larger M"]
+        header += ["own share", "at M"] if with_shares else []
+        lines = [line for row in self.rows for line in _cells(row, with_shares)]
+        notes = [
+            "N, M: sizes before and after; to smaller, larger M: the stride's way to the next size"
+        ]
+        if any(axis.input_size is None for row in self.rows for axis in row.axes):
+            notes.append("?: sizes unknown, the layer has seen no input")
+        if with_shares:
+            notes.append(
+                f"own share, at M: of {self.multiply_adds:,} multiply-adds per image, the layer's "
+                "and all at its output's size"
+            )
+        return "\n".join([*_aligned([header, *lines]), *notes])
+
+
+def stride_summary(model: torch.nn.Module, flops: Flops | None = None) -> StrideSummary:
+    """Return what the strides of a model's layers amount to.
+
+    The input sizes are those that the layers saw last (of several since the strides were projected
+    last, the one that was new last), the output sizes follow from the strides as they are now.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    flops : Flops, optional
+        From `flops_penalty`, made for this model: adds the shares of the model's multiply-adds.
+
+    Returns
+    -------
+    StrideSummary
+        Its rows are in the order in which the layers were registered or, with `flops`, called.
+
+    Raises
+    ------
+    ValueError
+        If the model has no DiffStride layer or not those of `flops`, and if a stride is NaN or
+        infinite.
+    """
+    names = named_layers(model)
+    called = [] if flops is None else list(flops.layers)
+    if not names.keys() >= set(called):
+        raise ValueError(
+            f"flops must be of the model given, got one with a DiffStride layer that "
+            f"{type(model).__name__} does not have"
+        )
+    total = None if flops is None else flops.multiply_adds()
+    rows = []
+    for layer in dict.fromkeys([*called, *names]):
+        counts = None
+        if flops is not None and total is not None and layer in called:
+            counts = flops.of_layer(layer) / total, flops.at_output_of(layer) / total
+        share, share_at_output = counts or (None, None)
+        rows.append(LayerSummary(names[layer], _axes(layer), share, share_at_output))
+    return StrideSummary(tuple(rows), total)
+
+
+def _axes(layer: DiffStride) -> tuple[AxisSummary, ...]:
+    layer._refresh()
+    values = layer.strides.tolist()
+    strides = values * (layer.rank // len(values))
+    plan = last_plan(layer)
+    if plan is None:
+        bounds = layer._plans.bounds()
+        return tuple(
+            AxisSummary(axis, bound.apply(stride), None, None, None, None, None)
+            for axis, bound, stride in zip(layer.settings.axes, bounds, strides, strict=True)
+        )
+    summaries = []
+    for name, axis, stride in zip(layer.settings.axes, plan.axes, strides, strict=True):
+        used = axis.bounds.apply(stride)
+        below, above = size_jumps(layer.settings, axis, stride)
+        summaries.append(
+            AxisSummary(
+                axis=name,
+                stride=used,
+                input_size=axis.size,
+                output_size=axis.output_size,
+                effective_stride=axis.size / axis.output_size,
+                rise=None if above is None else above - used,
+                fall=None if below is None else used - below,
+            )
+        )
+    return tuple(summaries)
+
+
+def named_layers(model: torch.nn.Module) -> dict[DiffStride, tuple[str, ...]]:
+    """Return the DiffStride layers of a model, as registered, each with all its names.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    names: dict[DiffStride, tuple[str, ...]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, DiffStride):
+            names[module] = (*names.get(module, ()), name)
+    if not names:
+        raise ValueError(
+            f"model must have a DiffStride layer, got {type(model).__name__} with none"
+        )
+    return names
+
+
+def last_plan(layer: DiffStride) -> Plan | None:
+    """Return the plan of the size that a layer saw last; None if it has seen none.
+
+    Of several sizes seen since its strides were projected last, that is the one that was new last.
+    """
+    # In the order in which they were new.
+    entries = list(layer._plans._plans.values())
+    seen = [entry for entry in entries if entry.seen] or entries
+    return seen[-1].plan if seen else None
+
+
+def _cells(row: LayerSummary, with_shares: bool) -> list[list[str]]:
+    """Return a line of cells per axis or per name, whichever are more."""
+    lines = []
+    for i in range(max(len(row.names), len(row.axes))):
+        line = [row.names[i] if i < len(row.names) else ""]
+        line += _axis_cells(row.axes[i]) if i < len(row.axes) else [""] * 7
+        if with_shares:
+            shares = (row.share, row.share_at_output)
+            line += ["" if i else _shown(share, "{:.1%}") for share in shares]
+        lines.append(line)
+    return lines
+
+
+def _axis_cells(axis: AxisSummary) -> list[str]:
+    unknown = "?" if axis.input_size is None else "never"
+    return [
+        str(axis.axis),
+        f"{axis.stride:.3f}",
+        _shown(axis.input_size, "{}"),
+        _shown(axis.output_size, "{}"),
+        _shown(axis.effective_stride, "{:.3f}"),
+        _shown(axis.rise, "+{:.2g}", unknown),
+        _shown(axis.fall, "-{:.2g}", unknown),
+    ]
+
+
+def _shown(value: float | None, style: str, missing: str = "?") -> str:
+    return missing if value is None else style.format(value)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines with aligned cells: names to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
