@@ -78,10 +78,6 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
         self._batches = len(data.train_images) // config.batch_size
-        self._build()
-
-    def _build(self) -> None:
-        config = self.config
         self.network = build_network(self.method, config)
         groups = param_groups(
             self.network,
@@ -153,7 +149,6 @@ class Trainer:
                 self._show(progress, self.history[-1]["train_loss"])
             for epoch in range(done + 1, epochs + 1):
                 started = time.perf_counter()
-                self._start_from_state()
                 metrics: dict[str, Any] = {
                     "method": self.method.name,
                     "epoch": epoch,
@@ -165,14 +160,6 @@ class Trainer:
                 self.history.append(metrics)
                 self._show(progress, metrics["train_loss"])
                 yield metrics
-
-    def _start_from_state(self) -> None:
-        # As after a restart, so that a resumed run equals one that was not stopped. Layers may know
-        # more than their state: DiffStride2d remembers the input sizes that it has seen, and they
-        # bound its strides.
-        state = self.state_dict()
-        self._build()
-        self.load_state_dict(state)
 
     def _train_epoch(self, epoch: int, progress: tqdm) -> dict[str, float]:
         self.network.train()
