@@ -1,0 +1,42 @@
+"""Residual networks whose downsampling can be swapped: strided convolution, pooling, DiffStride.
+
+The strided block follows Fig. 3 of Riad et al. (2022): a stride-1 convolution and then the
+downsampling layer on the main branch, the same downsampling layer on the shortcut.
+
+Notes
+-----
+**The order of strides.** The places where a network may downsample are its stem and the first block
+of each of its stages. `strides` gives them from the input to the output; where it has fewer entries
+than there are places, they are those of the last places, and the first ones have no layer. An entry
+is a number, a pair of height and width, or None for no layer at that place. A DiffStride layer
+whose entry is 1 is a layer all the same: its stride can grow.
+
+=========  =======  ============================  ====================================
+network    entries  places                        whose order this is
+=========  =======  ============================  ====================================
+ResNet-18  5        stem, [stage 1], stages 2-4   the authors' code; the first stage has
+                                                  no layer, so its entry must be 1 or None
+ResNet-18  4        stages 1-4                    the paper on ImageNet
+ResNet-18  3        stages 2-4                    the paper on CIFAR
+ResNet-56  4        stem, stages 1-3              the authors' code
+=========  =======  ============================  ====================================
+
+The stem ``"imagenet"`` downsamples by strides of its own that nothing replaces. An entry for it
+must be None; 4 or 3 entries for ResNet-18 have none.
+
+**Projections.** The shortcut of a block has a pointwise convolution where the number of channels
+changes or its initial stride is not 1, as in torchvision, and in ResNet-56 in the first block of
+every stage. Neither depends on how the network downsamples, so networks of the same strides differ
+in the DiffStride layers' strides alone and load each other's weights.
+"""
+
+from diffstride_torch.models.blocks import Stem as Stem
+from diffstride_torch.models.pooling import Pooling as Pooling
+from diffstride_torch.models.preact import PreActBlock as PreActBlock
+from diffstride_torch.models.preact import PreActResNet as PreActResNet
+from diffstride_torch.models.preact import preact_resnet18 as preact_resnet18
+from diffstride_torch.models.preact import preact_resnet56 as preact_resnet56
+from diffstride_torch.models.preact import small_resnet as small_resnet
+from diffstride_torch.models.resnet import BasicBlock as BasicBlock
+from diffstride_torch.models.resnet import ResNet as ResNet
+from diffstride_torch.models.resnet import resnet18 as resnet18

@@ -1,0 +1,205 @@
+"""How many blocks a residual network has, where it downsamples, and the checks of its arguments."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+
+from diffstride_core.arguments import integers, option
+from diffstride_torch.models.blocks import STEM_KINDS, ResidualBlock, Stem, StemKind
+from diffstride_torch.models.pooling import (
+    Pair,
+    Pooling,
+    Stride,
+    check_pooling,
+    stride_pair,
+)
+
+Block = TypeVar("Block", bound=ResidualBlock)
+Strides = Sequence[Stride | None]
+
+
+def stride_entries(strides: Strides) -> list[Pair | None]:
+    """Return the strides of height and width of every entry, None where it is None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless `strides` is a sequence of what `stride_pair` takes or None.
+    """
+    if not isinstance(strides, Iterable) or isinstance(strides, str):
+        raise TypeError(f"strides must be a sequence, one entry a place, got {strides!r}")
+    return [
+        None if entry is None else stride_pair(entry, f"strides[{i}]")
+        for i, entry in enumerate(strides)
+    ]
+
+
+@dataclass(frozen=True)
+class Design:
+    """The checked arguments of a network, and its parts made from them.
+
+    Attributes
+    ----------
+    layers : int
+        Blocks in each stage.
+    projects : bool
+        Whether the first block of every stage projects.
+    strides : tuple of pair of float or None
+        Of the stem and of each stage; None where there is no layer.
+    channels : tuple of int
+        Of the stem and of each stage.
+    in_channels, num_classes : int
+    stem_kind : str
+    pooling, convention : str
+    """
+
+    layers: int
+    projects: bool
+    strides: tuple[Pair | None, ...]
+    channels: tuple[int, ...]
+    in_channels: int
+    num_classes: int
+    stem_kind: StemKind
+    pooling: Pooling
+    convention: str
+
+    def stem(self) -> Stem:
+        """Return the network's first convolution."""
+        return Stem(
+            self.in_channels,
+            self.channels[0],
+            self.strides[0],
+            kind=self.stem_kind,
+            pooling=self.pooling,
+            convention=self.convention,
+        )
+
+    def max_pool(self) -> nn.Module:
+        """Return what ends the stem."""
+        return nn.MaxPool2d(3, 2, padding=1) if self.stem_kind == "imagenet" else nn.Identity()
+
+    def stages(self, block: type[Block]) -> list[list[Block]]:
+        """Return the blocks of each stage, of which the first ones downsample."""
+        options: dict[str, Any] = {"pooling": self.pooling, "convention": self.convention}
+        return [
+            [
+                block(inputs, outputs, stride, project=self.projects, **options),
+                *(block(outputs, outputs, **options) for _ in range(self.layers - 1)),
+            ]
+            for inputs, outputs, stride in zip(
+                self.channels[:-1], self.channels[1:], self.strides[1:], strict=True
+            )
+        ]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A kind of network: what its arguments may be, see `diffstride_torch.models`.
+
+    Attributes
+    ----------
+    stages : int
+    layers : int
+        Blocks in each stage.
+    counts : tuple of int
+        The numbers of entries that `strides` may have.
+    default_strides : mapping from kind of stem to sequence
+        The strides where none are given.
+    projects : bool
+        Whether the first block of every stage projects, whatever its channels and its stride.
+    first_stage_is_plain : bool
+        Whether the first stage has no layer where the stem has an entry.
+    """
+
+    stages: int
+    layers: int
+    counts: tuple[int, ...]
+    default_strides: Mapping[StemKind, Strides]
+    projects: bool = False
+    first_stage_is_plain: bool = False
+
+    def design(
+        self,
+        *,
+        pooling: Pooling,
+        strides: Strides | None,
+        convention: str,
+        stem: StemKind,
+        channels: Sequence[int],
+        in_channels: int,
+        num_classes: int,
+    ) -> Design:
+        """Check the arguments of a network.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Naming the argument, its value and what is allowed.
+        """
+        check_pooling(pooling, convention)
+        option("stem", stem, STEM_KINDS)
+        return Design(
+            layers=self.layers,
+            projects=self.projects,
+            strides=self._places(self.default_strides[stem] if strides is None else strides, stem),
+            channels=_positive("channels", channels, self.stages + 1),
+            in_channels=_positive("in_channels", in_channels)[0],
+            num_classes=_positive("num_classes", num_classes)[0],
+            stem_kind=stem,
+            pooling=pooling,
+            convention=convention,
+        )
+
+    def _places(self, strides: Strides, stem: StemKind) -> tuple[Pair | None, ...]:
+        """Return the strides of the stem and of each stage."""
+        entries = stride_entries(strides)
+        if len(entries) not in self.counts:
+            orders = " or ".join(f"{count} ({self._order(count)})" for count in self.counts)
+            raise ValueError(f"strides must have {orders} entries, got {len(entries)}: {strides}")
+        if len(entries) > self.stages:
+            if stem == "imagenet" and entries[0] is not None:
+                raise ValueError(
+                    "strides[0] must be None for stem='imagenet', whose strides are its own, "
+                    f"got {strides[0]!r}"
+                )
+            if self.first_stage_is_plain:
+                if entries[1] not in (None, (1.0, 1.0)):
+                    raise ValueError(
+                        "strides[1] must be 1 or None where the stem has an entry, since the first "
+                        f"stage has no layer then, got {strides[1]!r}"
+                    )
+                entries[1] = None
+        return (*[None] * (self.stages + 1 - len(entries)), *entries)
+
+    def _order(self, count: int) -> str:
+        if count > self.stages:
+            return f"stem, stages 1-{self.stages}"
+        return f"stages {self.stages + 1 - count}-{self.stages}"
+
+
+def _positive(name: str, value: Any, count: int = 1) -> tuple[int, ...]:
+    result = integers(name, value)
+    if len(result) != count:
+        of = ", one for the stem and one for each stage" if count > 1 else ""
+        raise ValueError(f"{name} must have {count} entries{of}, got {len(result)}: {value}")
+    if min(result) < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return result
+
+
+RESNET18 = Architecture(
+    stages=4,
+    layers=2,
+    counts=(5, 4, 3),
+    default_strides={"small": (1.0, None, 2.0, 2.0, 2.0), "imagenet": (1.0, 2.0, 2.0, 2.0)},
+    first_stage_is_plain=True,
+)
+RESNET56 = Architecture(
+    stages=3,
+    layers=9,
+    counts=(4,),
+    default_strides={"small": (1.0, 1.0, 2.0, 2.0), "imagenet": (None, 1.0, 2.0, 2.0)},
+    projects=True,
+)

@@ -1,0 +1,182 @@
+"""What the residual networks of both forms are made of: the stem and the block's common part."""
+
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from diffstride_core.arguments import option
+from diffstride_torch.models.pooling import (
+    Pair,
+    Pooling,
+    Stride,
+    current_strides,
+    downsampling,
+    stride_pair,
+)
+
+StemKind = Literal["small", "imagenet"]
+STEM_KINDS: tuple[str, ...] = get_args(StemKind)
+
+
+def convolution(
+    in_channels: int, out_channels: int, size: int, stride: tuple[int, int] = (1, 1)
+) -> nn.Conv2d:
+    """Return a square convolution without bias that keeps the size where its stride is 1."""
+    return nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=size // 2, bias=False)
+
+
+class Stem(nn.Conv2d):
+    """The first convolution and the layer that downsamples after it.
+
+    Being a convolution itself, it has the parameters of a plain one, and the layer's.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Channels of the input and of the output.
+    stride, pooling, convention
+        As for `PreActBlock`. `stride` must be None for ``kind="imagenet"``.
+    kind : {"small", "imagenet"}
+        A 3x3 convolution, or a 7x7 one with a stride of 2 that nothing replaces.
+
+    Attributes
+    ----------
+    downsamples : bool
+        Whether a stride was given.
+    pool : torch.nn.Module
+        The layer after the convolution; an identity where nothing is pooled.
+    strides : pair of float
+        Strides of height and width: those learnt so far, the fixed ones or the convolution's.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is unknown, a stride is below 1 or not finite, or ``kind="imagenet"`` has
+        one.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: Stride | None = None,
+        *,
+        kind: StemKind = "small",
+        pooling: Pooling = "diffstride",
+        convention: str = "paper",
+    ) -> None:
+        option("kind", kind, STEM_KINDS)
+        conv_stride, pool = downsampling(stride, pooling, convention)
+        size = 3
+        if kind == "imagenet":
+            if stride is not None:
+                raise ValueError(f"stride must be None for kind='imagenet', got {stride!r}")
+            size, conv_stride = 7, (2, 2)
+        super().__init__(
+            in_channels, out_channels, size, stride=conv_stride, padding=size // 2, bias=False
+        )
+        self.downsamples = stride is not None
+        self.pool = pool
+
+    @property
+    def strides(self) -> Pair:  # noqa: D102
+        return current_strides(self, self.pool)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the stem to images of shape (N, in_channels, H, W)."""
+        return self.pool(super().forward(x))
+
+
+class ResidualBlock(nn.Module):
+    """Base of the residual blocks: one downsampling layer for both of their branches.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Channels of the input and of the output.
+    stride : float or pair of float, optional
+        Downsampling of both axes, or of height and width. None: the block does not downsample.
+    project : bool
+        Give the shortcut a pointwise convolution even where neither the channels change nor the
+        stride differs from 1.
+    pooling : {"conv", "spectral", "diffstride"}
+        ``"conv"`` puts the stride, rounded to integers with halves up, into the first convolution
+        of both branches; ``"spectral"`` pools with `SpectralPool2d`; ``"diffstride"`` learns the
+        stride, which is then the initial one, with one `DiffStride2d`.
+    convention : {"paper", "relative", "tensorflow"}
+        Convention of the pooling layer; strided convolutions have none.
+
+    Attributes
+    ----------
+    out_channels : int
+        Channels of the output.
+    downsamples : bool
+        Whether a stride was given.
+    pool : torch.nn.Module
+        The layer both branches share; an identity where nothing is pooled or the convolutions are
+        strided.
+    strides : pair of float
+        Strides of height and width: those learnt so far, the fixed ones or the convolutions'.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `pooling` or `convention` is unknown, or a stride is below 1 or not finite.
+    """
+
+    conv1: nn.Conv2d
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: Stride | None = None,
+        *,
+        project: bool = False,
+        pooling: Pooling = "diffstride",
+        convention: str = "paper",
+    ) -> None:
+        super().__init__()
+        conv_stride, pool = downsampling(stride, pooling, convention)
+        self.downsamples = stride is not None
+        changes = self.downsamples and stride_pair(stride) != (1.0, 1.0)
+        self.out_channels = out_channels
+        self._add_layers(
+            in_channels,
+            out_channels,
+            conv_stride,
+            projects=project or changes or in_channels != out_channels,
+        )
+        self.pool = pool
+
+    def _add_layers(
+        self, in_channels: int, out_channels: int, stride: tuple[int, int], projects: bool
+    ) -> None:
+        """Register the form's convolutions, `conv1` with the stride, and norms."""
+        raise NotImplementedError
+
+    @property
+    def strides(self) -> Pair:  # noqa: D102
+        return current_strides(self.conv1, self.pool)
+
+
+class ResidualNetwork(nn.Module):
+    """Base of the residual networks."""
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @property
+    def strides(self) -> list[Pair]:
+        """Strides of height and width at each place that downsamples, from input to output.
+
+        Those learnt so far, the fixed ones or the convolutions'. Blocks and stems without a stride
+        of their own are left out.
+        """
+        return [
+            module.strides
+            for module in self.modules()
+            if isinstance(module, Stem | ResidualBlock) and module.downsamples
+        ]

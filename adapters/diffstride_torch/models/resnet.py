@@ -1,0 +1,159 @@
+"""ResNet-18 in torchvision's form, with its names of parameters."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from diffstride_torch.models.architecture import RESNET18, Design, Strides
+from diffstride_torch.models.blocks import ResidualBlock, ResidualNetwork, StemKind, convolution
+from diffstride_torch.models.pooling import Pooling
+
+
+class BasicBlock(ResidualBlock):
+    """Post-activation residual block with one shared downsampling layer for both of its branches.
+
+    Computes ``relu(downsample(pool(x)) + bn2(conv2(relu(bn1(pool(conv1(x)))))))``, where
+    ``downsample`` is the shortcut's pointwise convolution and its norm; without them the shortcut
+    is ``pool(x)``.
+
+    Parameters
+    ----------
+    in_channels, out_channels, stride, project, pooling, convention
+        See `ResidualBlock`, which also says what the attributes are and what is refused.
+    """
+
+    def _add_layers(
+        self, in_channels: int, out_channels: int, stride: tuple[int, int], projects: bool
+    ) -> None:
+        self.conv1 = convolution(in_channels, out_channels, 3, stride)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = convolution(out_channels, out_channels, 3)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.downsample: nn.Module = nn.Identity()
+        if projects:
+            self.downsample = nn.Sequential(
+                convolution(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block.
+
+        Parameters
+        ----------
+        x : Tensor, shape (N, in_channels, H, W)
+            Feature maps.
+
+        Returns
+        -------
+        Tensor, shape (N, out_channels, H', W')
+            Feature maps of the size that the downsampling gives, else of the input's size.
+        """
+        h = torch.relu(self.bn1(self.pool(self.conv1(x))))
+        return torch.relu(self.downsample(self.pool(x)) + self.bn2(self.conv2(h)))
+
+
+class ResNet(ResidualNetwork):
+    """Post-activation residual network of four stages with torchvision's names.
+
+    Parameters
+    ----------
+    stem : Stem
+        First convolution.
+    max_pool : torch.nn.Module
+        Layer between the stem's nonlinearity and the stages.
+    stages : sequence of sequence of BasicBlock, length 4
+    num_classes : int
+        Number of outputs.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Conv2d,
+        max_pool: nn.Module,
+        stages: Sequence[Sequence[BasicBlock]],
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        self.conv1 = stem
+        self.bn1 = nn.BatchNorm2d(stem.out_channels)
+        self.maxpool = max_pool
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(*blocks) for blocks in stages
+        )
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(stages[-1][-1].out_channels, num_classes)
+        self._initialise()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify images.
+
+        Parameters
+        ----------
+        x : Tensor, shape (N, in_channels, H, W)
+            Images.
+
+        Returns
+        -------
+        Tensor, shape (N, num_classes)
+            Logits.
+        """
+        h = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
+        h = self.layer4(self.layer3(self.layer2(self.layer1(h))))
+        return self.fc(self.avgpool(h).flatten(1))
+
+
+def _network(design: Design) -> ResNet:
+    return ResNet(design.stem(), design.max_pool(), design.stages(BasicBlock), design.num_classes)
+
+
+def resnet18(
+    *,
+    pooling: Pooling = "diffstride",
+    strides: Strides | None = None,
+    convention: str = "paper",
+    stem: StemKind = "imagenet",
+    channels: Sequence[int] = (64, 64, 128, 256, 512),
+    in_channels: int = 3,
+    num_classes: int = 1000,
+) -> ResNet:
+    """Build ResNet-18 in torchvision's form.
+
+    A stem and four stages of two post-activation blocks each; the first block of a stage
+    downsamples. With ``pooling="conv"`` and the other defaults it is torchvision's ``resnet18``,
+    names included: weights of that load into this network with any pooling, and nothing but the
+    strides is missing.
+
+    Parameters
+    ----------
+    pooling, strides, convention, stem, channels, in_channels, num_classes
+        As for `preact_resnet18`.
+
+    Returns
+    -------
+    ResNet
+        Maps images of shape (N, in_channels, H, W) to logits of shape (N, num_classes).
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, its value and what is allowed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = resnet18(strides=(2.0, 2.0, 3.0), stem="small", num_classes=10)
+    >>> net(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+    return _network(
+        RESNET18.design(
+            pooling=pooling,
+            strides=strides,
+            convention=convention,
+            stem=stem,
+            channels=channels,
+            in_channels=in_channels,
+            num_classes=num_classes,
+        )
+    )
