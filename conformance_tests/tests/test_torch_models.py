@@ -418,6 +418,16 @@ def test_resnet18_is_torchvisions():
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("build", [preact_resnet18, resnet18])
+def test_convolutions_begin_as_torchvisions(build):
+    torch.manual_seed(0)
+    for conv in build().modules():
+        if isinstance(conv, nn.Conv2d):
+            fan_out = conv.out_channels * math.prod(conv.kernel_size)
+            # Six standard errors of the smallest convolution's; other fans differ by sqrt(2).
+            assert conv.weight.std() == pytest.approx(math.sqrt(2 / fan_out), rel=0.1)
+
+
 @pytest.mark.parametrize("strides", [None, (2.0, 3.0, 1.0), (3.0, 2.0, 2.0, 3.0)])
 def test_torchvisions_strided_networks_are_ours(strides):
     ours = resnet18(pooling="conv", strides=strides)
