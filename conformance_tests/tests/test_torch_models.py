@@ -425,7 +425,7 @@ def test_convolutions_begin_as_torchvisions(build):
         if isinstance(conv, nn.Conv2d):
             fan_out = conv.out_channels * math.prod(conv.kernel_size)
             # Six standard errors of the smallest convolution's; other fans differ by sqrt(2).
-            assert conv.weight.std() == pytest.approx(math.sqrt(2 / fan_out), rel=0.1)
+            assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.1)
 
 
 @pytest.mark.parametrize("strides", [None, (2.0, 3.0, 1.0), (3.0, 2.0, 2.0, 3.0)])
