@@ -86,6 +86,10 @@ class Convention(Window):
     def cutoff(self, size: int, smoothness: float, stride: float) -> float:
         """Return q, the frequency at which the mask without offset reaches 0."""
 
+    def cutoff_slope(self, size: int, smoothness: float, stride: float) -> float:
+        """Return by how much q grows with the pass band N/(2S)."""
+        return 1.0
+
     def output_size(self, size: int, smoothness: float, stride: float, is_last: bool) -> int:
         """Return M for a bounded stride: the smallest even size with nothing alive at its Nyquist.
 
@@ -174,6 +178,10 @@ class Relative(Convention):
         band = size / (2 * stride)
         return band + max(smoothness * band, 1.0)
 
+    def cutoff_slope(self, size: int, smoothness: float, stride: float) -> float:  # noqa: D102
+        is_wide = smoothness * size / (2 * stride) >= self._WIDE
+        return 1 + smoothness if is_wide else 1.0
+
     def sloped_bins(self, size: int, smoothness: float, bounds: Bounds) -> int:  # noqa: D102
         widest = smoothness * size / (2 * bounds.apply(0.0))
         return math.ceil(max(widest, 1.0)) + 1
@@ -254,6 +262,9 @@ class TensorFlow(Convention):
         used = np.asarray(stride, dtype=np.float32)
         _, threshold = self._threshold(np, size, used, is_last=False)
         return float(np.float32(smoothness) + threshold)
+
+    def cutoff_slope(self, size: int, smoothness: float, stride: float) -> float:  # noqa: D102
+        return 1.0 if size / stride >= 2 else 0.0
 
     def output_size(self, size: int, smoothness: float, stride: float, is_last: bool) -> int:  # noqa: D102
         kept = math.ceil(self.cutoff(size, smoothness, stride))

@@ -146,13 +146,17 @@ class PlanCache:
         entry.seen = True
         return entry.plan
 
+    def seen(self) -> tuple[Plan, ...]:
+        """Return the plans for the sizes seen since the last projection, oldest first."""
+        return tuple(entry.plan for entry in self._plans.values() if entry.seen)
+
     def bounds(self) -> tuple[Bounds, ...]:
         """Return the bounds of the stride of each axis.
 
         Those that hold for all sizes seen since the last projection; where there are none, those of
         that projection.
         """
-        seen = [entry.plan for entry in self._plans.values() if entry.seen]
+        seen = self.seen()
         if not seen:
             return self._bounds
         declared = declared_bounds(self._settings)

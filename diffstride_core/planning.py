@@ -32,6 +32,7 @@ def plan_diff_stride(
     *,
     shared: bool,
     output_sizes: tuple[int, ...] | None = None,
+    warn: bool = True,
 ) -> Plan:
     """Return the plan of a layer.
 
@@ -48,6 +49,8 @@ def plan_diff_stride(
         Whether one stride serves all axes.
     output_sizes : tuple of int, optional
         M per axis, in place of those that follow from the strides.
+    warn : bool
+        False where a plan is made that nothing is resized by.
 
     Returns
     -------
@@ -90,7 +93,8 @@ def plan_diff_stride(
             )
         used = [bound.apply(strides[0 if shared else i]) for i, bound in enumerate(bounds)]
         output_sizes = tuple(map(partial(_output_size, settings), sizes, used, _is_last(axes)))
-        _warn_where_nothing_can_be_cropped(settings, axes, sizes)
+        if warn:
+            _warn_where_nothing_can_be_cropped(settings, axes, sizes)
     return _make_plan(
         settings.convention,
         settings.smoothness,
@@ -173,13 +177,8 @@ def _double(ordinal: int) -> float:
 def _warn_where_nothing_can_be_cropped(
     settings: Settings, axes: tuple[int, ...], sizes: tuple[int, ...]
 ) -> None:
-    built_in: Limits | None = None if settings.limits is None else (None, None)
-
-    def widest(size: int) -> float:
-        return settings.convention.bounds(size, settings.smoothness, built_in).upper
-
-    for axis, size, is_last in zip(axes, sizes, _is_last(axes), strict=True):
-        if _output_size(settings, size, widest(size), is_last) == size:
+    for axis, size, never in zip(axes, sizes, never_cropped(settings, sizes), strict=True):
+        if never:
             warnings.warn(
                 f"axis {axis} of size {size} can never be cropped with smoothness "
                 f"{settings.smoothness:g} in the {settings.convention.name} convention: no stride "
@@ -187,6 +186,24 @@ def _warn_where_nothing_can_be_cropped(
                 NothingToCropWarning,
                 stacklevel=3,
             )
+
+
+def never_cropped(settings: Settings, sizes: tuple[int, ...]) -> tuple[bool, ...]:
+    """Return, per axis, whether no stride makes the output smaller.
+
+    Parameters
+    ----------
+    settings : Settings
+    sizes : tuple of int
+        N per axis.
+    """
+    built_in: Limits | None = None if settings.limits is None else (None, None)
+
+    def keeps(size: int, is_last: bool) -> bool:
+        widest = settings.convention.bounds(size, settings.smoothness, built_in).upper
+        return _output_size(settings, size, widest, is_last) == size
+
+    return tuple(map(keeps, sizes, [i == len(sizes) - 1 for i in range(len(sizes))]))
 
 
 def plan_resize(

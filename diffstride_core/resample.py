@@ -190,7 +190,7 @@ def _operators(
     ops: ArrayOps, plan: Plan, x: Array, strides: Array | None, *, with_slopes: bool = False
 ) -> list[Term]:
     """Return, per term, the axis operators with their axis's index in the order of application."""
-    weights = ops.kept(_weights, plan, strides, x)
+    weights = ops.kept(operator_weights, plan, strides, x)
     slopes = ops.kept(_slopes, plan, strides, x) if with_slopes else None
     terms: list[Term] = []
     for t, of_axes in enumerate(weights):
@@ -203,7 +203,7 @@ def _operators(
     return terms
 
 
-def _weights(ops: ArrayOps, plan: Plan, strides: Array | None, like: Array) -> Factors:
+def operator_weights(ops: ArrayOps, plan: Plan, strides: Array | None, like: Array) -> Factors:
     """Return what each axis operator of each term is applied with."""
     masks = _masks(ops, plan, strides, like)
 

@@ -2,6 +2,11 @@
 
 from diffstride_core import NothingToCropWarning as NothingToCropWarning
 from diffstride_core import __version__ as __version__
+from diffstride_torch.costs import FlopsPenalty as FlopsPenalty
+from diffstride_torch.costs import flops_penalty as flops_penalty
+from diffstride_torch.downsampling import AntiAliasing as AntiAliasing
+from diffstride_torch.freezing import FixedResize as FixedResize
+from diffstride_torch.freezing import freeze as freeze
 from diffstride_torch.functional import authors_strides as authors_strides
 from diffstride_torch.functional import complexity as complexity
 from diffstride_torch.functional import diff_stride as diff_stride
@@ -19,3 +24,5 @@ from diffstride_torch.modules import complexity_penalty as complexity_penalty
 from diffstride_torch.modules import param_groups as param_groups
 from diffstride_torch.modules import project_strides as project_strides
 from diffstride_torch.summary import stride_summary as stride_summary
+from diffstride_torch.surgery import ReplacementReport as ReplacementReport
+from diffstride_torch.surgery import replace_downsampling as replace_downsampling

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,9 +15,11 @@ from diffstride_core.arguments import (
     checked_shape,
     initial_strides,
 )
+from diffstride_core.plan import Plan
 from diffstride_core.plan_cache import PlanCache
 from diffstride_core.planning import plan_pool
 from diffstride_core.settings import make_settings
+from diffstride_torch.precision import KeepsPrecision
 
 _steps = 0
 
@@ -62,7 +64,7 @@ def _token(strides: torch.Tensor) -> Any:
     return _Version(strides)
 
 
-class DiffStride(torch.nn.Module):
+class DiffStride(KeepsPrecision):
     """Downsampling with learnt strides; base of the modules of fixed rank.
 
     Parameters
@@ -167,8 +169,17 @@ class DiffStride(torch.nn.Module):
 
     def output_sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the sizes along the resized axes for an input of the given shape."""
+        return self.plan(shape).output_sizes
+
+    def plan(self, shape: Sequence[int]) -> Plan:
+        """Return the plan for an input of the given shape, which counts as seen."""
         self._refresh()
-        return self._plans.plan(checked_shape(shape)).output_sizes
+        return self._plans.plan(checked_shape(shape))
+
+    def plans_seen(self) -> tuple[Plan, ...]:
+        """Return the plans for the inputs seen since the strides were projected last."""
+        self._refresh()
+        return self._plans.seen()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the layer's arguments with its strides as they are now, as plain values.
@@ -207,13 +218,6 @@ class DiffStride(torch.nn.Module):
         if not torch.compiler.is_compiling():
             strides = self.strides
             self._plans.refresh(_token(strides), lambda: BACKEND.host_values(strides))
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        def keep_precision(tensor: torch.Tensor) -> torch.Tensor:
-            moved = fn(tensor)
-            return tensor.to(moved.device) if moved.dtype.itemsize < 4 else moved
-
-        return super()._apply(keep_precision, recurse)
 
 
 class DiffStride1d(DiffStride):
@@ -287,7 +291,11 @@ class SpectralPool(torch.nn.Module):
 
     def output_sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the sizes along the resized axes for an input of the given shape."""
-        return plan_pool(self.settings, checked_shape(shape), self.stride).output_sizes
+        return self.plan(shape).output_sizes
+
+    def plan(self, shape: Sequence[int]) -> Plan:
+        """Return the plan for an input of the given shape."""
+        return plan_pool(self.settings, checked_shape(shape), self.stride)
 
     def extra_repr(self) -> str:  # noqa: D102
         settings = self.settings
@@ -406,14 +414,14 @@ def param_groups(
     return groups
 
 
-def complexity_penalty(model: torch.nn.Module) -> torch.Tensor:
+def complexity_penalty(model: torch.nn.Module | Sequence[DiffStride]) -> torch.Tensor:
     """Return the complexity penalty J of a model's layers.
 
     Parameters
     ----------
-    model : torch.nn.Module
-        Its DiffStride layers count in the order in which they were registered, which must be the
-        order of the network.
+    model : torch.nn.Module or sequence of DiffStride
+        The DiffStride layers of a model count in the order in which they were registered; where the
+        network runs them in another one, give the layers in the order of the network.
 
     Returns
     -------
@@ -422,10 +430,21 @@ def complexity_penalty(model: torch.nn.Module) -> torch.Tensor:
 
     Raises
     ------
+    TypeError
+        If a sequence holds anything but DiffStride layers.
     ValueError
-        If the model has no DiffStride layer.
+        If there is no DiffStride layer.
     """
-    layers = [layer for _, layer in _named_layers(model)]
+    if isinstance(model, torch.nn.Module):
+        layers = [layer for _, layer in _named_layers(model)]
+    else:
+        layers = list(model)
+        for layer in layers:
+            if not isinstance(layer, DiffStride):
+                raise TypeError(
+                    "model must be a module or a sequence of DiffStride layers, got one with "
+                    f"{type(layer).__name__}"
+                )
     if not layers:
         raise ValueError(
             f"model must have a DiffStride layer, got {type(model).__name__} with none"

@@ -8,15 +8,18 @@ nothing at all where the values of the strides, compared themselves, have not ch
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffstride_backends.eager import EagerBackend
 from diffstride_core import bases
 from diffstride_core.ops import ArrayOps, Factors
 from diffstride_core.plan import Plan
+from diffstride_core.resample import operator_weights
 
 BLOCK_ELEMENTS = 2**19
 """How much of a batch to resize at a time: 2 MiB in single precision, near a core's cache."""
@@ -51,3 +54,26 @@ def factors(
     """
     values = None if strides is None else np.asarray(strides)
     return make(_HOST, plan, values, np.empty(0, dtype=dtype))
+
+
+def matrices(
+    plan: Plan, strides: tuple[float, ...] | None, dtype: str
+) -> tuple[tuple[NDArray[np.floating], ...], ...]:
+    """Return the matrices of a resize, the norm's factor included: per term, one per axis.
+
+    Parameters
+    ----------
+    plan : Plan
+    strides : tuple of float, or None
+    dtype : str
+        Of the matrices.
+
+    Returns
+    -------
+    tuple of tuple of ndarray, shape (M, N)
+    """
+    axes = tuple(replace(axis, use_fft=False) for axis in plan.axes)
+    found: tuple[tuple[NDArray[np.floating], ...], ...] = factors(
+        operator_weights, replace(plan, axes=axes), strides, dtype
+    )
+    return found

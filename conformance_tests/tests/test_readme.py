@@ -27,11 +27,26 @@ def test_example_runs(block, capsys):
     assert capsys.readouterr().out
 
 
-def test_examples_of_the_page_on_jax_run_in_their_order():
-    page = (ROOT / "docs/jax.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
-    assert len(blocks) == 3
-    exec(compile("\n".join(blocks), "docs/jax.md", "exec"), {})
+PAGES = [ROOT / "docs/jax.md", *sorted((ROOT / "docs/torch").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_examples_of_a_page_run_in_their_order(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    assert len(blocks) >= 2
+    exec(compile("\n".join(blocks), page.name, "exec"), {})
+
+
+def test_readme_links_every_page():
+    folders = {"docs": ROOT / "docs", "docs/torch": ROOT / "docs/torch"}
+    missing = [
+        f"{folder}/{page.name}"
+        for folder, path in folders.items()
+        for page in path.glob("*.md")
+        if f"]({folder}/{page.name})" not in README
+    ]
+    assert missing == []
 
 
 def test_table_of_sizes():

@@ -1191,6 +1191,18 @@ def test_complexity_skips_frozen_strides():
     assert not complexity_penalty(model[1]).requires_grad
 
 
+def test_complexity_follows_the_order_of_the_layers_given():
+    first, second = DiffStride2d((2.0, 3.0)), DiffStride2d((1.5, 2.5))
+    backwards = torch.nn.ModuleList([second, first])
+    expected = 1 / 6 + 1 / (6 * 3.75)
+    assert complexity_penalty([first, second]).item() == pytest.approx(expected)
+    assert complexity_penalty(backwards).item() == pytest.approx(1 / 3.75 + 1 / (6 * 3.75))
+    with pytest.raises(TypeError, match="sequence of DiffStride layers, got one with Linear"):
+        complexity_penalty([first, torch.nn.Linear(2, 2)])
+    with pytest.raises(ValueError, match="got list with none"):
+        complexity_penalty([])
+
+
 def test_complexity_of_a_model_without_layers():
     with pytest.raises(ValueError, match="model must have a DiffStride layer, got Sequential"):
         complexity_penalty(torch.nn.Sequential(torch.nn.Linear(2, 2)))

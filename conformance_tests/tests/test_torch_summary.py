@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from diffstride_torch import (
     project_strides,
     stride_summary,
 )
+from diffstride_torch.costs import flops_penalty
 
 pytestmark = pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")
 
@@ -236,3 +239,25 @@ def test_a_stride_that_is_not_finite_is_refused():
         layer.strides[0] = torch.nan
     with pytest.raises(ValueError, match="strides must be finite"):
         stride_summary(layer)
+
+
+def test_shares_from_the_real_counts():
+    model = two_layers()
+    flops = flops_penalty(model, torch.zeros(1, 1, 32, 32))
+    summary = stride_summary(model, flops)
+    assert [row.names for row in summary.rows] == [("1",), ("3",)]
+    first, second = summary.rows
+    # The second convolution, with 4 x 4 kernels of 3 x 3, is all there is at the first output.
+    positions = first.axes[0].output_size * first.axes[1].output_size
+    assert first.share_at_output == 144 * positions / flops.multiply_adds()
+    assert second.share_at_output == 0
+    # The first convolution, with 4 kernels of 3 x 3, is the rest.
+    total = first.share + second.share + first.share_at_output
+    assert total == pytest.approx(1 - 36 * 32 * 32 / flops.multiply_adds(), rel=1e-12)
+
+
+def test_table_of_the_page_is_what_its_code_prints(capsys):
+    page = (Path(__file__).parents[2] / "docs/torch/seeing.md").read_text()
+    code, table = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", page, re.S).groups()
+    exec(compile(code, "docs/torch/seeing.md", "exec"), {})
+    assert capsys.readouterr().out == table

@@ -2,6 +2,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -15,3 +16,22 @@ def test_digits_nnx(capsys):
     assert "strides" in last
     assert "3.00 x 3.00" not in last
     assert int(last.split()[-2]) < 10  # compilations in 124 steps
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning:torch.*")
+def test_swap_train_ship(capsys):
+    threads = torch.get_num_threads()
+    main = runpy.run_path(str(EXAMPLES / "swap_train_ship.py"))["main"]
+    try:
+        result = main(images=200, epochs=1, weight=1.0, seed=0)
+    finally:
+        torch.set_num_threads(threads)
+    assert result["freezing error"] < 1e-5
+    assert result["shipping error"] < 1e-5
+    assert result["multiply-adds ratio"] > 1
+    out = capsys.readouterr().out
+    assert "replaced 8 operations by 5 layers" in out
+    assert "DiffStride, frozen" in out

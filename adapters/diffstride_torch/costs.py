@@ -1,0 +1,248 @@
+"""What a network costs as a function of its strides."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffstride_core.arguments import axis_sizes, normalized_axes
+from diffstride_core.plan import AxisPlan, Plan
+from diffstride_core.planning import never_cropped, plan_diff_stride, plan_pool
+from diffstride_torch.modules import DiffStride
+from diffstride_torch.tracing import Call, Constant, Learnt, Pooled, Size, Step, Trace
+
+
+def flops_penalty(model: nn.Module, example_input: Any) -> FlopsPenalty:
+    """Trace a model, and return its multiply-adds as a function of its strides.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        With at least one DiffStride layer; traced with torch.fx and run once.
+    example_input : Tensor, shape (N, C, ...), or tuple
+        The arguments of the model. The cost is that of inputs of its size.
+
+    Returns
+    -------
+    FlopsPenalty
+        To be called in every step: ``loss + weight * penalty() / penalty.initial``.
+
+    Raises
+    ------
+    TypeError
+        If the model is no module, or the example no tensor.
+    ValueError
+        If the model has no DiffStride layer, cannot be traced or run, or has a call whose size or
+        cost follows from a stride in a way that is not known.
+    """
+    return FlopsPenalty(Trace(model, example_input), type(model).__name__)
+
+
+class FlopsPenalty:
+    r"""The multiply-adds of a network, differentiable in its strides; made by `flops_penalty`.
+
+    Counted per image are convolutions, linear layers and the products that resize: not norms, not
+    nonlinearities, nor FFTs where an axis is long enough for them.
+
+    The value is exact, and so a step function: an output has an even number of samples M. The
+    gradient is that of the smooth size below the steps, M = 2q, where the mask ends at frequency q
+    (in the paper's convention M = N/S + 2R), taken at the present sizes. Like the complexity
+    penalty's it passes straight through the bounds; and through M = N, where the stride is still
+    too small to crop, unless no stride ever crops there. Strided operations and padding behind a
+    layer are followed.
+
+    Attributes
+    ----------
+    layers : list of DiffStride
+        In the order of execution, each once.
+    initial : int
+        Multiply-adds per image at the strides that the model had when traced.
+    """
+
+    def __init__(self, trace: Trace, name: str) -> None:
+        learnt = [step.rule.layer for step in trace.steps if isinstance(step.rule, Learnt)]
+        if not learnt:
+            raise ValueError(f"model must have a DiffStride layer, got {name} with none")
+        for step in trace.steps:
+            if step.rule is None and _is_learnt(step.before):
+                raise ValueError(
+                    f"model {name}: how the size of the output of {step.name} follows from that of "
+                    "its input is not known"
+                )
+        for call in trace.calls:
+            if not call.is_per_position and _is_learnt(call.at):
+                raise ValueError(
+                    f"model {name}: how the cost of {call.name} follows from the size of its input "
+                    "is not known, as it is for convolutions and linear layers"
+                )
+        self._trace = trace
+        self.layers: list[DiffStride] = list(dict.fromkeys(learnt))
+        self.initial = self.multiply_adds()
+
+    def __call__(self) -> torch.Tensor:
+        """Return the multiply-adds per image.
+
+        Returns
+        -------
+        Tensor, shape ()
+            Of the strides' dtype.
+        """
+        now = self._evaluate()
+        total = self.layers[0].strides.new_tensor(float(now.total))
+        for layer in self.layers:
+            strides = layer.strides
+            slopes = strides.new_tensor(now.slopes(layer))
+            # Nothing in value: the gradient alone.
+            total = total + ((strides - strides.detach()) * slopes).sum().to(total)
+        return total
+
+    def multiply_adds(self) -> int:
+        """Return the multiply-adds per image at the present strides."""
+        return self._evaluate().total
+
+    def of_layer(self, layer: DiffStride) -> int:
+        """Return a layer's own multiply-adds per image, over all its calls."""
+        return self._evaluate().of_layer[layer]
+
+    def at_output_of(self, layer: DiffStride) -> int:
+        """Return the multiply-adds per image of what is computed at the size that a layer gives.
+
+        That is up to the next layer; the layers' own are left out.
+        """
+        return self._evaluate().at_output_of[layer]
+
+    def _evaluate(self) -> _Evaluation:
+        return _Evaluation(self._trace, self.layers)
+
+
+def traced_multiply_adds(trace: Trace) -> int:
+    """Return the multiply-adds per image that a model had when traced."""
+    learnt = [step.rule.layer for step in trace.steps if isinstance(step.rule, Learnt)]
+    return _Evaluation(trace, list(dict.fromkeys(learnt))).total
+
+
+class _Evaluation:
+    """The cost at the present strides, and its slopes."""
+
+    def __init__(self, trace: Trace, layers: list[DiffStride]) -> None:
+        self.total = 0
+        self.of_layer = dict.fromkeys(layers, 0)
+        self.at_output_of = dict.fromkeys(layers, 0)
+        self._strides = {layer: tuple(layer.strides.tolist()) for layer in layers}
+        self._stride_slopes = {layer: [0.0] * len(layer.settings.axes) for layer in layers}
+        self._sizes: dict[Step | None, Size] = {None: trace.input_size}
+        self._plans: dict[Step, Plan] = {}
+        for step in trace.steps:
+            self._resize(step)
+        # By how much the cost grows with each size, at first without what comes after it.
+        self._slopes = {step: [0.0] * len(size) for step, size in self._sizes.items()}
+        for call in trace.calls:
+            self._add_call(call, math.prod(trace.size_at(call.at)))
+        for resize in trace.resizes:
+            self._add_products(resize.step, resize.channels)
+        for step in reversed(trace.steps):
+            self._pull_back(step)
+
+    def slopes(self, layer: DiffStride) -> list[float]:
+        """Return the derivative of the cost in each of a layer's stride parameters."""
+        slopes = self._stride_slopes[layer]
+        return [sum(slopes)] if layer.strides.numel() < len(slopes) else slopes
+
+    def _resize(self, step: Step) -> None:
+        size, rule = self._sizes[step.before], step.rule
+        shape = (1, 1, *size)
+        if isinstance(rule, Learnt):
+            layer = rule.layer
+            axes = normalized_axes(layer.settings.axes, shape)
+            self._plans[step] = plan_diff_stride(
+                layer.settings,
+                axes,
+                axis_sizes(axes, size),
+                self._strides[layer],
+                shared=layer.strides.numel() < len(axes),
+                warn=False,
+            )
+        elif isinstance(rule, Pooled):
+            self._plans[step] = plan_pool(rule.layer.settings, shape, rule.layer.stride)
+        if isinstance(rule, Learnt | Pooled):
+            self._sizes[step] = self._plans[step].output_shape(size)
+        else:
+            self._sizes[step] = step.output_size if rule is None else rule.resize(size)
+
+    def _add_call(self, call: Call, positions: int) -> None:
+        size = self._sizes[call.at]
+        cost = call.multiply_adds
+        layer = _last_layer(call.at)
+        if layer is not None and call.is_per_position:
+            cost = cost // positions * math.prod(size)
+            self.at_output_of[layer] += cost
+            for axis, n in enumerate(size):
+                self._slopes[call.at][axis] += cost / n
+        self.total += cost
+
+    def _add_products(self, step: Step, channels: int) -> None:
+        plan, after = self._plans[step], self._slopes[step]
+        size, done = list(self._sizes[step.before]), set()
+        for i in plan.order:
+            axis = plan.axes[i]
+            at = len(size) + axis.axis
+            if not axis.use_fft:
+                terms = len(plan.window.terms(plan.axes))
+                cost = channels * terms * math.prod(size) * axis.output_size
+                self.total += cost
+                if isinstance(step.rule, Learnt):
+                    self.of_layer[step.rule.layer] += cost
+                for other, n in enumerate(size):
+                    slopes = after if other in done else self._slopes[step.before]
+                    slopes[other] += cost / n
+                after[at] += cost / axis.output_size
+            size[at] = axis.output_size
+            done.add(at)
+
+    def _pull_back(self, step: Step) -> None:
+        """Add to the slopes before a step, and to its stride's, what comes of those after it."""
+        rule, before, after = step.rule, self._slopes[step.before], self._slopes[step]
+        if isinstance(rule, Learnt):
+            slopes, plan = self._stride_slopes[rule.layer], self._plans[step]
+            never = never_cropped(rule.layer.settings, tuple(axis.size for axis in plan.axes))
+            resized = {axis.axis % len(after): i for i, axis in enumerate(plan.axes)}
+            for at, slope in enumerate(after):
+                of_size, of_stride = 1.0, 0.0
+                if at in resized:
+                    i = resized[at]
+                    of_size, of_stride = self._size_slopes(rule.layer, i, plan.axes[i], never[i])
+                    slopes[i] += slope * of_stride
+                before[at] += slope * of_size
+        elif rule is not None and not isinstance(rule, Constant):
+            for at, slope in enumerate(after):
+                before[at] += slope * rule.rate(at)
+
+    def _size_slopes(
+        self, layer: DiffStride, i: int, axis: AxisPlan, never_cropped: bool
+    ) -> tuple[float, float]:
+        """Return the derivatives of the smooth output size in the input size and the stride."""
+        settings, strides = layer.settings, self._strides[layer]
+        if not settings.cropping or never_cropped:
+            return 1.0, 0.0
+        stride = axis.bounds.apply(strides[i % len(strides)])
+        # M = 2q, and q follows from N/(2S).
+        slope = settings.convention.cutoff_slope(axis.size, settings.smoothness, stride) / stride
+        of_size = slope if axis.output_size < axis.size else 1.0
+        return of_size, -slope * axis.size / stride
+
+
+def _is_learnt(step: Step | None) -> bool:
+    """Return whether the size at a step follows from a stride that is learnt."""
+    return _last_layer(step) is not None
+
+
+def _last_layer(step: Step | None) -> DiffStride | None:
+    """Return the last layer on the way to a step that its size follows from."""
+    while step is not None and not isinstance(step.rule, Constant):
+        if isinstance(step.rule, Learnt):
+            return step.rule.layer
+        step = step.before
+    return None

@@ -1,0 +1,192 @@
+"""A strided operation made anew: at stride 1, followed by a DiffStride layer.
+
+At stride 1 the operation keeps the size of its input, whatever its kernel: output n is the one that
+the strided operation computes at n, so that output m of the layer stands where output m of the
+strided operation stood, at a stride that may be any real number.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from diffstride_torch.modules import DiffStride, SpectralPool2d
+from diffstride_torch.tracing import Window, window_of
+
+ConvT = TypeVar("ConvT", nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class _ConvDiffStride(nn.Module):
+    """What the convolutions of every rank share; see `ConvDiffStride2d`."""
+
+    pool: nn.Module
+    padding_mode: str
+    _is_pooled_first: bool
+    _end_padding: list[int] | None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply convolution and layer to a tensor of shape (N, C, ...)."""
+        if self._is_pooled_first:
+            return super().forward(self.pool(x))
+        if self._end_padding is not None:
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x = functional.pad(x, self._end_padding, mode=mode)
+        return self.pool(super().forward(x))
+
+    def _take_over(self, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, pool: DiffStride) -> None:
+        window = window_of(conv)
+        assert window is not None
+        self.weight, self.bias = conv.weight, conv.bias
+        self.training = conv.training
+        self.pool = pool
+        is_pointwise = set(window.kernel) == {1} and set(window.padding) == {0}
+        # Which commutes with the layer, and costs less on the smaller map. So does a bias where the
+        # layer leaves constants as they are.
+        self._is_pooled_first = is_pointwise and (
+            conv.bias is None or pool.settings.norm == "forward"
+        )
+        self._end_padding = None
+        if any(window.end_padding):
+            self._end_padding = _pad_argument(window)
+            self.padding = (0,) * len(window.kernel)
+            self._reversed_padding_repeated_twice = [0, 0] * len(window.kernel)
+
+
+class ConvDiffStride1d(_ConvDiffStride, nn.Conv1d):
+    """A stride-1 `torch.nn.Conv1d` followed by a DiffStride layer, `pool`."""
+
+
+class ConvDiffStride2d(_ConvDiffStride, nn.Conv2d):
+    """A stride-1 `torch.nn.Conv2d` followed by a DiffStride layer, `pool`.
+
+    The names of the convolution's parameters stay what they were. A pointwise convolution comes
+    after the layer, with which it commutes.
+    """
+
+
+class ConvDiffStride3d(_ConvDiffStride, nn.Conv3d):
+    """A stride-1 `torch.nn.Conv3d` followed by a DiffStride layer, `pool`."""
+
+
+_CONVOLUTIONS: dict[type[nn.Module], type[_ConvDiffStride]] = {
+    nn.Conv1d: ConvDiffStride1d,
+    nn.Conv2d: ConvDiffStride2d,
+    nn.Conv3d: ConvDiffStride3d,
+}
+_MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+_AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_REPLACEABLE = (*_CONVOLUTIONS, *_MAXIMA, *_AVERAGES)
+
+
+class AntiAliasing(SpectralPool2d):
+    """Spectral pooling made with the arguments of timm's ``aa_layer``.
+
+    A model that is made with it, as in ``timm.create_model("resnet18", aa_layer=AntiAliasing)``,
+    pools with fixed strides; `replace_downsampling` turns it into DiffStride.
+
+    Parameters
+    ----------
+    channels : int, optional
+        Not used: every channel is resized alike.
+    stride : float
+        At least 1.
+    device, dtype : optional
+        Not used: there is no parameter.
+    """
+
+    def __init__(
+        self,
+        channels: int | None = None,
+        stride: float = 2.0,
+        *,
+        device: object = None,
+        dtype: object = None,
+    ) -> None:
+        super().__init__(float(stride))
+
+
+class PoolDiffStride(nn.Module):
+    """A pooling at stride 1 followed by a DiffStride layer.
+
+    Parameters
+    ----------
+    operation : torch.nn.Module
+        The strided pooling.
+    pool : DiffStride
+        The layer.
+    """
+
+    def __init__(self, operation: nn.Module, pool: DiffStride) -> None:
+        super().__init__()
+        window = window_of(operation)
+        assert window is not None
+        options: dict[str, object] = {"kernel_size": window.kernel, "stride": 1}
+        options["padding"] = window.padding
+        if isinstance(operation, _MAXIMA):
+            options["dilation"] = window.dilation
+        else:
+            options["count_include_pad"] = operation.count_include_pad
+        self.operation = type(operation)(**options)
+        self.pool: nn.Module = pool
+        self._end_padding = _pad_argument(window, first=False) if any(window.end_padding) else None
+        self.train(operation.training)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply pooling and layer to a tensor of shape (N, C, ...)."""
+        if self._end_padding is not None:
+            # The last value, which changes no maximum and dims no average, as zeros would.
+            x = functional.pad(x, self._end_padding, mode="replicate")
+        return self.pool(self.operation(x))
+
+
+def why_not_replaceable(module: nn.Module) -> str | None:
+    """Return why a strided convolution or pooling cannot be made anew; None if it can."""
+    if isinstance(module, AntiAliasing):
+        return None
+    if type(module) not in _REPLACEABLE:
+        bases = [base.__name__ for base in _REPLACEABLE if isinstance(module, base)]
+        return f"its class derives from {bases[0]}, and may compute something else"
+    if getattr(module, "return_indices", False):
+        return "it returns indices, which the layer has none of"
+    if getattr(module, "divisor_override", None) is not None:
+        return "its divisor_override is no average"
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    if any(hooks):
+        return "it has hooks, which would be lost"
+    window = window_of(module)
+    assert window is not None
+    if any(missing < 0 for missing in window.end_padding):
+        return "its padding is larger than its kernel needs, so that it enlarges at stride 1"
+    return None
+
+
+def made_anew(module: nn.Module, pool: DiffStride) -> nn.Module:
+    """Return a strided operation at stride 1 with a DiffStride layer, sharing its parameters."""
+    if isinstance(module, AntiAliasing):
+        return pool
+    if type(module) not in _CONVOLUTIONS:
+        return PoolDiffStride(module, pool)
+    conv = _CONVOLUTIONS[type(module)](
+        module.in_channels,
+        module.out_channels,
+        module.kernel_size,
+        padding=module.padding,
+        dilation=module.dilation,
+        groups=module.groups,
+        padding_mode=module.padding_mode,
+        bias=False,
+        device="meta",
+    )
+    conv._take_over(module, pool)
+    return conv
+
+
+def _pad_argument(window: Window, *, first: bool = True) -> list[int]:
+    """Return the argument of `functional.pad`, the last axis first."""
+    amounts: list[int] = []
+    for padding, missing in reversed(list(zip(window.padding, window.end_padding, strict=True))):
+        amounts += [padding, padding + missing] if first else [0, missing]
+    return amounts

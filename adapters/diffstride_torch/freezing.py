@@ -1,0 +1,190 @@
+"""Models whose strides have been learnt, made ready for use elsewhere."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from diffstride_backends import host
+from numpy.typing import NDArray
+from torch import nn
+
+from diffstride_core import NothingToCropWarning
+from diffstride_core.plan import Plan
+from diffstride_torch.modules import DiffStride, SpectralPool
+from diffstride_torch.precision import KeepsPrecision
+from diffstride_torch.tracing import Size, checked_example, evaluation, swap_modules
+
+
+class FixedResize(KeepsPrecision):
+    """A resize by constant matrices, one per axis: what a DiffStride layer is without its stride.
+
+    Parameters
+    ----------
+    plan : Plan
+        Of the resize.
+    terms : sequence of sequence of ndarray, shape (M, N)
+        Per term of the operator, a matrix for each of the plan's axes.
+
+    Attributes
+    ----------
+    input_sizes, output_sizes : tuple of int
+        N and M per resized axis: the sizes are static.
+    """
+
+    def __init__(self, plan: Plan, terms: Sequence[Sequence[NDArray[np.floating]]]) -> None:
+        super().__init__()
+        self.axes = tuple(axis.axis for axis in plan.axes)
+        self.input_sizes: Size = tuple(axis.size for axis in plan.axes)
+        self.output_sizes: Size = plan.output_sizes
+        self._order = plan.order
+        self._terms = len(terms)
+        for t, matrices in enumerate(terms):
+            for i, matrix in enumerate(matrices):
+                self.register_buffer(f"matrix_{t}_{i}", torch.tensor(matrix))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Resize a tensor.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., N_1, ..., N_d, ...)
+
+        Returns
+        -------
+        Tensor, shape (..., M_1, ..., M_d, ...)
+
+        Raises
+        ------
+        ValueError
+            If `x` has other sizes along the resized axes.
+        """
+        sizes = tuple(x.shape[axis] for axis in self.axes)
+        if sizes != self.input_sizes:
+            raise ValueError(
+                f"x must have the sizes {self.input_sizes} along the axes {self.axes}, for which "
+                f"the layer was frozen, got {sizes}"
+            )
+        kind = x.device.type
+        # Half precision would spoil the matrices; it is left to the convolutions.
+        in_full = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else None
+        with in_full or nullcontext():
+            y = self._term(0, x)
+            for t in range(1, self._terms):
+                y = y + self._term(t, x)
+            return y.to(x.dtype)
+
+    def _term(self, t: int, x: torch.Tensor) -> torch.Tensor:
+        for i in self._order:
+            matrix, axis = self.get_buffer(f"matrix_{t}_{i}"), self.axes[i]
+            x = x.to(matrix.dtype)
+            if axis == -2:
+                x = torch.matmul(matrix, x)
+            else:
+                x = torch.matmul(x.movedim(axis, -1), matrix.t()).movedim(-1, axis)
+        return x
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"{self.input_sizes} -> {self.output_sizes}, axes={self.axes}"
+
+
+def freeze(model: nn.Module, example_input: Any = None) -> nn.Module:
+    """Return a copy of a model in which every stride is a constant.
+
+    Each DiffStride and SpectralPool layer becomes a `FixedResize`: matrix products alone, without
+    FFT, complex number or parameter, for one size of input. Outputs stay as they were.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Left as it is.
+    example_input : Tensor, shape (N, C, ...), or tuple, optional
+        The arguments of the model, which is run on them once to learn each layer's input size.
+        By default that of the forward passes since the last `project_strides`, if it was one.
+
+    Returns
+    -------
+    torch.nn.Module
+
+    Raises
+    ------
+    TypeError
+        If the model is no module, or the example no tensor.
+    ValueError
+        If the model has no such layer, if a layer meets several sizes, or none.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    layers = _layers(model)
+    if not layers:
+        raise ValueError(
+            f"model must have a DiffStride or SpectralPool layer, got {type(model).__name__} with "
+            "none"
+        )
+    plans = _plans_seen(model) if example_input is None else _plans_met(model, example_input)
+    for name in layers:
+        if len(plans[name]) != 1:
+            sizes = sorted(tuple(axis.size for axis in plan.axes) for plan in plans[name])
+            hint = "" if sizes else "; give an example_input that reaches it"
+            raise ValueError(
+                f"layer {name!r} must meet exactly one input size to be frozen, got "
+                f"{', '.join(map(str, sizes)) or 'none'}{hint}"
+            )
+    fixed = {name: _fixed(layer, *plans[name]) for name, layer in layers.items()}
+    if "" in fixed:
+        return fixed[""]
+    frozen = copy.deepcopy(model)
+    swap_modules(frozen, {frozen.get_submodule(name): fixed[name] for name in fixed})
+    return frozen
+
+
+def _layers(model: nn.Module) -> dict[str, DiffStride | SpectralPool]:
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, DiffStride | SpectralPool)
+    }
+
+
+def _plans_seen(model: nn.Module) -> dict[str, set[Plan]]:
+    """Return the plans that each layer has used since the last projection."""
+    return {
+        name: set(layer.plans_seen()) if isinstance(layer, DiffStride) else set()
+        for name, layer in _layers(model).items()
+    }
+
+
+def _plans_met(model: nn.Module, example_input: Any) -> dict[str, set[Plan]]:
+    """Return the plans that each layer uses for an input."""
+    arguments = checked_example(model, example_input)
+    # In a copy: the sizes of an example would bound the strides of the model.
+    model = copy.deepcopy(model)
+    plans: dict[str, set[Plan]] = {}
+
+    def noting(name: str) -> Callable[..., None]:
+        def note(layer: Any, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
+            plans[name].add(layer.plan(inputs[0].shape))
+
+        return note
+
+    for name, layer in _layers(model).items():
+        plans[name] = set()
+        layer.register_forward_hook(noting(name))
+    with evaluation(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingToCropWarning)
+        model(*arguments)
+    return plans
+
+
+def _fixed(layer: DiffStride | SpectralPool, plan: Plan) -> FixedResize:
+    if isinstance(layer, SpectralPool):
+        return FixedResize(plan, host.matrices(plan, None, "float32"))
+    strides = layer.strides
+    dtype = str(strides.dtype).removeprefix("torch.")
+    matrices = host.matrices(plan, tuple(strides.tolist()), dtype)
+    return FixedResize(plan, matrices).to(strides.device)

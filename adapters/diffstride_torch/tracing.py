@@ -1,0 +1,549 @@
+"""A model traced once: what each of its calls costs, and what each map's size follows from.
+
+The size of a feature map is the size of the input, changed step by step on the way: by a strided
+window, by padding, by a DiffStride layer. `Trace` finds these steps with torch.fx. Surgery compares
+the steps of branches that meet again; the cost of a network follows them for other strides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffstride_core.arguments import normalized_axes
+from diffstride_torch.modules import DiffStride, SpectralPool
+
+Size: TypeAlias = tuple[int, ...]
+"""Of a feature map: the spatial axes alone, as (H, W)."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A convolution or pooling: a kernel that moves over the map by its stride.
+
+    Attributes
+    ----------
+    kernel, stride, padding, dilation : tuple of int
+        Per axis; the padding is that of each end.
+    ceil : bool
+        Whether a last, incomplete window counts.
+    """
+
+    kernel: Size
+    stride: Size
+    padding: Size
+    dilation: Size
+    ceil: bool = False
+
+    def resize(self, size: Size) -> Size:
+        """Return the output's size."""
+        return tuple(map(self._resize, range(len(size)), size))
+
+    def _resize(self, axis: int, n: int) -> int:
+        stride, padding = self.stride[axis], self.padding[axis]
+        room = n + 2 * padding - self.dilation[axis] * (self.kernel[axis] - 1) - 1
+        m = (-(-room // stride) if self.ceil else room // stride) + 1
+        # No window may begin in the padding at the end.
+        return m - 1 if self.ceil and (m - 1) * stride >= n + padding else m
+
+    def rate(self, axis: int) -> float:
+        """Return by how much the output's size grows with the input's."""
+        return 1 / self.stride[axis]
+
+    @property
+    def end_padding(self) -> Size:
+        """What is missing at each axis's end for a window of stride 1 to keep the size."""
+        return tuple(
+            dilation * (kernel - 1) - 2 * padding
+            for kernel, padding, dilation in zip(
+                self.kernel, self.padding, self.dilation, strict=True
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Padding or cropping by fixed amounts."""
+
+    amounts: Size
+
+    def resize(self, size: Size) -> Size:
+        """Return the output's size."""
+        return tuple(n + amount for n, amount in zip(size, self.amounts, strict=True))
+
+    def rate(self, axis: int) -> float:
+        """Return by how much the output's size grows with the input's."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Interpolation by a factor."""
+
+    factors: tuple[float, ...]
+
+    def resize(self, size: Size) -> Size:
+        """Return the output's size."""
+        return tuple(math.floor(n * f) for n, f in zip(size, self.factors, strict=True))
+
+    def rate(self, axis: int) -> float:
+        """Return by how much the output's size grows with the input's."""
+        return self.factors[axis]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A size that does not follow from the input's, as that of adaptive pooling."""
+
+    size: Size
+
+    def resize(self, size: Size) -> Size:
+        """Return the output's size."""
+        return self.size
+
+    def rate(self, axis: int) -> float:
+        """Return by how much the output's size grows with the input's."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """A DiffStride layer."""
+
+    layer: DiffStride
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A spectral pooling, whose stride is fixed."""
+
+    layer: SpectralPool
+    factors: tuple[float, ...]
+
+    def rate(self, axis: int) -> float:
+        """Return by how much the output's size grows with the input's."""
+        return self.factors[axis]
+
+
+Rule: TypeAlias = Window | Shift | Scale | Constant | Learnt | Pooled | None
+"""How a size changes; None where that is not known."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One change of size on the way from the input to a feature map.
+
+    Attributes
+    ----------
+    before : Step or None
+        The step before it; None: the input.
+    name : str
+        The module's qualified name, or the function's with the module that calls it.
+    module : torch.nn.Module or None
+        None for a function.
+    rule : Rule
+    input_size, output_size : tuple of int
+        At the example input.
+    """
+
+    before: Step | None
+    name: str
+    module: nn.Module | None
+    rule: Rule
+    input_size: Size
+    output_size: Size
+
+    def way(self) -> list[Step]:
+        """Return the steps from the input to this one, itself included."""
+        return [*([] if self.before is None else self.before.way()), self]
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """A call that joins branches of equal size, as an addition or a concatenation does."""
+
+    name: str
+    branches: tuple[Step | None, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that costs multiply-adds.
+
+    Attributes
+    ----------
+    name : str
+        As that of `Step`.
+    multiply_adds : int
+        Per image, at the example input.
+    at : Step or None
+        The step whose size its output has.
+    is_per_position : bool
+        Whether the cost is proportional to the number of positions of the output.
+    """
+
+    name: str
+    multiply_adds: int
+    at: Step | None
+    is_per_position: bool
+
+
+@dataclass(frozen=True)
+class Resize:
+    """A call of a DiffStride layer: its step, and the channels of the map that it resizes."""
+
+    step: Step
+    channels: int
+
+
+class Trace:
+    """A model traced with torch.fx and run once on an example.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Run in evaluation mode without gradients, and left as it was.
+    example_input : Tensor or tuple
+        The arguments of the model; a tensor of shape (N, C, ...) stands for one.
+
+    Attributes
+    ----------
+    input_size : tuple of int
+        Of the first argument.
+    calls : list of Call
+    resizes : list of Resize
+    steps : list of Step
+        Every change of size. As the other lists, in the order of execution.
+    meetings : list of Meeting
+
+    Raises
+    ------
+    TypeError
+        If the model is no module, or the example no tensor or tuple that begins with one.
+    ValueError
+        If torch.fx cannot trace the model, or the model cannot run on the example.
+    """
+
+    def __init__(self, model: nn.Module, example_input: Any) -> None:
+        arguments = checked_example(model, example_input)
+        self.input_size: Size = tuple(arguments[0].shape[2:])
+        self.calls: list[Call] = []
+        self.resizes: list[Resize] = []
+        self.steps: list[Step] = []
+        self.meetings: list[Meeting] = []
+        with evaluation(model):
+            traced = fx.GraphModule(model, _traced(model))
+            recorder = _Recorder(traced)
+            try:
+                recorder.run(*arguments)
+            except Exception as error:
+                raise ValueError(
+                    f"model {type(model).__name__} cannot run on example_input of shape "
+                    f"{tuple(arguments[0].shape)}: {error}"
+                ) from error
+        self._modules = dict(traced.named_modules())
+        self._shapes = recorder.shapes
+        self._batch = arguments[0].shape[0]
+        self._at: dict[fx.Node, Step | None] = {}
+        for node in traced.graph.nodes:
+            self._visit(node, recorder.multiply_adds.get(node, 0))
+
+    def size_at(self, step: Step | None) -> Size:
+        """Return the size of a map after a step, or that of the input."""
+        return self.input_size if step is None else step.output_size
+
+    def _visit(self, node: fx.Node, multiply_adds: int) -> None:
+        if node.op == "placeholder":
+            self._at[node] = None
+            return
+        sources = [source for source in node.all_input_nodes if source in self._at]
+        if not sources or node.target is getattr or node.target == "size":
+            return
+        if node not in self._shapes:
+            # A tuple of parts of a map, or the model's output.
+            self._at[node] = self._at[sources[0]]
+            self._shapes[node] = self._shapes.get(sources[0], ())
+            return
+        module = self._modules[str(node.target)] if node.op == "call_module" else None
+        step = self._at[node] = self._step_at(node, module, sources)
+        if step is not None and step.module is module and isinstance(step.rule, Learnt | Pooled):
+            self.resizes.append(Resize(step, self._shapes[node][1]))
+        elif multiply_adds:
+            per_position = isinstance(module, _PER_POSITION) or node.target in _PER_POSITION_CALLS
+            cost = multiply_adds // self._batch
+            self.calls.append(Call(_name(node), cost, step, per_position))
+
+    def _step_at(
+        self, node: fx.Node, module: nn.Module | None, sources: list[fx.Node]
+    ) -> Step | None:
+        """Return the last step on the way to a call's output: a new one if the size changes."""
+        output, before = self._shapes[node], self._at[sources[0]]
+        rule = _rule(node, module, self._shapes)
+        if rule is None:
+            same = [source for source in sources if self._has_positions_of(output, source)]
+            if len(same) > 1:
+                self.meetings.append(Meeting(_name(node), tuple(self._at[s] for s in same)))
+            if same:
+                return self._at[same[0]]
+            if _keeps_positions(node, module):
+                return before
+            if len(output) < 3 or math.prod(output[2:]) == 1:
+                rule = Constant(output[2:])
+        elif output[2:] == self.size_at(before) and not _can_shrink(rule):
+            return before
+        step = Step(before, _name(node), module, rule, self.size_at(before), output[2:])
+        self.steps.append(step)
+        return step
+
+    def _has_positions_of(self, output: Size, source: fx.Node) -> bool:
+        """Return whether an output has as many positions as one of its inputs."""
+        shape, size = self._shapes[source], self.size_at(self._at[source])
+        if output == shape:
+            return True
+        if not size:
+            return len(output) < 3
+        return output[-len(size) :] == shape[-len(size) :] == size
+
+
+def checked_example(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
+    """Return the arguments of a model; see `Trace`."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+    if not arguments or not isinstance(arguments[0], torch.Tensor):
+        kind = type(example_input).__name__
+        raise TypeError(
+            f"example_input must be a tensor, or a tuple of arguments that begins with one, got a "
+            f"{kind}"
+        )
+    if arguments[0].ndim < 3 or 0 in arguments[0].shape:
+        raise ValueError(
+            "example_input must have the shape (N, C, ...) with one to three spatial axes and no "
+            f"axis of size 0, got {tuple(arguments[0].shape)}"
+        )
+    return arguments
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode without gradients, and every module back afterwards."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def swap_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Put other modules in the places of some, wherever in the model these are."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child in new and parent not in new.values():
+                setattr(parent, name, new[child])
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, DiffStride | SpectralPool):
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
+
+
+def _traced(model: nn.Module) -> fx.Graph:
+    try:
+        return _Tracer().trace(model)
+    except Exception as error:
+        raise ValueError(
+            f"model {type(model).__name__} cannot be traced by torch.fx, whose proxies have no "
+            f"values to decide by: {error}"
+        ) from error
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and records every tensor's shape and every call's multiply-adds."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[fx.Node, Size] = {}
+        self.multiply_adds: dict[fx.Node, int] = {}
+        self._counter = FlopCounterMode(display=False)
+
+    def run(self, *args: Any, **options: Any) -> Any:
+        with self._counter:
+            return super().run(*args, **options)
+
+    def run_node(self, n: fx.Node) -> Any:
+        before = self._counter.get_total_flops()
+        result = super().run_node(n)
+        if isinstance(result, torch.Tensor) and n.op != "output":
+            self.shapes[n] = tuple(result.shape)
+        # The counter takes a multiply-add for two operations.
+        self.multiply_adds[n] = (self._counter.get_total_flops() - before) // 2
+        return result
+
+
+def _can_shrink(rule: Rule) -> bool:
+    return isinstance(rule, Learnt | Pooled) or (isinstance(rule, Window) and max(rule.stride) > 1)
+
+
+def _name(node: fx.Node) -> str:
+    if node.op == "call_module":
+        return str(node.target)
+    target = node.target
+    function = target if isinstance(target, str) else getattr(target, "__name__", node.name)
+    owners = list(node.meta.get("nn_module_stack", ()))
+    return f"{function} in {owners[-1]}" if owners else function
+
+
+def window_of(module: nn.Module) -> Window | None:
+    """Return the window of a convolution or pooling module, None for any other."""
+    if isinstance(module, _CONVOLUTIONS):
+        if isinstance(module.padding, str):
+            return None  # At stride 1 alone, and "valid" padding is written 0 as well.
+        return Window(module.kernel_size, module.stride, module.padding, module.dilation)
+    for rank, kinds in enumerate((_POOLS_1D, _POOLS_2D, _POOLS_3D), start=1):
+        if isinstance(module, kinds):
+            kernel, stride, padding, dilation = (
+                _per_axis(getattr(module, name, 1), rank)
+                for name in ("kernel_size", "stride", "padding", "dilation")
+            )
+            return Window(kernel, stride, padding, dilation, module.ceil_mode)
+    return None
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_POOLS_1D = (nn.AvgPool1d, nn.MaxPool1d)
+_POOLS_2D = (nn.AvgPool2d, nn.MaxPool2d)
+_POOLS_3D = (nn.AvgPool3d, nn.MaxPool3d)
+_PADDINGS = (
+    *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+    *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+)
+_ADAPTIVE_POOLS = (
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+)
+_ADAPTIVE_POOL_CALLS = {
+    *(functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d),
+    *(functional.adaptive_avg_pool3d, functional.adaptive_max_pool1d),
+    *(functional.adaptive_max_pool2d, functional.adaptive_max_pool3d),
+}
+_PER_POSITION = (*_CONVOLUTIONS, nn.Linear)
+_CONVOLUTION_CALLS = {functional.conv1d: 1, functional.conv2d: 2, functional.conv3d: 3}
+_PER_POSITION_CALLS = {*_CONVOLUTION_CALLS, functional.linear}
+_AVERAGE_CALLS = {
+    functional.avg_pool1d: 1,
+    functional.avg_pool2d: 2,
+    functional.avg_pool3d: 3,
+}
+_MAXIMUM_CALLS = {
+    **{functional.max_pool1d: 1, functional.max_pool2d: 2, functional.max_pool3d: 3},
+    **{torch.max_pool1d: 1, torch.max_pool2d: 2, torch.max_pool3d: 3},
+}
+
+
+def _rule(node: fx.Node, module: nn.Module | None, shapes: dict[fx.Node, Size]) -> Rule:
+    """Return how a call changes the size of its input; None where it is not one of those known."""
+    if isinstance(module, DiffStride | SpectralPool):
+        return _resizing_rule(module, shapes[node.all_input_nodes[0]])
+    if module is not None and (window := window_of(module)) is not None:
+        return window
+    output = shapes[node][2:]
+    if isinstance(module, _ADAPTIVE_POOLS) or node.target in _ADAPTIVE_POOL_CALLS:
+        return Constant(output)
+    (source, *_) = node.all_input_nodes
+    size = shapes.get(source, ())[2:]
+    if isinstance(module, _PADDINGS) or node.target is functional.pad:
+        return Shift(tuple(m - n for m, n in zip(output, size, strict=True)))
+    if isinstance(module, nn.Upsample):
+        return _interpolation(output, module.scale_factor)
+    if node.target is functional.interpolate:
+        factor = _arguments(node, ("input", "size", "scale_factor")).get("scale_factor")
+        return _interpolation(output, factor)
+    return _called_window(node, shapes)
+
+
+def _resizing_rule(module: DiffStride | SpectralPool, shape: Size) -> Rule:
+    axes = normalized_axes(module.settings.axes, shape)
+    if min(axes) < 2 - len(shape):
+        return None  # An axis of the batch or the channels.
+    if isinstance(module, DiffStride):
+        return Learnt(module)
+    strides = module.stride * (len(axes) // len(module.stride))
+    factors = [1.0] * (len(shape) - 2)
+    for axis, stride in zip(axes, strides, strict=True):
+        factors[axis] = 1 / stride
+    return Pooled(module, tuple(factors))
+
+
+def _interpolation(output: Size, factor: Any) -> Rule:
+    if factor is None:
+        return Constant(output)
+    return Scale(tuple(map(float, _per_axis(factor, len(output)))))
+
+
+def _called_window(node: fx.Node, shapes: dict[fx.Node, Size]) -> Window | None:
+    """Return the window of a call of a convolution or pooling function."""
+    if node.op != "call_function":
+        return None
+    rank: int
+    if node.target in _CONVOLUTION_CALLS:
+        rank = _CONVOLUTION_CALLS[node.target]
+        given = _arguments(node, ("input", "weight", "bias", "stride", "padding", "dilation"))
+        kernel: Any = shapes[given["weight"]][2:]
+        given = {"stride": 1, **given}
+    elif node.target in _AVERAGE_CALLS:
+        rank = _AVERAGE_CALLS[node.target]
+        given = _arguments(node, ("input", "kernel_size", "stride", "padding", "ceil_mode"))
+        kernel = given["kernel_size"]
+    elif node.target in _MAXIMUM_CALLS:
+        rank = _MAXIMUM_CALLS[node.target]
+        names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        given = _arguments(node, names)
+        kernel = given["kernel_size"]
+    else:
+        return None
+    stride, padding = given.get("stride"), given.get("padding", 0)
+    if isinstance(padding, str):
+        return None
+    return Window(
+        _per_axis(kernel, rank),
+        _per_axis(kernel if stride is None else stride, rank),
+        _per_axis(padding, rank),
+        _per_axis(given.get("dilation", 1), rank),
+        bool(given.get("ceil_mode", False)),
+    )
+
+
+def _arguments(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def _per_axis(value: Any, rank: int) -> tuple[Any, ...]:
+    values = tuple(value) if isinstance(value, tuple | list) else (value,)
+    return values if len(values) == rank else values * rank
+
+
+_KEEPING_MODULES = (nn.Linear, nn.LayerNorm)
+_KEEPING_CALLS = {
+    *("permute", "transpose", "movedim"),
+    *(torch.permute, torch.transpose, torch.movedim, functional.linear, functional.layer_norm),
+}
+
+
+def _keeps_positions(node: fx.Node, module: nn.Module | None) -> bool:
+    """Return whether a call may rename or mix channels and axes, but has the same positions."""
+    return isinstance(module, _KEEPING_MODULES) or node.target in _KEEPING_CALLS

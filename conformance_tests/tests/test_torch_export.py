@@ -1,0 +1,88 @@
+"""Whole networks leave PyTorch's eager mode: torch.export, torch.compile, ONNX."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from diffstride_torch import FixedResize, freeze, project_strides
+from diffstride_torch.models import preact_resnet18
+from torch.export import Dim, export
+
+ANY_BATCH = ({0: Dim("batch")},)
+
+# Of the exporters' own.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:torch.*"),
+]
+
+
+def images(batch):
+    return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(batch))
+
+
+def network(convention="relative", *, frozen):
+    torch.manual_seed(0)
+    model = preact_resnet18(convention=convention, channels=(4, 4, 8, 8, 8)).eval()
+    with torch.no_grad():
+        for i, place in enumerate((model.stem, *model.blocks[2::2])):
+            place.pool.strides.copy_(torch.tensor([1.3 + 0.4 * i, 2.6 - 0.3 * i]))
+        model(images(2))
+    return model, freeze(model) if frozen else model
+
+
+@pytest.mark.parametrize("frozen", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_export(frozen):
+    model, shipped = network(frozen=frozen)
+    program = export(shipped, (images(4),), dynamic_shapes=ANY_BATCH)
+    with torch.no_grad():
+        for batch in (1, 7):
+            torch.testing.assert_close(
+                program.module()(images(batch)), model(images(batch)), rtol=1e-5, atol=1e-5
+            )
+    if frozen:
+        called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+        assert not [name for name in called if "fft" in name or "complex" in name]
+        resizes = [m for m in shipped.modules() if isinstance(m, FixedResize)]
+        assert len(resizes) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [True, False])
+def test_compile(frozen):
+    model, shipped = network(frozen=frozen)
+    compiled = torch.compile(shipped, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images(4)), model(images(4)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
+def test_onnx(convention, tmp_path):
+    model, frozen = network(convention, frozen=True)
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(
+        frozen, (images(4),), dynamo=True, dynamic_shapes=ANY_BATCH, verbose=False
+    ).save(path)
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    assert "MatMul" in operators
+    assert not [name for name in operators if "DFT" in name or "Complex" in name]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for batch in (1, 7):
+        (y,) = session.run(None, {session.get_inputs()[0].name: images(batch).numpy()})
+        with torch.no_grad():
+            expected = model(images(batch)).numpy()
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_freezing_after_training_needs_a_forward_pass_or_an_example():
+    model, _ = network(frozen=False)
+    project_strides(model)
+    with pytest.raises(ValueError, match="give an example_input"):
+        freeze(model)
+    with torch.no_grad():
+        expected = model(images(2))
+        torch.testing.assert_close(freeze(model)(images(2)), expected)
+        torch.testing.assert_close(freeze(model, images(2))(images(2)), expected)

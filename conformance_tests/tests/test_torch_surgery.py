@@ -1,0 +1,528 @@
+"""Models made anew with DiffStride, what they cost, and what they become when frozen."""
+
+import copy
+import operator
+
+import pytest
+import timm
+import torch
+import torchvision
+from diffstride_torch import (
+    AntiAliasing,
+    DiffStride1d,
+    DiffStride2d,
+    FixedResize,
+    SpectralPool2d,
+    flops_penalty,
+    freeze,
+    project_strides,
+    replace_downsampling,
+)
+from diffstride_torch.models import small_resnet
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+SIZE = 64
+MODELS = {
+    # Name: operations replaced, layers that they share.
+    "resnet18": (8, 5),
+    "resnet50": (8, 5),
+    "mobilenet_v3_small": (5, 5),
+    "densenet121": (5, 5),
+    "convnext_tiny": (4, 4),
+}
+
+
+def images(size=SIZE, batch=2, channels=3, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, channels, size, size, generator=generator).to(dtype)
+
+
+def build(name):
+    torch.manual_seed(0)
+    return getattr(torchvision.models, name)(weights=None, num_classes=5)
+
+
+def independent_multiply_adds(model, x):
+    """Per image, as torch counts them: what a larger batch adds, without what each batch does."""
+
+    def count(batch):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.eval()(batch)
+        return counter.get_total_flops() // 2
+
+    return (count(torch.cat([x, x])) - count(x)) / len(x)
+
+
+class Branches(nn.Module):
+    """Two strided branches that meet, in a way to be chosen."""
+
+    def __init__(self, left, right, join=operator.add):
+        super().__init__()
+        self.left, self.right, self.join = left, right, join
+
+    def forward(self, x):
+        return self.join(self.left(x), self.right(x))
+
+
+def conv(stride, kernel=3, padding=1, **options):
+    return nn.Conv2d(3, 4, kernel, stride=stride, padding=padding, **options)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_of_torchvision(name):
+    model, x = build(name), images()
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    report = replace_downsampling(model, x)
+    assert (len(report.replaced), len(report.layers)) == MODELS[name]
+    assert report.kept == ()
+    state = model.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in weights.items())
+    assert all(key.endswith("pool.strides") for key in set(state) - set(weights))
+
+    model.eval()(x).square().mean().backward()
+    for layer in report.layers:
+        assert torch.isfinite(layer.strides.grad).all()
+        assert (layer.strides.grad != 0).any()
+        assert isinstance(layer, DiffStride2d)
+    project_strides(model)
+    # Other strides give other sizes, on all branches alike.
+    with torch.no_grad():
+        for i, layer in enumerate(report.layers):
+            layer.strides.copy_(torch.tensor([1.3 + 0.2 * i, 2.9 - 0.3 * i]))
+        assert model(x).shape == (2, 5)
+
+
+def test_branches_that_meet_again_share_a_stride():
+    model = build("resnet18")
+    report = replace_downsampling(model, images())
+    for stage in (model.layer2, model.layer3, model.layer4):
+        assert stage[0].conv1.pool is stage[0].downsample[0].pool
+    layers = [done.layer for done in report.replaced]
+    assert layers == [*layers[:2], *(layer for layer in report.layers[2:] for _ in range(2))]
+
+
+@pytest.mark.parametrize("antialiasing", [False, True])
+def test_timm(antialiasing):
+    torch.manual_seed(0)
+    options = {"aa_layer": AntiAliasing} if antialiasing else {}
+    model, x = timm.create_model("resnet18", num_classes=5, **options), images()
+    report = replace_downsampling(model, x)
+    assert report.kept == ()
+    assert len(report.layers) == 5
+    assert sum(done.operation == "AntiAliasing" for done in report.replaced) == 4 * antialiasing
+    model.eval()(x).square().mean().backward()
+    assert all((layer.strides.grad != 0).any() for layer in report.layers)
+
+
+def test_timm_with_pooled_shortcuts():
+    model, x = timm.create_model("resnet18d", num_classes=5), images(size=48)
+    report = replace_downsampling(model, x)
+    assert len(report.layers) == 5
+    assert model.eval()(x).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("module", "size"),
+    [
+        (conv(2), 16),
+        (conv(4, kernel=4, padding=0), 16),
+        (conv(2, kernel=2, padding=0, padding_mode="circular"), 16),
+        (conv((1, 3), kernel=(3, 5), padding=(1, 0)), 15),
+        (conv(2, kernel=1, padding=0), 15),
+        (conv(2, padding=2, dilation=2), 16),
+        (nn.MaxPool2d(3, 2, 1), 16),
+        (nn.MaxPool2d(3, 2, ceil_mode=True), 16),
+        (nn.AvgPool2d(2, 2), 16),
+        (nn.AvgPool2d(3, 2, 1, count_include_pad=False), 16),
+    ],
+)
+def test_at_stride_one_the_operation_is_the_strided_one_between_its_positions(module, size):
+    x, stride = images(size), module.stride
+    strided = module(x)
+    model = nn.Sequential(module)
+    replace_downsampling(model, x)
+    made = model[0]
+    if isinstance(made, nn.Conv2d) and made.kernel_size == (1, 1):
+        made._is_pooled_first = False
+    made.pool = nn.Identity()
+    steps = (stride, stride) if isinstance(stride, int) else stride
+    dense = made(x)
+    assert dense.shape[2:] == x.shape[2:]
+    rows, columns = strided.shape[2:]
+    torch.testing.assert_close(
+        dense[:, :, :: steps[0], :: steps[1]][:, :, :rows, :columns], strided, rtol=0, atol=2e-6
+    )
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_pointwise_convolution_comes_after_the_layer(bias):
+    x = images(dtype=torch.float64)
+    model = nn.Sequential(conv(2, kernel=1, padding=0, bias=bias)).double()
+    replace_downsampling(model, x)
+    y = model(x)
+    assert model[0]._is_pooled_first
+    model[0]._is_pooled_first = False
+    torch.testing.assert_close(model(x), y, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.MaxPool1d, nn.AvgPool1d])
+def test_one_dimension(kind):
+    module = kind(3, 4, 3, stride=2) if kind is nn.Conv1d else kind(3, 2)
+    model = nn.Sequential(module)
+    report = replace_downsampling(model, torch.randn(2, 3, 32))
+    assert isinstance(report.layers[0], DiffStride1d)
+    assert model(torch.randn(2, 3, 32)).shape[-1] == report.replaced[0].output_size[0]
+
+
+def test_functions_are_kept_and_named():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = conv(2)
+
+        def forward(self, x):
+            return nn.functional.max_pool2d(self.conv(x), 2)
+
+    report = replace_downsampling(Net(), images())
+    (kept,) = report.kept
+    assert (kept.operation, kept.reason) == ("function", "it is a function, not a module")
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "reason"),
+    [
+        (nn.Sequential(conv(2), nn.Conv2d(4, 4, 3, 2, 1)), conv(4), "other steps"),
+        (conv(2), nn.Sequential(nn.AdaptiveAvgPool2d(32), nn.Conv2d(3, 4, 1)), "other steps"),
+    ],
+)
+def test_branches_that_cannot_share_keep_their_strides(left, right, reason):
+    model = nn.Sequential(Branches(left, right), nn.Conv2d(4, 4, 3, stride=2, padding=1))
+    report = replace_downsampling(model, images())
+    assert [done.name for done in report.replaced] == ["1"]
+    assert (
+        {kept.name for kept in report.kept} >= {"0.left.0" if len(list(left)) else "0.left"}
+        if (isinstance(left, nn.Sequential))
+        else {"0.left"}
+    )
+    assert all(reason in kept.reason for kept in report.kept)
+
+
+def test_concatenations_are_meetings_too():
+    def join(a, b):
+        return torch.cat([a, b], 1)
+
+    model = Branches(conv(2), nn.MaxPool2d(2), join)
+    report = replace_downsampling(model, images())
+    assert len(report.layers) == 1
+    assert model.left.pool is model.right.pool
+
+
+def test_a_stride_of_a_skipped_branch_keeps_the_other():
+    model = nn.Sequential(Branches(conv(2), conv(2)), nn.MaxPool2d(2))
+    # The left branch is skipped, and so the right one must keep its stride too.
+    model[0].join = operator.add
+    report = replace_downsampling(model, images(), skip=["0.left"])
+    assert {kept.name: kept.reason for kept in report.kept} == dict.fromkeys(
+        ("0.left", "0.right"), "it was to be skipped"
+    )
+    assert [done.name for done in report.replaced] == ["1"]
+
+
+def test_skipping_a_part_of_a_model():
+    model = build("resnet18")
+    report = replace_downsampling(model, images(), skip=["conv1", "layer3"], convention="paper")
+    assert {kept.name for kept in report.kept} == {
+        *("conv1", "layer3.0.conv1", "layer3.0.downsample.0"),
+    }
+    assert model.conv1.stride == (2, 2)
+    assert len(report.layers) == 3
+    assert {layer.settings.convention.name for layer in report.layers} == {"paper"}
+
+
+def test_report_names_layers_that_cannot_crop():
+    model = build("resnet18")
+    report = replace_downsampling(model, images())
+    assert report.never_cropped == ()
+    small = nn.Sequential(conv(2))
+    assert replace_downsampling(small, images(size=8), convention="paper").never_cropped == ("0",)
+    text = str(report)
+    assert "layer2.0.downsample.0 (Conv2d, stride 2x2)" in text
+    assert f"{report.multiply_adds_after / 1e6:.1f} M after" in text
+
+
+def _with_hook(module):
+    module.register_forward_hook(lambda *_: None)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (nn.utils.parametrizations.weight_norm(conv(2)), "derives from Conv2d"),
+        (_with_hook(conv(2)), "it has hooks"),
+        (conv(2, kernel=1, padding=1), "larger than its kernel needs"),
+        (nn.AvgPool2d(2, divisor_override=3), "divisor_override"),
+    ],
+)
+def test_what_cannot_be_made_anew_is_kept(module, reason):
+    model = nn.Sequential(conv(2), nn.Conv2d(4, 3, 1), module)
+    report = replace_downsampling(model, images())
+    (kept,) = report.kept
+    assert kept.name == "2"
+    assert reason in kept.reason
+
+
+class Deciding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = conv(2)
+
+    def forward(self, x):
+        return self.conv(x) if x.sum() > 0 else self.conv(-x)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "error", "message"),
+    [
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3)), {}, ValueError, "no strided operation"),
+        (lambda: nn.Sequential(conv(2)), {"skip": ["con"]}, ValueError, "no module 'con'"),
+        (lambda: nn.Sequential(conv(2)), {"skip": [1]}, TypeError, "skip must hold names"),
+        (lambda: nn.Sequential(conv(2)), {"skip": "0"}, ValueError, "it was to be skipped"),
+        (lambda: nn.Sequential(conv(2)), {"convention": "papr"}, ValueError, "convention must be"),
+        (Deciding, {}, ValueError, "cannot be traced by torch.fx"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(4, 4, 3), conv(2)),
+            {},
+            ValueError,
+            r"cannot run on example_input of shape \(2, 3, 64, 64\)",
+        ),
+        (
+            lambda: nn.Sequential(conv(2), nn.Flatten(), nn.Linear(4 * 32 * 32, 5)),
+            {},
+            ValueError,
+            "does not run with the sizes that DiffStride gives",
+        ),
+    ],
+)
+def test_bad_models_stay_untouched(make, options, error, message):
+    model = make()
+    before, modules = copy.deepcopy(model.state_dict()), list(model.modules())
+    with pytest.raises(error, match=message):
+        replace_downsampling(model, images(), **options)
+    assert list(model.modules()) == modules
+    assert all(module.training for module in modules)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "message"),
+    [
+        (3, images(), "model must be a torch.nn.Module, got int"),
+        (nn.Sequential(conv(2)), [1.0], "example_input must be a tensor"),
+    ],
+)
+def test_wrong_kinds(model, example, message):
+    with pytest.raises(TypeError, match=message):
+        replace_downsampling(model, example)
+
+
+def test_an_example_without_spatial_axes_is_refused():
+    with pytest.raises(ValueError, match="example_input must have the shape"):
+        replace_downsampling(nn.Sequential(conv(2)), torch.zeros(2, 3))
+
+
+def test_training_modes_and_statistics_stay():
+    model = build("resnet18")
+    model.layer1.eval()
+    mean = model.bn1.running_mean.clone()
+    replace_downsampling(model, images())
+    assert model.training
+    assert not model.layer1.training
+    assert torch.equal(model.bn1.running_mean, mean)
+
+
+STRIDES = [(2.0, 2.0), (1.4, 2.7), (3.1, 1.9)]
+
+
+@pytest.mark.filterwarnings("ignore::diffstride_torch.NothingToCropWarning")
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121", "convnext_tiny"])
+def test_multiply_adds_are_those_of_an_independent_counter(name):
+    model, x = build(name), images()
+    report = replace_downsampling(model, x)
+    penalty = flops_penalty(model, x)
+    for strides in STRIDES:
+        with torch.no_grad():
+            for i, layer in enumerate(report.layers):
+                layer.strides.copy_(torch.tensor(strides) + 0.1 * i)
+        assert penalty.multiply_adds() == independent_multiply_adds(model, x)
+        assert penalty().item() == pytest.approx(penalty.multiply_adds(), rel=1e-6)
+
+
+@pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
+def test_multiply_adds_of_our_models(convention):
+    model = small_resnet(convention=convention, strides=(1.5, 2.2, 3.0))
+    x = images(28, channels=1)
+    penalty = flops_penalty(model, x)
+    assert penalty.multiply_adds() == independent_multiply_adds(model, x)
+    assert penalty.layers == [block.pool for block in model.blocks]
+    shares = [penalty.of_layer(layer) + penalty.at_output_of(layer) for layer in penalty.layers]
+    assert 0 < sum(shares) < penalty.multiply_adds()
+
+
+def smooth_cost(strides):
+    """Of a convolution behind two layers of the paper's convention, from M = N/S + 8."""
+    height, width = 1e3, 1e3
+    products = 0.0
+    for s_h, s_w in strides:
+        m_h, m_w = height / s_h + 8, width / s_w + 8
+        # The axis that shrinks more comes first.
+        if s_h > s_w:
+            products += 3 * (m_h * height * width + m_h * m_w * width)
+        else:
+            products += 3 * (m_w * height * width + m_h * m_w * height)
+        height, width = m_h, m_w
+    return products + 9 * 3 * 16 * height * width
+
+
+def test_gradient_is_that_of_the_smooth_size():
+    strides = [[2.5, 2.1], [1.7, 3.0]]
+    layers = [DiffStride2d(s, method="matmul", dtype=torch.float64) for s in strides]
+    model = nn.Sequential(*layers, nn.Conv2d(3, 16, 3, padding=1)).double()
+    flops_penalty(model, images(1000, batch=1, dtype=torch.float64))().backward()
+    for layer in range(2):
+        for axis in range(2):
+            ends = []
+            for step in (1e-5, -1e-5):
+                moved = copy.deepcopy(strides)
+                moved[layer][axis] += step
+                ends.append(smooth_cost(moved))
+            slope = (ends[0] - ends[1]) / 2e-5
+            # The gradient is taken at the true sizes, which are even.
+            assert layers[layer].strides.grad[axis] == pytest.approx(slope, rel=0.02)
+
+
+def test_a_shared_stride_gets_both_slopes():
+    model = nn.Sequential(DiffStride2d(2.0, shared=True), nn.Conv2d(3, 4, 3))
+    apart = nn.Sequential(DiffStride2d((2.0, 2.0)), nn.Conv2d(3, 4, 3))
+    x = images()
+    for network in (model, apart):
+        flops_penalty(network, x)().backward()
+    assert model[0].strides.grad.item() == pytest.approx(apart[0].strides.grad.sum().item())
+
+
+def test_a_layer_that_cannot_crop_gets_no_slope():
+    model = nn.Sequential(DiffStride2d(2.0, convention="paper"), nn.Conv2d(3, 4, 3))
+    with pytest.warns(match="can never be cropped"):
+        penalty = flops_penalty(model, images(8))
+    penalty().backward()
+    assert model[0].strides.grad.tolist() == [0.0, 0.0]
+
+
+def test_descending_the_penalty_makes_the_network_cheaper():
+    model, x = small_resnet(convention="relative", strides=(1.2, 1.2, 1.2)), images(28, channels=1)
+    penalty = flops_penalty(model, x)
+    strides = [block.pool.strides for block in model.blocks]
+    optimizer = torch.optim.SGD(strides, lr=1.0)
+    for _ in range(20):
+        optimizer.zero_grad()
+        (penalty() / penalty.initial).backward()
+        optimizer.step()
+        project_strides(model)
+    assert penalty.multiply_adds() < 0.5 * penalty.initial
+
+
+def test_costs_that_are_not_known_are_refused():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool = DiffStride2d(2.0)
+
+        def forward(self, x):
+            y = self.pool(x).flatten(2)
+            return y.transpose(1, 2) @ y
+
+    with pytest.raises(ValueError, match=r"Attention: how the (cost|size)"):
+        flops_penalty(Attention(), images())
+
+
+def test_a_model_without_layers_has_no_penalty():
+    with pytest.raises(ValueError, match="model must have a DiffStride layer, got Sequential"):
+        flops_penalty(nn.Sequential(conv(2)), images())
+
+
+def trained_resnet18(size=48):
+    model, x = build("resnet18"), images(size)
+    replace_downsampling(model, x, skip=["maxpool"])
+    with torch.no_grad():
+        for i, layer in enumerate(m for m in model.modules() if isinstance(m, DiffStride2d)):
+            layer.strides.copy_(torch.tensor([1.6 + 0.3 * i, 2.4 - 0.1 * i]))
+    return model.eval(), x
+
+
+def test_frozen_model_is_equal_and_has_no_stride():
+    model, x = trained_resnet18()
+    with torch.no_grad():
+        expected = model(x)
+        frozen = freeze(model, x)
+        torch.testing.assert_close(frozen(x), expected, rtol=1e-6, atol=1e-6)
+    kinds = {type(module) for module in frozen.modules()}
+    assert FixedResize in kinds
+    assert DiffStride2d not in kinds
+    assert DiffStride2d in {type(module) for module in model.modules()}
+    assert not any("strides" in name for name, _ in frozen.named_parameters())
+    assert frozen.layer2[0].conv1.pool is frozen.layer2[0].downsample[0].pool
+
+
+@pytest.mark.parametrize("size", [40, 300])
+@pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_frozen_layers_of_every_convention(convention, dtype, size):
+    layer = DiffStride2d((1.7, 2.6), convention=convention).to(dtype)
+    x = images(size, dtype=dtype)
+    y = layer(x)
+    frozen = freeze(layer)
+    limit = 1e-13 if dtype == torch.float64 else 2e-6
+    assert (frozen(x) - y).abs().max() <= limit * y.abs().max()
+
+
+def test_frozen_axes_elsewhere_half_precision_and_pooling():
+    layer = DiffStride2d((1.7, 2.6), axes=(1, 2))
+    x = images(40).permute(0, 2, 3, 1)
+    torch.testing.assert_close(freeze(layer, x)(x), layer(x), rtol=0, atol=2e-6)
+    y = freeze(layer, x).half()(x.half())
+    assert y.dtype == torch.float16
+    torch.testing.assert_close(y, layer(x.half()), rtol=2e-3, atol=2e-3)
+    pool = SpectralPool2d(2.5)
+    torch.testing.assert_close(freeze(pool, x)(x), pool(x), rtol=0, atol=2e-6)
+
+
+def test_a_frozen_layer_keeps_its_precision_under_autocast():
+    layer, x = DiffStride2d(2.0), images()
+    y, frozen = layer(x), freeze(layer, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(frozen(x), y, rtol=0, atol=2e-6)
+
+
+def test_what_cannot_be_frozen():
+    with pytest.raises(ValueError, match="got Sequential with none"):
+        freeze(nn.Sequential(conv(2)))
+    with pytest.raises(ValueError, match=r"layer '0' must meet exactly one input size .* got none"):
+        freeze(nn.Sequential(DiffStride2d(2.0)))
+    layer = nn.Sequential(DiffStride2d(2.0))
+    layer(images(32))
+    layer(images(40))
+    with pytest.raises(ValueError, match=r"got \(32, 32\), \(40, 40\)"):
+        freeze(layer)
+    with pytest.raises(ValueError, match=r"sizes \(32, 32\) along the axes .* got \(40, 40\)"):
+        freeze(layer, images(32))(images(40))
+    with pytest.raises(TypeError, match="model must be"):
+        freeze(3)
+
+
+def test_freezing_leaves_no_trace_in_the_model():
+    model = nn.Sequential(DiffStride2d(2.0))
+    freeze(model, images(20))
+    assert model[0].plans_seen() == ()
+    assert not model[0]._forward_hooks
+    assert model.training

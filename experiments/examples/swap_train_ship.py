@@ -1,0 +1,180 @@
+"""Swap DiffStride into torchvision's ResNet-18, train it within a budget, freeze it, ship it.
+
+    python experiments/examples/swap_train_ship.py
+
+Trains the strided network and the one with learnt strides on the same handwritten digits, adds to
+the loss of the second the multiply-adds of the whole network, freezes its strides, exports both to
+ONNX and runs them in onnxruntime. Needs the extra experiments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from diffstride_experiments.cost import multiply_adds
+from diffstride_experiments.data import DigitSplit, load_split
+from diffstride_torch import (
+    flops_penalty,
+    freeze,
+    param_groups,
+    project_strides,
+    replace_downsampling,
+    stride_summary,
+)
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.export import Dim
+from torchvision.models import resnet18
+from tqdm import tqdm
+
+BATCH = 50
+THREADS = 2
+
+
+def colour(images: Tensor) -> Tensor:
+    """Return grey images with the three channels that the network takes."""
+    return images.expand(-1, 3, -1, -1)
+
+
+def train(
+    model: nn.Module, data: DigitSplit, epochs: int, cost: Callable[[], Tensor] | None, seed: int
+) -> None:
+    """Train a network; `cost` is added to the loss."""
+    optimizer = torch.optim.AdamW(param_groups(model, lr=1e-3, weight_decay=1e-2, stride_lr=3e-2))
+    generator = torch.Generator().manual_seed(seed)
+    model.train()
+    for _ in range(epochs):
+        order = torch.randperm(len(data.train_images), generator=generator)
+        for batch in tqdm(order.split(BATCH), mininterval=1):
+            logits = model(colour(data.train_images[batch]))
+            loss = nn.functional.cross_entropy(logits, data.train_labels[batch])
+            if cost is not None:
+                loss = loss + cost()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            project_strides(model)
+    model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, data: DigitSplit) -> float:
+    """Return the share of test images that a network classifies rightly."""
+    logits = torch.cat([model(colour(images)) for images in data.images.split(BATCH)])
+    return float((logits.argmax(1) == data.labels).float().mean())
+
+
+def to_onnxruntime(model: nn.Module, x: Tensor, folder: Path) -> onnxruntime.InferenceSession:
+    """Export a network with any batch size, and load it."""
+    path = folder / f"{id(model)}.onnx"
+    exported = torch.onnx.export(
+        model, (x,), dynamo=True, dynamic_shapes=({0: Dim("batch")},), verbose=False
+    )
+    exported.save(path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def run_onnx(session: onnxruntime.InferenceSession, x: Tensor) -> np.ndarray:
+    """Return a loaded network's output."""
+    (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    return output
+
+
+def seconds(sessions: list[onnxruntime.InferenceSession], x: Tensor) -> list[float]:
+    """Return each network's median time for a batch, alternating between them."""
+    times: list[list[float]] = [[] for _ in sessions]
+    for repeat in range(23):
+        for session, mine in zip(sessions, times, strict=True):
+            start = time.perf_counter()
+            run_onnx(session, x)
+            if repeat >= 3:  # The first ones warm up.
+                mine.append(time.perf_counter() - start)
+    return list(map(statistics.median, times))
+
+
+def main(images: int, epochs: int, weight: float, seed: int) -> dict[str, float]:
+    """Run the whole loop, print its table, and return what it measured."""
+    torch.set_num_threads(THREADS)
+    data = load_split(images, 0.25, "test")
+    x = colour(data.images[:20]).contiguous()
+
+    torch.manual_seed(seed)
+    strided = resnet18(num_classes=10)
+    learnt = resnet18(num_classes=10)
+    learnt.load_state_dict(strided.state_dict())
+    report = replace_downsampling(learnt, x)
+    print(report)
+
+    penalty = flops_penalty(learnt, x)
+    train(strided, data, epochs, None, seed)
+    train(learnt, data, epochs, lambda: weight * penalty() / penalty.initial, seed)
+    print(stride_summary(learnt, penalty))
+
+    frozen = freeze(learnt, x)
+    with tempfile.TemporaryDirectory() as folder:
+        sessions = [to_onnxruntime(model, x, Path(folder)) for model in (strided, frozen)]
+        strided_time, frozen_time = seconds(sessions, x)
+        with torch.no_grad():
+            expected = learnt(x)
+            freezing = (frozen(x) - expected).abs().max() / expected.abs().max()
+        shipping = np.abs(run_onnx(sessions[1], x) - expected.numpy()).max()
+        shipping /= expected.abs().max().item()
+
+    costs = [multiply_adds(model, tuple(x.shape[1:])) for model in (strided, frozen)]
+    count = len(data.images)
+    result = {
+        "strided accuracy": accuracy(strided, data),
+        "learnt accuracy": accuracy(frozen, data),
+        "initial multiply-adds": penalty.initial,
+        "multiply-adds ratio": costs[1] / costs[0],
+        "latency ratio": frozen_time / strided_time,
+        "freezing error": freezing.item(),
+        "shipping error": float(shipping),
+    }
+    table = Table(title=f"torchvision's ResNet-18 on {len(data.train_images)} digits, seed {seed}")
+    for column in ("", "strided", "DiffStride, frozen"):
+        table.add_column(column)
+    names = ("strided accuracy", "learnt accuracy")
+    errors = [100 * (result[n] * (1 - result[n]) / count) ** 0.5 for n in names]
+    table.add_row(
+        f"accuracy on {count} test images, %",
+        *(f"{100 * result[n]:.1f} ± {e:.1f}" for n, e in zip(names, errors, strict=True)),
+    )
+    strides = "  ".join(
+        "x".join(f"{s:.2f}" for s in layer.strides.tolist()) for layer in report.layers
+    )
+    table.add_row("strides", "2  2  2  2  2", strides)
+    table.add_row(
+        "multiply-adds per image",
+        f"{costs[0] / 1e6:.1f} M",
+        f"{costs[1] / 1e6:.1f} M (began at {penalty.initial / 1e6:.1f} M)",
+    )
+    table.add_row(
+        f"latency of {len(x)} images in onnxruntime",
+        f"{1e3 * strided_time:.1f} ms",
+        f"{1e3 * frozen_time:.1f} ms ({result['latency ratio']:.2f} times)",
+    )
+    table.add_row("frozen against unfrozen, relative", "", f"{result['freezing error']:.1e}")
+    table.add_row("onnxruntime against unfrozen, relative", "", f"{result['shipping error']:.1e}")
+    Console(width=100).print(table)
+    return result
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--images", type=int, default=2000, help="digits, a quarter for testing")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--weight", type=float, default=1.0, help="of the multiply-adds")
+    parser.add_argument("--seed", type=int, default=0)
+    main(**vars(parser.parse_args()))
