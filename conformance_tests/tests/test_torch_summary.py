@@ -12,10 +12,10 @@ from diffstride_torch import (
     DiffStride1d,
     DiffStride2d,
     SpectralPool2d,
+    flops_penalty,
     project_strides,
     stride_summary,
 )
-from diffstride_torch.costs import flops_penalty
 
 pytestmark = pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")
 
