@@ -22,6 +22,7 @@ def test_digits_nnx(capsys):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning:torch.*")
+@pytest.mark.filterwarnings("ignore::diffstride_torch.NothingToCropWarning")
 def test_swap_train_ship(capsys):
     threads = torch.get_num_threads()
     main = runpy.run_path(str(EXAMPLES / "swap_train_ship.py"))["main"]
