@@ -18,7 +18,6 @@ from diffstride_torch.downsampling import AntiAliasing, made_anew, why_not_repla
 from diffstride_torch.modules import DiffStride, DiffStride1d, DiffStride2d, DiffStride3d
 from diffstride_torch.tracing import (
     Learnt,
-    Pooled,
     Size,
     Step,
     Trace,
@@ -38,7 +37,7 @@ class Replaced:
     ----------
     name, operation : str
         Its qualified name and its class.
-    stride : tuple of int
+    stride : tuple of float
         What it was; the layer's initial stride.
     layer : DiffStride
         Branches that meet again have the same one.
@@ -50,7 +49,7 @@ class Replaced:
 
     name: str
     operation: str
-    stride: Size
+    stride: tuple[float, ...]
     layer: DiffStride
     input_size: Size
     output_size: Size
@@ -102,9 +101,10 @@ class ReplacementReport:
         lines = [f"replaced {len(self.replaced)} operations by {len(self.layers)} layers:"]
         for done in self.replaced:
             sizes = " -> ".join("x".join(map(str, s)) for s in (done.input_size, done.output_size))
+            stride = "x".join(f"{s:g}" for s in done.stride)
             note = ", cannot crop at this size" if done.never_cropped else ""
             lines.append(
-                f"  {done.name} ({done.operation}, stride {'x'.join(map(str, done.stride))}): "
+                f"  {done.name} ({done.operation}, stride {stride}): "
                 f"layer {numbers[done.layer]}, {sizes}{note}"
             )
         if self.kept:
@@ -228,12 +228,12 @@ def _strided(trace: Trace) -> list[Step]:
     return list(steps.values())
 
 
-def _stride(step: Step) -> Size | None:
+def _stride(step: Step) -> tuple[float, ...] | None:
     """Return the stride of a strided operation, None for any other step."""
     if isinstance(step.rule, Window) and max(step.rule.stride) > 1:
-        return step.rule.stride
-    if isinstance(step.module, AntiAliasing) and isinstance(step.rule, Pooled):
-        return tuple(round(1 / factor) for factor in step.rule.factors)
+        return tuple(map(float, step.rule.stride))
+    if isinstance(step.module, AntiAliasing):
+        return step.module.stride * (len(step.input_size) // len(step.module.stride))
     return None
 
 

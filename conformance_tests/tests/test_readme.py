@@ -30,6 +30,9 @@ def test_example_runs(block, capsys):
 PAGES = [ROOT / "docs/jax.md", *sorted((ROOT / "docs/torch").glob("*.md"))]
 
 
+# The exporter's own.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_examples_of_a_page_run_in_their_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -115,6 +115,14 @@ def test_timm(antialiasing):
     assert all((layer.strides.grad != 0).any() for layer in report.layers)
 
 
+def test_antialiasing_begins_at_its_own_stride():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), AntiAliasing(channels=4, stride=2.5))
+    (done,) = replace_downsampling(model, images()).replaced
+    assert done.stride == (2.5, 2.5)
+    assert done.layer.strides.tolist() == [2.5, 2.5]
+    assert model[1] is done.layer
+
+
 def test_timm_with_pooled_shortcuts():
     model, x = timm.create_model("resnet18d", num_classes=5), images(size=48)
     report = replace_downsampling(model, x)
