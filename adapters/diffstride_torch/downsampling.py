@@ -142,6 +142,12 @@ class PoolDiffStride(nn.Module):
         return self.pool(self.operation(x))
 
 
+_HOOKS = (
+    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
+    *("_state_dict_hooks", "_load_state_dict_pre_hooks"),
+)
+
+
 def why_not_replaceable(module: nn.Module) -> str | None:
     """Return why a strided convolution or pooling cannot be made anew; None if it can."""
     if isinstance(module, AntiAliasing):
@@ -153,8 +159,7 @@ def why_not_replaceable(module: nn.Module) -> str | None:
         return "it returns indices, which the layer has none of"
     if getattr(module, "divisor_override", None) is not None:
         return "its divisor_override is no average"
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-    if any(hooks):
+    if any(getattr(module, hooks) for hooks in _HOOKS):
         return "it has hooks, which would be lost"
     window = window_of(module)
     assert window is not None

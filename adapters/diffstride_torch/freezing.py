@@ -135,7 +135,8 @@ def freeze(model: nn.Module, example_input: Any = None) -> nn.Module:
                 f"layer {name!r} must meet exactly one input size to be frozen, got "
                 f"{', '.join(map(str, sizes)) or 'none'}{hint}"
             )
-    fixed = {name: _fixed(layer, *plans[name]) for name, layer in layers.items()}
+    like = next(model.parameters(), torch.empty(0))
+    fixed = {name: _fixed(layer, *plans[name], like) for name, layer in layers.items()}
     if "" in fixed:
         return fixed[""]
     frozen = copy.deepcopy(model)
@@ -181,10 +182,8 @@ def _plans_met(model: nn.Module, example_input: Any) -> dict[str, set[Plan]]:
     return plans
 
 
-def _fixed(layer: DiffStride | SpectralPool, plan: Plan) -> FixedResize:
-    if isinstance(layer, SpectralPool):
-        return FixedResize(plan, host.matrices(plan, None, "float32"))
-    strides = layer.strides
-    dtype = str(strides.dtype).removeprefix("torch.")
-    matrices = host.matrices(plan, tuple(strides.tolist()), dtype)
-    return FixedResize(plan, matrices).to(strides.device)
+def _fixed(layer: DiffStride | SpectralPool, plan: Plan, like: torch.Tensor) -> FixedResize:
+    """Return a layer's resize, in the precision and on the device of a parameter."""
+    strides = tuple(layer.strides.tolist()) if isinstance(layer, DiffStride) else None
+    dtype = "float64" if like.dtype == torch.float64 else "float32"
+    return FixedResize(plan, host.matrices(plan, strides, dtype)).to(like.device)

@@ -18,6 +18,7 @@ from diffstride_torch.downsampling import AntiAliasing, made_anew, why_not_repla
 from diffstride_torch.modules import DiffStride, DiffStride1d, DiffStride2d, DiffStride3d
 from diffstride_torch.tracing import (
     Learnt,
+    Pooled,
     Size,
     Step,
     Trace,
@@ -163,17 +164,18 @@ def replace_downsampling(
     }
     DiffStride2d(1.0, **options)  # Refuses bad options before any work.
     device = checked_example(model, example_input)[0].device
-    skipped = _checked_names(model, skip)
+    skipped = _skipped(model, skip)
     before = Trace(model, example_input)
     groups = _groups(before, skipped)
     layers: dict[_Group, DiffStride] = {}
     new: dict[nn.Module, nn.Module] = {}
     for step in _strided(before):
         group = groups[step.name].root()
-        if group.reason is None and step.module is not None:
+        if groups[step.name].reason is None and step.module is not None:
             if group not in layers:
-                kind = _LAYERS[len(step.input_size)]
-                layers[group] = kind(_stride(step), device=device, **options)
+                stride = _stride(step)
+                assert stride is not None
+                layers[group] = _LAYERS[len(stride)](stride, device=device, **options)
             new[step.module] = made_anew(step.module, layers[group])
     if not new:
         found = "; ".join(str(kept) for kept in _kept(before, groups))
@@ -181,45 +183,59 @@ def replace_downsampling(
             f"model {type(model).__name__} has no strided operation that can be replaced"
             + (f": {found}" if found else "")
         )
-    swap_modules(model, new)
+    undo = swap_modules(model, new)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingToCropWarning)
             after = Trace(model, example_input)
-    except ValueError as error:
-        swap_modules(model, {made: original for original, made in new.items()})
+        return ReplacementReport(
+            replaced=tuple(_replaced(before, after, new)),
+            kept=tuple(_kept(before, groups)),
+            layers=tuple(dict.fromkeys(layers.values())),
+            multiply_adds_before=traced_multiply_adds(before),
+            multiply_adds_after=traced_multiply_adds(after),
+        )
+    except Exception as error:
+        undo()
         raise ValueError(
             f"model {type(model).__name__} does not run with the sizes that DiffStride gives, and "
             f"is as it was; skip the operations whose sizes must stay: {error}"
         ) from error
-    return ReplacementReport(
-        replaced=tuple(_replaced(before, after, new)),
-        kept=tuple(_kept(before, groups)),
-        layers=tuple(dict.fromkeys(layers.values())),
-        multiply_adds_before=traced_multiply_adds(before),
-        multiply_adds_after=traced_multiply_adds(after),
-    )
 
 
 class _Group:
-    """Operations that must have one stride, or keep theirs."""
+    """Operations that must have one stride, or keep theirs.
+
+    Attributes
+    ----------
+    own : str or None
+        Why this operation keeps its stride.
+    """
 
     def __init__(self, reason: str | None) -> None:
-        self.reason = reason
+        self.own = self._shared = reason
         self._parent: _Group | None = None
 
     def root(self) -> _Group:
         return self if self._parent is None else self._parent.root()
 
+    @property
+    def reason(self) -> str | None:
+        """Why the operation keeps its stride, be it for the sake of another."""
+        shared = self.root()._shared
+        if self.own is None and shared is not None:
+            return f"it shares its stride with an operation of which is said: {shared}"
+        return self.own
+
     def join(self, other: _Group) -> None:
         root, other_root = self.root(), other.root()
         if root is not other_root:
             other_root._parent = root
-            root.reason = root.reason or other_root.reason
+            root._shared = root._shared or other_root._shared
 
     def keep(self, reason: str) -> None:
-        root = self.root()
-        root.reason = root.reason or reason
+        self.own = self.own or reason
+        self.root()._shared = self.root()._shared or reason
 
 
 def _strided(trace: Trace) -> list[Step]:
@@ -237,7 +253,7 @@ def _stride(step: Step) -> tuple[float, ...] | None:
     return None
 
 
-def _groups(trace: Trace, skipped: tuple[str, ...]) -> dict[str, _Group]:
+def _groups(trace: Trace, skipped: set[nn.Module]) -> dict[str, _Group]:
     """Return the group of each strided operation by its name."""
     groups = {step.name: _Group(_reason(step, skipped)) for step in _strided(trace)}
     for meeting in trace.meetings:
@@ -260,14 +276,38 @@ def _join(groups: dict[str, _Group], first: list[Step], second: list[Step], wher
     pairs = list(zip(*tails, strict=False))
     fit = len(tails[0]) == len(tails[1]) and all(_may_share(a, b) for a, b in pairs)
     for a, b in pairs if fit else ():
-        if a.name in groups:
+        if a.name in groups and b.name in groups:
             groups[a.name].join(groups[b.name])
-    if not fit:
-        for step in (*tails[0], *tails[1]):
+    if fit:
+        return
+    for step in (*tails[0], *tails[1]):
+        if step.name in groups:
+            groups[step.name].keep(
+                f"it meets at {where} a branch whose size changes in other steps"
+            )
+    if not _always_equal(*tails):
+        for step in first[:rest]:
             if step.name in groups:
                 groups[step.name].keep(
-                    f"it meets at {where} a branch whose size changes in other steps"
+                    f"behind it two branches meet at {where} that are equal at few sizes only"
                 )
+
+
+def _always_equal(first: list[Step], second: list[Step]) -> bool:
+    """Return whether two branches of fixed steps give equal sizes, whatever they begin with."""
+    largest = (first or second)[0].input_size
+    return all(
+        _after(first, (n,) * len(largest)) == _after(second, (n,) * len(largest))
+        for n in range(1, max(largest, default=0) + 1)
+    )
+
+
+def _after(steps: list[Step], size: Size) -> Size | None:
+    for step in steps:
+        if step.rule is None or isinstance(step.rule, Learnt | Pooled):
+            return None
+        size = step.rule.resize(size)
+    return size
 
 
 def _alike(a: Step, b: Step) -> bool:
@@ -281,18 +321,20 @@ def _may_share(a: Step, b: Step) -> bool:
     return _stride(a) == _stride(b) is not None or _alike(a, b)
 
 
-def _reason(step: Step, skipped: tuple[str, ...]) -> str | None:
+def _reason(step: Step, skipped: set[nn.Module]) -> str | None:
     """Return why a strided operation keeps its stride, None if nothing speaks against it."""
     if step.module is None:
         return "it is a function, not a module"
-    if any(step.name == name or step.name.startswith(f"{name}.") for name in skipped):
+    if step.module in skipped:
         return "it was to be skipped"
     return why_not_replaceable(step.module)
 
 
-def _checked_names(model: nn.Module, skip: Iterable[str]) -> tuple[str, ...]:
+def _skipped(model: nn.Module, skip: Iterable[str]) -> set[nn.Module]:
+    """Return the modules of some names with all that is in them."""
     names = (skip,) if isinstance(skip, str) else tuple(skip)
-    known = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    known = dict(model.named_modules(remove_duplicate=False))
+    skipped: set[nn.Module] = set()
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"skip must hold names of modules, got {name!r}")
@@ -300,7 +342,8 @@ def _checked_names(model: nn.Module, skip: Iterable[str]) -> tuple[str, ...]:
             close = get_close_matches(name, known, n=3)
             hint = f"; did you mean {', '.join(close)}?" if close else ""
             raise ValueError(f"skip: the model has no module {name!r}{hint}")
-    return names
+        skipped.update(known[name].modules())
+    return skipped
 
 
 def _replaced(before: Trace, after: Trace, new: dict[nn.Module, nn.Module]) -> Iterator[Replaced]:
@@ -328,7 +371,7 @@ def _replaced(before: Trace, after: Trace, new: dict[nn.Module, nn.Module]) -> I
 
 def _kept(trace: Trace, groups: dict[str, _Group]) -> Iterator[Kept]:
     for step in _strided(trace):
-        reason = groups[step.name].root().reason
+        reason = groups[step.name].reason
         if reason is not None:
             kind = "function" if step.module is None else type(step.module).__name__
             yield Kept(step.name, kind, reason)

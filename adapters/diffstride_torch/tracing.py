@@ -7,8 +7,10 @@ the steps of branches that meet again; the cost of a network follows them for ot
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -162,7 +164,9 @@ class Step:
     output_size: Size
 
     def way(self) -> list[Step]:
-        """Return the steps from the input to this one, itself included."""
+        """Return the steps that the size after this one follows from, itself included."""
+        if isinstance(self.rule, Constant):
+            return []  # Whatever came before it.
         return [*([] if self.before is None else self.before.way()), self]
 
 
@@ -239,7 +243,7 @@ class Trace:
         self.resizes: list[Resize] = []
         self.steps: list[Step] = []
         self.meetings: list[Meeting] = []
-        with evaluation(model):
+        with evaluation(model), _unseen(model):
             traced = fx.GraphModule(model, _traced(model))
             recorder = _Recorder(traced)
             try:
@@ -253,6 +257,7 @@ class Trace:
         self._shapes = recorder.shapes
         self._batch = arguments[0].shape[0]
         self._at: dict[fx.Node, Step | None] = {}
+        self._calls_of: Counter[str] = Counter()
         for node in traced.graph.nodes:
             self._visit(node, recorder.multiply_adds.get(node, 0))
 
@@ -262,46 +267,82 @@ class Trace:
 
     def _visit(self, node: fx.Node, multiply_adds: int) -> None:
         if node.op == "placeholder":
+            size = self._shapes.get(node, ())[2:]
             self._at[node] = None
+            if node in self._shapes and size != self.input_size:
+                # Another input than the first, of a size of its own.
+                rule = Constant(size)
+                self._at[node] = Step(None, str(node.target), None, rule, self.input_size, size)
+                self.steps.append(self._at[node])
             return
         sources = [source for source in node.all_input_nodes if source in self._at]
-        if not sources or node.target is getattr or node.target == "size":
+        if not sources:
             return
         if node not in self._shapes:
+            if node.target is getattr or node.target == "size":
+                return
             # A tuple of parts of a map, or the model's output.
             self._at[node] = self._at[sources[0]]
             self._shapes[node] = self._shapes.get(sources[0], ())
             return
         module = self._modules[str(node.target)] if node.op == "call_module" else None
-        step = self._at[node] = self._step_at(node, module, sources)
+        name = self._name(node)
+        step = self._at[node] = self._step_at(node, name, module, sources)
         if step is not None and step.module is module and isinstance(step.rule, Learnt | Pooled):
             self.resizes.append(Resize(step, self._shapes[node][1]))
         elif multiply_adds:
             per_position = isinstance(module, _PER_POSITION) or node.target in _PER_POSITION_CALLS
             cost = multiply_adds // self._batch
-            self.calls.append(Call(_name(node), cost, step, per_position))
+            self.calls.append(Call(name, cost, step, per_position))
 
     def _step_at(
-        self, node: fx.Node, module: nn.Module | None, sources: list[fx.Node]
+        self, node: fx.Node, name: str, module: nn.Module | None, sources: list[fx.Node]
     ) -> Step | None:
         """Return the last step on the way to a call's output: a new one if the size changes."""
         output, before = self._shapes[node], self._at[sources[0]]
         rule = _rule(node, module, self._shapes)
+        if rule is None and (model_map := self._map_of_size(node)) is not None:
+            return self._at[model_map]
         if rule is None:
             same = [source for source in sources if self._has_positions_of(output, source)]
             if len(same) > 1:
-                self.meetings.append(Meeting(_name(node), tuple(self._at[s] for s in same)))
+                self.meetings.append(Meeting(name, tuple(self._at[s] for s in same)))
             if same:
                 return self._at[same[0]]
             if _keeps_positions(node, module):
                 return before
             if len(output) < 3 or math.prod(output[2:]) == 1:
                 rule = Constant(output[2:])
-        elif output[2:] == self.size_at(before) and not _can_shrink(rule):
+        elif output[2:] == self.size_at(before) and not _can_change(rule):
             return before
-        step = Step(before, _name(node), module, rule, self.size_at(before), output[2:])
+        step = Step(before, name, module, rule, self.size_at(before), output[2:])
         self.steps.append(step)
         return step
+
+    def _map_of_size(self, node: fx.Node) -> fx.Node | None:
+        """Return the map whose size an interpolation was told to make."""
+        if node.target is not functional.interpolate:
+            return None
+        maps: set[fx.Node] = set()
+        to_visit = [source for source in node.all_input_nodes if source not in self._at]
+        while to_visit:
+            for source in to_visit.pop().all_input_nodes:
+                (maps.add if source in self._at else to_visit.append)(source)
+        (found, *others) = maps or {None}
+        if others or found is None or self.size_at(self._at[found]) != self._shapes[node][2:]:
+            return None
+        return found
+
+    def _name(self, node: fx.Node) -> str:
+        if node.op == "call_module":
+            return str(node.target)
+        target = node.target
+        function = target if isinstance(target, str) else getattr(target, "__name__", node.name)
+        owners = list(node.meta.get("nn_module_stack", ()))
+        name = f"{function} in {owners[-1]}" if owners else function
+        self._calls_of[name] += 1
+        count = self._calls_of[name]
+        return name if count == 1 else f"{name} ({count})"
 
     def _has_positions_of(self, output: Size, source: fx.Node) -> bool:
         """Return whether an output has as many positions as one of its inputs."""
@@ -345,12 +386,36 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def swap_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
-    """Put other modules in the places of some, wherever in the model these are."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in new and parent not in new.values():
-                setattr(parent, name, new[child])
+def swap_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> Callable[[], None]:
+    """Put other modules in the places of some, and return a function that undoes it."""
+    places = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if child in new
+    ]
+    for parent, name, child in places:
+        setattr(parent, name, new[child])
+
+    def undo() -> None:
+        for parent, name, child in places:
+            setattr(parent, name, child)
+
+    return undo
+
+
+@contextmanager
+def _unseen(model: nn.Module) -> Iterator[None]:
+    """Let no layer remember the sizes that it sees: they would bound its strides."""
+    layers = [module for module in model.modules() if isinstance(module, DiffStride)]
+    plans = [layer._plans for layer in layers]
+    for layer in layers:
+        layer._plans = copy.copy(layer._plans)
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, plans, strict=True):
+            layer._plans = own
 
 
 class _Tracer(fx.Tracer):
@@ -380,8 +445,14 @@ class _Recorder(fx.Interpreter):
         self._counter = FlopCounterMode(display=False)
 
     def run(self, *args: Any, **options: Any) -> Any:
-        with self._counter:
-            return super().run(*args, **options)
+        # The counter does not see into fused attention.
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with self._counter:
+                return super().run(*args, **options)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
 
     def run_node(self, n: fx.Node) -> Any:
         before = self._counter.get_total_flops()
@@ -393,25 +464,20 @@ class _Recorder(fx.Interpreter):
         return result
 
 
-def _can_shrink(rule: Rule) -> bool:
-    return isinstance(rule, Learnt | Pooled) or (isinstance(rule, Window) and max(rule.stride) > 1)
-
-
-def _name(node: fx.Node) -> str:
-    if node.op == "call_module":
-        return str(node.target)
-    target = node.target
-    function = target if isinstance(target, str) else getattr(target, "__name__", node.name)
-    owners = list(node.meta.get("nn_module_stack", ()))
-    return f"{function} in {owners[-1]}" if owners else function
+def _can_change(rule: Rule) -> bool:
+    """Return whether a rule that kept a size once may change another one."""
+    if isinstance(rule, Window):
+        return max(rule.stride) > 1
+    return isinstance(rule, Learnt | Pooled | Constant)
 
 
 def window_of(module: nn.Module) -> Window | None:
     """Return the window of a convolution or pooling module, None for any other."""
     if isinstance(module, _CONVOLUTIONS):
-        if isinstance(module.padding, str):
-            return None  # At stride 1 alone, and "valid" padding is written 0 as well.
-        return Window(module.kernel_size, module.stride, module.padding, module.dilation)
+        padding = _numbers(module.padding, len(module.kernel_size))
+        if padding is None:
+            return None
+        return Window(module.kernel_size, module.stride, padding, module.dilation)
     for rank, kinds in enumerate((_POOLS_1D, _POOLS_2D, _POOLS_3D), start=1):
         if isinstance(module, kinds):
             kernel, stride, padding, dilation = (
@@ -466,14 +532,27 @@ def _rule(node: fx.Node, module: nn.Module | None, shapes: dict[fx.Node, Size]) 
         return Constant(output)
     (source, *_) = node.all_input_nodes
     size = shapes.get(source, ())[2:]
+    if node.target in _REDUCTIONS and _reduces_all_positions(node, len(shapes[source])):
+        return Constant(output)
+    if node.target is functional.pad and _has_nodes(node.args[1:]):
+        return None
     if isinstance(module, _PADDINGS) or node.target is functional.pad:
         return Shift(tuple(m - n for m, n in zip(output, size, strict=True)))
     if isinstance(module, nn.Upsample):
         return _interpolation(output, module.scale_factor)
     if node.target is functional.interpolate:
-        factor = _arguments(node, ("input", "size", "scale_factor")).get("scale_factor")
-        return _interpolation(output, factor)
+        given = _arguments(node, ("input", "size", "scale_factor"))
+        if _has_nodes((given.get("size"), given.get("scale_factor"))):
+            return None
+        return _interpolation(output, given.get("scale_factor"))
     return _called_window(node, shapes)
+
+
+def _reduces_all_positions(node: fx.Node, rank: int) -> bool:
+    dims = _arguments(node, ("input", "dim")).get("dim")
+    if dims is None or _has_nodes(dims):
+        return dims is None
+    return {dim % rank for dim in _per_axis(dims, 1)} >= set(range(2, rank))
 
 
 def _resizing_rule(module: DiffStride | SpectralPool, shape: Size) -> Rule:
@@ -516,16 +595,30 @@ def _called_window(node: fx.Node, shapes: dict[fx.Node, Size]) -> Window | None:
         kernel = given["kernel_size"]
     else:
         return None
-    stride, padding = given.get("stride"), given.get("padding", 0)
-    if isinstance(padding, str):
+    stride, padding = given.get("stride"), _numbers(given.get("padding", 0), rank)
+    if padding is None or _has_nodes((kernel, stride, padding)):
         return None
     return Window(
         _per_axis(kernel, rank),
         _per_axis(kernel if stride is None else stride, rank),
-        _per_axis(padding, rank),
+        padding,
         _per_axis(given.get("dilation", 1), rank),
         bool(given.get("ceil_mode", False)),
     )
+
+
+def _numbers(padding: Any, rank: int) -> Size | None:
+    """Return a padding in numbers; None for "same", which changes no size."""
+    if isinstance(padding, str):
+        return (0,) * rank if padding == "valid" else None
+    return _per_axis(padding, rank)
+
+
+def _has_nodes(arguments: Any) -> bool:
+    """Return whether arguments hold what the model computes itself, sizes of maps as a rule."""
+    found: list[fx.Node] = []
+    fx.node.map_arg(arguments, found.append)
+    return bool(found)
 
 
 def _arguments(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
@@ -537,6 +630,7 @@ def _per_axis(value: Any, rank: int) -> tuple[Any, ...]:
     return values if len(values) == rank else values * rank
 
 
+_REDUCTIONS = {"mean", "sum", "amax", torch.mean, torch.sum, torch.amax}
 _KEEPING_MODULES = (nn.Linear, nn.LayerNorm)
 _KEEPING_CALLS = {
     *("permute", "transpose", "movedim"),
