@@ -242,8 +242,9 @@ def test_a_stride_that_is_not_finite_is_refused():
 
 
 def test_shares_from_the_real_counts():
-    model = two_layers()
-    flops = flops_penalty(model, torch.zeros(1, 1, 32, 32))
+    model, images = two_layers(), torch.zeros(1, 1, 32, 32)
+    model(images)
+    flops = flops_penalty(model, images)
     summary = stride_summary(model, flops)
     assert [row.names for row in summary.rows] == [("1",), ("3",)]
     first, second = summary.rows
