@@ -150,6 +150,11 @@ class PlanCache:
         """Return the plans for the sizes seen since the last projection, oldest first."""
         return tuple(entry.plan for entry in self._plans.values() if entry.seen)
 
+    def newest(self) -> Plan | None:
+        """Return the plan for the size that was new last, of those `seen` or else of all."""
+        plans = self.seen() or tuple(entry.plan for entry in self._plans.values())
+        return plans[-1] if plans else None
+
     def bounds(self) -> tuple[Bounds, ...]:
         """Return the bounds of the stride of each axis.
 

@@ -203,7 +203,7 @@ def never_cropped(settings: Settings, sizes: tuple[int, ...]) -> tuple[bool, ...
         widest = settings.convention.bounds(size, settings.smoothness, built_in).upper
         return _output_size(settings, size, widest, is_last) == size
 
-    return tuple(map(keeps, sizes, [i == len(sizes) - 1 for i in range(len(sizes))]))
+    return tuple(map(keeps, sizes, _is_last(sizes)))
 
 
 def plan_resize(

@@ -10,8 +10,8 @@ from torch import nn
 
 from diffstride_core.arguments import axis_sizes, normalized_axes
 from diffstride_core.plan import AxisPlan, Plan
-from diffstride_core.planning import never_cropped, plan_diff_stride, plan_pool
-from diffstride_torch.modules import DiffStride
+from diffstride_core.planning import never_cropped, plan_diff_stride
+from diffstride_torch.modules import DiffStride, read_together
 from diffstride_torch.tracing import Call, Constant, Learnt, Pooled, Size, Step, Trace
 
 
@@ -63,8 +63,8 @@ class FlopsPenalty:
     """
 
     def __init__(self, trace: Trace, name: str) -> None:
-        learnt = [step.rule.layer for step in trace.steps if isinstance(step.rule, Learnt)]
-        if not learnt:
+        self.layers: list[DiffStride] = trace.layers
+        if not self.layers:
             raise ValueError(f"model must have a DiffStride layer, got {name} with none")
         for step in trace.steps:
             if step.rule is None and _is_learnt(step.before):
@@ -79,7 +79,6 @@ class FlopsPenalty:
                     "is not known, as it is for convolutions and linear layers"
                 )
         self._trace = trace
-        self.layers: list[DiffStride] = list(dict.fromkeys(learnt))
         self.initial = self.multiply_adds()
 
     def __call__(self) -> torch.Tensor:
@@ -120,8 +119,7 @@ class FlopsPenalty:
 
 def traced_multiply_adds(trace: Trace) -> int:
     """Return the multiply-adds per image that a model had when traced."""
-    learnt = [step.rule.layer for step in trace.steps if isinstance(step.rule, Learnt)]
-    return _Evaluation(trace, list(dict.fromkeys(learnt))).total
+    return _Evaluation(trace, trace.layers).total
 
 
 class _Evaluation:
@@ -131,7 +129,10 @@ class _Evaluation:
         self.total = 0
         self.of_layer = dict.fromkeys(layers, 0)
         self.at_output_of = dict.fromkeys(layers, 0)
-        self._strides = {layer: tuple(layer.strides.tolist()) for layer in layers}
+        values = read_together(layer.strides for layer in layers)
+        self._strides = {
+            layer: tuple(own.tolist()) for layer, own in zip(layers, values, strict=True)
+        }
         self._stride_slopes = {layer: [0.0] * len(layer.settings.axes) for layer in layers}
         self._sizes: dict[Step | None, Size] = {None: trace.input_size}
         self._plans: dict[Step, Plan] = {}
@@ -166,11 +167,11 @@ class _Evaluation:
                 warn=False,
             )
         elif isinstance(rule, Pooled):
-            self._plans[step] = plan_pool(rule.layer.settings, shape, rule.layer.stride)
-        if isinstance(rule, Learnt | Pooled):
-            self._sizes[step] = self._plans[step].output_shape(size)
+            self._plans[step] = rule.layer.plan(shape)
         else:
             self._sizes[step] = step.output_size if rule is None else rule.resize(size)
+            return
+        self._sizes[step] = self._plans[step].output_shape(size)
 
     def _add_call(self, call: Call, positions: int) -> None:
         size = self._sizes[call.at]

@@ -7,16 +7,12 @@ strided operation stood, at a stride that may be any real number.
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
 from torch import nn
 from torch.nn import functional
 
 from diffstride_torch.modules import DiffStride, SpectralPool2d
 from diffstride_torch.tracing import Window, window_of
-
-ConvT = TypeVar("ConvT", nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class _ConvDiffStride(nn.Module):

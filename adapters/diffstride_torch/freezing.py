@@ -126,7 +126,9 @@ def freeze(model: nn.Module, example_input: Any = None) -> nn.Module:
             f"model must have a DiffStride or SpectralPool layer, got {type(model).__name__} with "
             "none"
         )
-    plans = _plans_seen(model) if example_input is None else _plans_met(model, example_input)
+    # The example is run on the copy, whose layers go: its sizes bound no stride of the model.
+    frozen = copy.deepcopy(model)
+    plans = _plans_seen(model) if example_input is None else _plans_met(frozen, example_input)
     for name in layers:
         if len(plans[name]) != 1:
             sizes = sorted(tuple(axis.size for axis in plan.axes) for plan in plans[name])
@@ -139,7 +141,6 @@ def freeze(model: nn.Module, example_input: Any = None) -> nn.Module:
     fixed = {name: _fixed(layer, *plans[name], like) for name, layer in layers.items()}
     if "" in fixed:
         return fixed[""]
-    frozen = copy.deepcopy(model)
     swap_modules(frozen, {frozen.get_submodule(name): fixed[name] for name in fixed})
     return frozen
 
@@ -161,10 +162,8 @@ def _plans_seen(model: nn.Module) -> dict[str, set[Plan]]:
 
 
 def _plans_met(model: nn.Module, example_input: Any) -> dict[str, set[Plan]]:
-    """Return the plans that each layer uses for an input."""
+    """Return the plans that each layer uses for an input, and leave a hook in each."""
     arguments = checked_example(model, example_input)
-    # In a copy: the sizes of an example would bound the strides of the model.
-    model = copy.deepcopy(model)
     plans: dict[str, set[Plan]] = {}
 
     def noting(name: str) -> Callable[..., None]:

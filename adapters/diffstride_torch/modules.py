@@ -356,7 +356,7 @@ def project_strides(model: torch.nn.Module) -> None:
         If a stride is NaN or infinite, naming the layer; no stride is changed then.
     """
     layers = _named_layers(model)
-    values = _read_together([layer.strides for _, layer in layers])
+    values = read_together([layer.strides for _, layer in layers])
     for (name, _), strides in zip(layers, values, strict=True):
         if not np.isfinite(strides).all():
             raise ValueError(f"strides of layer {name!r} must be finite, got {strides.tolist()}")
@@ -367,7 +367,7 @@ def project_strides(model: torch.nn.Module) -> None:
         layer._plans.update(_token(layer.strides), tuple(bounded.tolist()))
 
 
-def _read_together(tensors: Iterable[torch.Tensor]) -> list[np.ndarray[Any, Any]]:
+def read_together(tensors: Iterable[torch.Tensor]) -> list[np.ndarray[Any, Any]]:
     """Return the values of small tensors on the host, in one transfer per device and dtype."""
     tensors = list(tensors)
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}

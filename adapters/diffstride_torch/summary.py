@@ -212,10 +212,7 @@ def last_plan(layer: DiffStride) -> Plan | None:
 
     Of several sizes seen since its strides were projected last, that is the one that was new last.
     """
-    # In the order in which they were new.
-    entries = list(layer._plans._plans.values())
-    seen = [entry for entry in entries if entry.seen] or entries
-    return seen[-1].plan if seen else None
+    return layer._plans.newest()
 
 
 def _cells(row: LayerSummary, with_shares: bool) -> list[list[str]]:

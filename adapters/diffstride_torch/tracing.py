@@ -111,10 +111,6 @@ class Constant:
         """Return the output's size."""
         return self.size
 
-    def rate(self, axis: int) -> float:
-        """Return by how much the output's size grows with the input's."""
-        return 0.0
-
 
 @dataclass(frozen=True)
 class Learnt:
@@ -261,6 +257,12 @@ class Trace:
         for node in traced.graph.nodes:
             self._visit(node, recorder.multiply_adds.get(node, 0))
 
+    @property
+    def layers(self) -> list[DiffStride]:
+        """The DiffStride layers, each once."""
+        learnt = [step.rule.layer for step in self.steps if isinstance(step.rule, Learnt)]
+        return list(dict.fromkeys(learnt))
+
     def size_at(self, step: Step | None) -> Size:
         """Return the size of a map after a step, or that of the input."""
         return self.input_size if step is None else step.output_size
@@ -301,8 +303,8 @@ class Trace:
         """Return the last step on the way to a call's output: a new one if the size changes."""
         output, before = self._shapes[node], self._at[sources[0]]
         rule = _rule(node, module, self._shapes)
-        if rule is None and (model_map := self._map_of_size(node)) is not None:
-            return self._at[model_map]
+        if rule is None and (like := self._map_of_size(node)) is not None:
+            return self._at[like]
         if rule is None:
             same = [source for source in sources if self._has_positions_of(output, source)]
             if len(same) > 1:
