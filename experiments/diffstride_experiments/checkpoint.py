@@ -1,5 +1,7 @@
 """Checkpoints of one method's training."""
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -8,47 +10,94 @@ import torch
 from diffstride_experiments.atomic import replacing
 from diffstride_experiments.errors import ExperimentError
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoints"]
+
+FORMAT = "diffstride_experiments checkpoint 2"
+
+# The last one, and the one before it in case that the last is damaged.
+KEPT = 2
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a state dictionary atomically.
-
-    Parameters
-    ----------
-    path : Path
-        File to write.
-    state : dict
-        Tensors, numbers, strings, lists and dictionaries.
-    """
-    with replacing(path) as file:
-        torch.save(state, file)
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a state dictionary without running any code from the file.
+class Checkpoints:
+    """The newest checkpoints of one training, named after the steps done.
 
     Parameters
     ----------
-    path : Path
-        File that `save_checkpoint` wrote.
-
-    Returns
-    -------
-    dict
-        The state.
-
-    Raises
-    ------
-    ExperimentError
-        If the file is damaged.
+    folder : Path
+        Where they are; made when the first is saved.
+    owner : str
+        What the training is of. A checkpoint of another is refused.
     """
-    try:
-        return torch.load(path, weights_only=True)
-    # What torch.load raises depends on where the damage is: RuntimeError, EOFError, KeyError,
-    # OSError, pickle.UnpicklingError and more were seen.
-    except Exception as error:
-        raise ExperimentError(
-            f"{path} is damaged or not a checkpoint ({type(error).__name__}). "
-            "Delete it to train this method again from the start."
-        ) from error
+
+    def __init__(self, folder: Path, owner: str) -> None:
+        self._folder = folder
+        self._owner = owner
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write a checkpoint atomically, then remove all but the newest two.
+
+        Parameters
+        ----------
+        step : int
+            Steps done.
+        state : dict
+            Tensors, numbers, strings, lists and dictionaries.
+        """
+        content = io.BytesIO()
+        torch.save({"format": FORMAT, "owner": self._owner, "state": state}, content)
+        with replacing(self._folder / f"{step:08d}.pt") as target:
+            target.write(content.getvalue())
+        for path in self._paths()[KEPT:]:
+            path.unlink()
+
+    def load(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """Read the newest checkpoint that is sound, without running any code from the file.
+
+        Returns
+        -------
+        state : dict or None
+            The state that was saved, its tensors on the host; None if there is no checkpoint.
+        refused : list of str
+            Why newer files were not used.
+
+        Raises
+        ------
+        ExperimentError
+            If there are checkpoints, but no sound one.
+        """
+        refused: list[str] = []
+        for path in self._paths():
+            try:
+                return self._read(path), refused
+            except ExperimentError as error:
+                refused.append(str(error))
+        if refused:
+            raise ExperimentError(
+                "\n".join([*refused, f"Delete {self._folder} to train from the start."])
+            )
+        return None, refused
+
+    def _paths(self) -> list[Path]:
+        return sorted(self._folder.glob("*.pt"), reverse=True)
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            # torch.load does not look at the checksums.
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"checksum of {damaged}")
+            content = torch.load(path, weights_only=True, map_location="cpu")
+        # What they raise depends on where the damage is: RuntimeError, EOFError, KeyError, OSError,
+        # BadZipFile, UnpicklingError and more were seen.
+        except Exception as error:
+            raise ExperimentError(
+                f"{path} is damaged or not a checkpoint ({type(error).__name__}: {error})."
+            ) from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ExperimentError(f"{path} is not a checkpoint of this program.")
+        if content["owner"] != self._owner:
+            raise ExperimentError(
+                f"{path} is a checkpoint of {content['owner']}, not of {self._owner}."
+            )
+        return content["state"]

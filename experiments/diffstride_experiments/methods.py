@@ -8,7 +8,12 @@ from diffstride_torch.models import Pooling
 __all__ = ["METHODS", "Method", "MethodName"]
 
 MethodName = Literal[
-    "conv", "spectral", "diffstride-paper", "diffstride-relative", "diffstride-penalised"
+    "conv",
+    "spectral",
+    "diffstride-paper",
+    "diffstride-relative",
+    "diffstride-penalised",
+    "diffstride-tensorflow",
 ]
 
 
@@ -23,7 +28,7 @@ class Method:
     label : str
         Name in tables and plots.
     pooling, convention : str
-        Arguments of `diffstride_torch.models.small_resnet`.
+        Arguments of the networks of `diffstride_torch.models`.
     penalised : bool
         Whether the loss adds the complexity penalty.
     """
@@ -43,5 +48,6 @@ METHODS: dict[MethodName, Method] = {
         Method("diffstride-paper", "DiffStride (paper)", "diffstride"),
         Method("diffstride-relative", "DiffStride (relative)", "diffstride", "relative"),
         Method("diffstride-penalised", "DiffStride (relative, λJ)", "diffstride", "relative", True),
+        Method("diffstride-tensorflow", "DiffStride (authors' code)", "diffstride", "tensorflow"),
     )
 }

@@ -20,6 +20,7 @@ COLOURS = {
     "diffstride-paper": plotting.ORANGE,
     "diffstride-relative": plotting.VERMILLION,
     "diffstride-penalised": plotting.GREEN,
+    "diffstride-tensorflow": plotting.PURPLE,
 }
 
 
@@ -103,7 +104,7 @@ def _draw_trade_off(axes: Axes, results: Sequence[Result], config: Config) -> No
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("multiply-adds per image after training, 10⁶")
+    axes.set_xlabel("multiply-adds per sample after training, 10⁶")
     axes.set_ylabel(f"{config.evaluate_on} accuracy ± standard error, %")
 
 
@@ -113,7 +114,7 @@ def _draw_strides(axes: Axes, result: Result, history: Sequence[dict[str, Any]])
         axes,
         [0] + [metrics["epoch"] for metrics in history],
         strides,
-        [f"block {block + 1}" for block in range(len(strides[0]))],
+        [f"place {place + 1}" for place in range(len(strides[0]))],
         ("height", "width"),
     )
     axes.set_title(result.label, fontsize="medium")

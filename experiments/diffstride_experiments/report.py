@@ -8,20 +8,18 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from diffstride_torch.models import PreActResNet
+from diffstride_torch.models.blocks import ResidualNetwork
 from rich import box
 from rich.table import Table
 
 from diffstride_core import __version__ as diffstride_version
 from diffstride_experiments.config import Config
 from diffstride_experiments.cost import feature_map_sizes, multiply_adds
-from diffstride_experiments.data import IMAGE_SIZE, DigitSplit
+from diffstride_experiments.data import Data
 from diffstride_experiments.methods import MethodName
 from diffstride_experiments.trainer import Trainer, build_network
 
 __all__ = ["Result", "comparisons", "markdown", "results_record", "summarise", "terminal_table"]
-
-IMAGE_SHAPE = (1, IMAGE_SIZE, IMAGE_SIZE)
 
 
 @dataclass(frozen=True)
@@ -31,11 +29,11 @@ class Shape:
     Attributes
     ----------
     strides : list of pair of float
-        Stride of each block along height and width.
+        Stride of each place along height and width.
     feature_maps : list of pair of int
-        Height and width of each block's output.
+        Height and width of each place's output.
     multiply_adds : int
-        Multiply-adds per image, see `diffstride_experiments.cost.multiply_adds`.
+        Multiply-adds per sample, see `diffstride_experiments.cost.multiply_adds`.
     """
 
     strides: list[tuple[float, float]]
@@ -52,7 +50,7 @@ class Result:
     method, label : str
         Key and name.
     accuracy, standard_error : float
-        Share of evaluation images classified rightly after the last epoch, and the binomial
+        Share of evaluation samples classified rightly after the last epoch, and the binomial
         standard error of that share.
     before, after : Shape
         The network at its first and at its last strides.
@@ -69,11 +67,11 @@ class Result:
     seconds: float
 
 
-def _shape(network: PreActResNet) -> Shape:
+def _shape(network: ResidualNetwork, input_shape: tuple[int, int, int]) -> Shape:
     return Shape(
         strides=network.strides,
-        feature_maps=feature_map_sizes(network, network.blocks, IMAGE_SHAPE),
-        multiply_adds=multiply_adds(network, IMAGE_SHAPE),
+        feature_maps=feature_map_sizes(network, network.places, input_shape),
+        multiply_adds=multiply_adds(network, input_shape),
     )
 
 
@@ -91,13 +89,15 @@ def summarise(trainer: Trainer) -> Result:
         The method's outcome.
     """
     accuracy = trainer.history[-1]["accuracy"]
+    data = trainer.data
+    untrained = build_network(trainer.method, trainer.config, data)
     return Result(
         method=trainer.method.name,
         label=trainer.method.label,
         accuracy=accuracy,
-        standard_error=math.sqrt(accuracy * (1 - accuracy) / len(trainer.data.images)),
-        before=_shape(build_network(trainer.method, trainer.config)),
-        after=_shape(trainer.network),
+        standard_error=math.sqrt(accuracy * (1 - accuracy) / len(data.evaluation)),
+        before=_shape(untrained, data.input_shape),
+        after=_shape(trainer.network, data.input_shape),
         seconds=trainer.seconds,
     )
 
@@ -115,7 +115,7 @@ def comparisons(results: Sequence[Result]) -> list[str]:
     list of str
         One sentence for each comparison whose two methods are both there. The standard error of a
         difference takes the two accuracies as independent, which is on the safe side: they come
-        from the same images.
+        from the same samples.
     """
     by_name = {result.method: result for result in results}
 
@@ -172,7 +172,9 @@ def _stride_movement(before: tuple[float, float], after: tuple[float, float]) ->
 
 
 def _multiply_adds(result: Result) -> str:
-    return _arrow(*(f"{s.multiply_adds / 1e6:#.3g}" for s in (result.before, result.after)))
+    return _arrow(
+        *(f"{s.multiply_adds / 1e6:#.3g}".rstrip(".") for s in (result.before, result.after))
+    )
 
 
 def _arrow(before: str, after: str) -> str:
@@ -192,7 +194,7 @@ def terminal_table(results: Sequence[Result], config: Config) -> Table:
     Returns
     -------
     rich.table.Table
-        One row for each method; strides and feature maps have one line for each block.
+        One row for each method; strides and feature maps have one line for each place.
     """
     # No vertical lines and little padding, so that 80 columns are enough.
     table = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0), show_lines=True)
@@ -225,20 +227,20 @@ def markdown(results: Sequence[Result], config: Config) -> str:
     lines += [[cell.replace("\n", "<br>") for cell in row] for row in _rows(results)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     remarks = "\n".join(f"- {sentence}" for sentence in comparisons(results))
-    return f"""# Downsampling from poor initial strides
+    return f"""# {config.model.name} on {config.data.name}: ways of downsampling
 
 {table}
 
 {remarks}
 
-Accuracy after the last of {config.epochs} epochs, ± one standard error. Strides are height x width,
-before → after training, with one line for each block; feature maps are the blocks' outputs after
-training. Multiply-adds are those of one image's forward pass. Seed {config.seed},
-threads: {config.threads}.
+Accuracy after the last of {config.training.epochs} epochs, ± one standard error. Strides are height
+x width, before → after training, with one line for each place that downsamples; feature maps are
+the outputs there after training. Multiply-adds are those of one sample's forward pass. Seed
+{config.seed}, threads: {config.threads}.
 """
 
 
-def results_record(results: Sequence[Result], config: Config, data: DigitSplit) -> dict[str, Any]:
+def results_record(results: Sequence[Result], config: Config, data: Data) -> dict[str, Any]:
     """Collect the results and all that is needed to repeat them.
 
     Parameters
@@ -247,19 +249,20 @@ def results_record(results: Sequence[Result], config: Config, data: DigitSplit) 
         Outcomes.
     config : Config
         Options of the run.
-    data : DigitSplit
-        Images that were used.
+    data : Data
+        Samples that were used.
 
     Returns
     -------
     dict
         JSON values.
     """
-    packages = ("torch", "numpy", "scikit-learn", "mlxtend")
+    packages = ("torch", "torchvision", "numpy", "scikit-learn", "mlxtend", "librosa")
     return {
-        "config": config.resolved(),
-        "train_images": len(data.train_images),
-        "evaluation_images": len(data.images),
+        "config": config.model_dump(mode="json"),
+        "train_samples": len(data.train),
+        "evaluation_samples": len(data.evaluation),
+        "skipped": data.skipped,
         "versions": {
             "python": platform.python_version(),
             "diffstride": diffstride_version,

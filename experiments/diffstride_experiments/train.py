@@ -3,20 +3,20 @@
 import json
 import shlex
 import sys
-from itertools import chain
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import tyro
 from rich.console import Console
 
 from diffstride_experiments.atomic import replacing
-from diffstride_experiments.checkpoint import load_checkpoint, save_checkpoint
-from diffstride_experiments.config import Config
-from diffstride_experiments.data import load_split
+from diffstride_experiments.config import Config, parse
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.methods import METHODS
+from diffstride_experiments.metrics import MetricsWriter
 from diffstride_experiments.plot import figure_png
+from diffstride_experiments.processes import Processes
 from diffstride_experiments.report import (
     Result,
     comparisons,
@@ -44,55 +44,85 @@ def run(config: Config, console: Console) -> list[Result]:
     Returns
     -------
     list of Result
-        Outcomes in the order of the methods.
+        Outcomes in the order of the methods. Only the first of several processes has them.
 
     Raises
     ------
     ExperimentError
-        If the folder holds a run with other options or a damaged file, or a loss is not finite.
+        If samples cannot be read, the folder holds a run with other options or nothing but damaged
+        checkpoints, or a loss is not finite.
     """
-    folder = RunFolder(config)
     torch.set_num_threads(config.threads)
-    data = load_split(config.images, config.test_fraction, config.evaluate_on)
+    with Processes.joined(config.device) as processes:
+        if not processes.is_first:
+            console = Console(quiet=True)
+            # The first process makes the folder and the caches of the data.
+            processes.wait()
+        folder = RunFolder(config)
+        data = config.data.load(config.evaluate_on, config.training.workers)
+        if processes.is_first:
+            processes.wait()
+        if data.skipped:
+            console.print(
+                f"Skipped {len(data.skipped)} unreadable files:", *data.skipped, sep="\n  "
+            )
 
-    results, histories = [], []
-    for name in config.methods:
-        trainer = Trainer(METHODS[name], config, data)
-        checkpoint = folder.checkpoint(name)
-        if checkpoint.exists():
-            trainer.load_state_dict(load_checkpoint(checkpoint))
-        histories.append(trainer.history)
-        for _ in trainer.epochs():
-            save_checkpoint(checkpoint, trainer.state_dict())
-            folder.write_metrics(chain.from_iterable(histories))
-        results.append(summarise(trainer))
+        writer = MetricsWriter(folder.path)
+        trainers: list[Trainer] = []
+        for name in config.methods:
+            trainers.append(Trainer(METHODS[name], config, data, processes))
+            _train(trainers, folder, writer, console)
+        if not processes.is_first:
+            return []
 
-    # Again, for a run that was stopped between its last checkpoint and its metrics.
-    folder.write_metrics(chain.from_iterable(histories))
-    record = results_record(results, config, data)
-    folder.write_text("results.json", json.dumps(record, indent=2) + "\n")
-    folder.write_text("results.md", markdown(results, config))
-    with replacing(folder.path / "results.png") as file:
-        file.write(figure_png(results, histories, config))
+        results = [summarise(trainer) for trainer in trainers]
+        histories = [trainer.history for trainer in trainers]
+        # Again, for a run that was stopped between its last checkpoint and its metrics.
+        writer.write_lines(histories)
+        record = results_record(results, config, data)
+        folder.write_text("results.json", json.dumps(record, indent=2) + "\n")
+        folder.write_text("results.md", markdown(results, config))
+        with replacing(folder.path / "results.png") as file:
+            file.write(figure_png(results, histories, config))
+        console.print(terminal_table(results, config))
+        for sentence in comparisons(results):
+            console.print(sentence)
+        console.print(f"Table, plot, metrics and checkpoints are in {folder.path}.")
+        return results
 
-    console.print(terminal_table(results, config))
-    for sentence in comparisons(results):
-        console.print(sentence)
-    console.print(f"Table, plot, metrics and checkpoints are in {folder.path}.")
-    return results
+
+def _train(
+    trainers: Sequence[Trainer], folder: RunFolder, writer: MetricsWriter, console: Console
+) -> None:
+    """Train with the last trainer from its last checkpoint on; the others have finished."""
+    trainer = trainers[-1]
+    checkpoints = folder.checkpoints(trainer.method)
+    state, refused = checkpoints.load()
+    for reason in refused:
+        console.print(f"{reason} The checkpoint before it is used.", soft_wrap=True)
+    if state is not None:
+        trainer.load_state_dict(state)
+    saved = time.monotonic()
+    for ended_epoch in trainer.steps():
+        due = time.monotonic() - saved >= trainer.config.training.checkpoint_seconds
+        if trainer.processes.is_first and (ended_epoch or due):
+            checkpoints.save(trainer.step, trainer.state_dict())
+            saved = time.monotonic()
+            if ended_epoch:
+                writer.write_lines([trainer.history for trainer in trainers])
+                writer.write_events(trainer.history[-1])
 
 
 def main() -> None:
     """Run the command: read the options, train, report errors in one line each."""
-    config = tyro.cli(Config, prog="diffstride-train")
     errors = Console(stderr=True, soft_wrap=True)
     try:
+        config = parse(sys.argv[1:])
         run(config, Console())
     except KeyboardInterrupt:
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         errors.print(
-            f"\nInterrupted. Finished epochs are kept in {config.run_dir}; "
-            f"go on with the same command:\n  {command}",
+            f"\nInterrupted. Go on from the last checkpoint with the same command:\n  {command}",
             markup=False,
             highlight=False,
         )

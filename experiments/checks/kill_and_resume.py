@@ -1,0 +1,106 @@
+"""Kill a training again and again; resumed, it must end as if nothing had happened.
+
+    python experiments/checks/kill_and_resume.py --kills 20
+
+Trains on digits once undisturbed, and once killed (SIGKILL) at random moments and started anew. A
+checkpoint is written after every step, so that many kills fall into the writing of one. Then the
+metrics must be equal byte for byte, and weights and optimiser bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from diffstride_experiments.checkpoint import Checkpoints
+
+METHODS = ("conv", "diffstride-relative")
+OPTIONS = [
+    "--methods", *METHODS, "--data.train-count", "400", "--data.evaluation-count", "100",
+    "--model.channels", "4", "8", "8", "8", "--training.batch-size", "20",
+    "--training.checkpoint-seconds", "0", "--optimizer.stride-learning-rate", "1.0",
+    "--threads", "1", "--device", "cpu",
+]  # fmt: skip
+
+
+def start(folder: Path, epochs: int) -> subprocess.Popen[bytes]:
+    """Start the training, or go on with it."""
+    command = [sys.executable, "-m", "diffstride_experiments.train", "--run-dir", str(folder)]
+    command += [*OPTIONS, "--training.epochs", str(epochs)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the training's end; raise if it failed."""
+    output, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"exit {process.returncode}:\n{output.decode(errors='replace')}")
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint written last, of any method."""
+    paths = folder.glob("checkpoints/*/*.pt")
+    return max(paths, key=lambda path: (METHODS.index(path.parent.name), path.name), default=None)
+
+
+def kill_at_random(folder: Path, epochs: int, random_: random.Random) -> bool:
+    """Start the training and kill it a random time after its next checkpoint; False: it ended."""
+    before = newest_checkpoint(folder)
+    process = start(folder, epochs)
+    while process.poll() is None and newest_checkpoint(folder) == before:
+        time.sleep(0.001)
+    time.sleep(random_.uniform(0, 0.3))
+    if process.poll() is not None:
+        finish(process)
+        return False
+    process.kill()
+    process.communicate()
+    return True
+
+
+def same(a: object, b: object) -> bool:
+    """Compare states bit for bit; the times that training took may differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(key == "seconds" or same(a[key], b[key]) for key in a)
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def main(kills: int, epochs: int, seed: int) -> None:
+    """Run the check; raise AssertionError if the runs differ."""
+    random_ = random.Random(seed)
+    with tempfile.TemporaryDirectory() as name:
+        whole, parts = Path(name, "whole"), Path(name, "parts")
+        finish(start(whole, epochs))
+        for kill in range(1, kills + 1):
+            if not kill_at_random(parts, epochs, random_):
+                raise AssertionError(f"the run ended before kill {kill}: give more --epochs")
+            left = sorted(path.name for path in parts.rglob("*.tmp"))
+            print(f"kill {kill} after {newest_checkpoint(parts)}; half-written: {left}", flush=True)
+        finish(start(parts, epochs))
+        metrics = [(folder / "metrics.jsonl").read_bytes() for folder in (whole, parts)]
+        assert metrics[0] == metrics[1], "the metrics differ"
+        for method in METHODS:
+            states = [
+                Checkpoints(folder / "checkpoints" / method, method).load()[0]
+                for folder in (whole, parts)
+            ]
+            assert same(*states), f"{method}: the last checkpoints differ"
+    print(f"After {kills} kills the run ended bit for bit as the undisturbed one.")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=10, help="length of the training")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    main(**vars(parser.parse_args()))

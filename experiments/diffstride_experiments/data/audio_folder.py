@@ -1,0 +1,251 @@
+"""Folders of sounds."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from diffstride_experiments.data.cache import digest, file_states, load_array, save_array
+from diffstride_experiments.data.files import FileSource, Unreadable, check_classes, read_files
+from diffstride_experiments.data.log_mel import LogMel
+from diffstride_experiments.data.samples import Samples
+from diffstride_experiments.data.source import Data, EvaluateOn
+from diffstride_experiments.data.splits import hold_out
+from diffstride_experiments.errors import ExperimentError
+
+__all__ = ["AudioFolder"]
+
+EXTENSIONS = {".wav", ".flac", ".ogg"}
+
+# Files that do not match the pattern that an error lists.
+SHOWN = 5
+
+# Clips whose mean and standard deviation are added up at a time.
+CHUNK = 256
+
+
+class AudioFolder(FileSource):
+    """Sounds in any folders below path, as log-mel spectrograms.
+
+    A spectrogram is log(mel + 1e-6), standardised in each mel band by the training clips' mean and
+    standard deviation; frequency is its height, time its width.
+    """
+
+    name: Literal["audio"] = "audio"
+    """Kind of data."""
+
+    path: Path
+    """Folder of the .wav, .flac and .ogg files, in it or in folders below."""
+
+    pattern: str = r"(?P<label>[^/]+)/[^/]+"
+    """Regular expression for the whole path of a file below path, with / and without extension.
+    (?P<label>...) in it is the class; (?P<group>...), if any, is what is held out together, for
+    instance a speaker."""
+
+    test_groups: tuple[str, ...] = ()
+    """Groups held out for testing, never trained on."""
+
+    validation_groups: tuple[str, ...] = ()
+    """Groups that --evaluate-on validation holds out too and evaluates on, instead of a fraction.
+    """
+
+    test_fraction: float = Field(0.2, ge=0.1, le=0.5)
+    """Share of the clips kept for testing where the pattern has no group."""
+
+    sample_rate: PositiveInt = 16_000
+    """Samples a second in Hz that all clips are resampled to."""
+
+    seconds: PositiveFloat = 1.0
+    """Length of the clips: longer ones are cut off, shorter ones padded with zeros at the end."""
+
+    window_ms: PositiveFloat = 25.0
+    """Length of the spectrogram's windows in ms; a shorter clip counts as unreadable."""
+
+    hop_ms: PositiveFloat = 10.0
+    """Distance of the windows in ms."""
+
+    mel_bands: PositiveInt = 64
+    """Mel bands from 0 Hz to half the sample rate."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _check_pattern(cls, pattern: str) -> str:
+        try:
+            groups = re.compile(pattern).groupindex
+        except re.error as error:
+            raise ValueError(f"must be a regular expression: {error}") from error
+        if "label" not in groups:
+            raise ValueError("must have a group (?P<label>...)")
+        return pattern
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> Self:
+        if not self._has_groups and (self.test_groups or self.validation_groups):
+            raise ValueError("test_groups and validation_groups need a (?P<group>...) in pattern")
+        if both := set(self.test_groups) & set(self.validation_groups):
+            raise ValueError(
+                f"test_groups and validation_groups both have {', '.join(sorted(both))}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_windows(self) -> Self:
+        if self._in_samples(self.hop_ms) < 1:
+            raise ValueError(f"hop_ms must be at least one sample long, got {self.hop_ms}")
+        if self.seconds * 1000 < self.window_ms:
+            raise ValueError(
+                f"seconds must be at least a window, {self.window_ms / 1000}, got {self.seconds}"
+            )
+        return self
+
+    @property
+    def _has_groups(self) -> bool:
+        return "group" in re.compile(self.pattern).groupindex
+
+    def load(self, evaluate_on: EvaluateOn, workers: int = 0) -> Data:
+        """Compute the spectrograms, unless they are cached, see `Source.load`."""
+        paths = _find(self.path)
+        names, groups = self._match(paths)
+        unique, labels = np.unique(names, return_inverse=True)
+        classes = tuple(unique.tolist())
+        if self._has_groups:
+            self._check_held_out(groups, evaluate_on)
+
+        features, unreadable = self._features(paths, workers)
+        skipped = self._skip(list(unreadable.values()), len(paths))
+        readable = np.setdiff1d(np.arange(len(paths)), list(unreadable))
+        check_classes(labels[readable], classes, self.path)
+
+        if self._has_groups:
+            in_test = np.isin(groups[readable], self.test_groups)
+            train, evaluation = readable[~in_test], readable[in_test]
+            if evaluate_on == "validation":
+                in_validation = np.isin(groups[train], self.validation_groups)
+                train, evaluation = train[~in_validation], train[in_validation]
+            train, evaluation = self._limit(labels, classes, train, evaluation)
+        else:
+            train, test = hold_out(
+                readable, labels, classes, self.test_fraction, "data.test_fraction"
+            )
+            train, evaluation = self._split(labels, classes, train, test, evaluate_on)
+
+        standardise = _Standardise(features, train)
+        return Data(
+            train=Samples(features, labels, train, standardise),
+            evaluation=Samples(features, labels, evaluation, standardise),
+            classes=classes,
+            input_shape=(1, *features.shape[1:]),
+            skipped=skipped,
+        )
+
+    def _match(self, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return label and group of each file; without groups in the pattern, the label twice."""
+        names = [Path(path).relative_to(self.path).with_suffix("").as_posix() for path in paths]
+        matches = [re.fullmatch(self.pattern, name) for name in names]
+        parts = ("label", "group" if self._has_groups else "label")
+        found = [match and match.group(*parts) for match in matches]
+        strays = [name for name, part in zip(names, found, strict=True) if not part or None in part]
+        if strays:
+            raise ExperimentError(
+                f"data.pattern: {self.pattern} does not match {len(strays)} of {len(paths)} paths: "
+                f"{', '.join(strays[:SHOWN])}{', ...' if len(strays) > SHOWN else '.'}"
+            )
+        return np.array(found).T
+
+    def _check_held_out(self, groups: np.ndarray, evaluate_on: EvaluateOn) -> None:
+        """Check that held-out groups are given and occur."""
+        known = np.unique(groups).tolist()
+        given = {"test_groups": self.test_groups, "validation_groups": self.validation_groups}
+        for option, chosen in given.items():
+            if unknown := sorted(set(chosen) - set(known)):
+                raise ExperimentError(
+                    f"data.{option}: there is no {', '.join(unknown)}; groups are "
+                    f"{', '.join(known)}."
+                )
+        if not given[f"{evaluate_on}_groups"]:
+            raise ExperimentError(
+                f"data.{evaluate_on}_groups must be given to evaluate on {evaluate_on}; groups are "
+                f"{', '.join(known)}."
+            )
+
+    def _in_samples(self, milliseconds: float) -> int:
+        return round(self.sample_rate * milliseconds / 1000)
+
+    def _features(
+        self, paths: Sequence[str], workers: int
+    ) -> tuple[np.ndarray, dict[int, Unreadable]]:
+        """Return the spectrogram of each file, and the unreadable ones by index.
+
+        Spectrograms of unreadable files are NaN, in the cache too: such files are read again every
+        time.
+        """
+        log_mel = LogMel(
+            sample_rate=self.sample_rate,
+            samples=round(self.sample_rate * self.seconds),
+            window=self._in_samples(self.window_ms),
+            hop=self._in_samples(self.hop_ms),
+            bands=self.mel_bands,
+        )
+        shape = (len(paths), *log_mel.shape)
+        key = digest([asdict(log_mel), file_states(self.path, paths)])
+        file = self.cache / f"log-mel-{key}.npy"
+        features = load_array(file, np.float32, shape)
+        if features is None:
+            if log_mel.has_empty_bands():
+                raise ExperimentError(
+                    f"data.mel_bands: {self.mel_bands} are too many for windows of "
+                    f"{self.window_ms:g} ms at {self.sample_rate} Hz, some would be empty."
+                )
+            features = np.full(shape, np.nan, dtype=np.float32)
+        missing = np.flatnonzero(np.isnan(features[:, 0, 0])).tolist()
+        unreadable = {}
+        results = read_files(
+            log_mel, [paths[index] for index in missing], workers, "Computing spectrograms"
+        )
+        for index, result in zip(missing, results, strict=True):
+            if isinstance(result, Unreadable):
+                unreadable[index] = result
+            else:
+                features[index] = result
+        if len(unreadable) < len(missing):
+            save_array(file, features)
+        return features, unreadable
+
+
+class _Standardise:
+    """Standardise spectrograms by the mean and standard deviation of each band in some of them."""
+
+    def __init__(self, features: np.ndarray, indices: np.ndarray) -> None:
+        scaler = StandardScaler()
+        for start in range(0, len(indices), CHUNK):
+            frames = features[indices[start : start + CHUNK]].swapaxes(1, 2)
+            scaler.partial_fit(frames.reshape(-1, frames.shape[-1]))
+        self._mean = scaler.mean_.astype(np.float32)[:, np.newaxis]
+        self._std = scaler.scale_.astype(np.float32)[:, np.newaxis]
+
+    def __call__(self, spectrogram: np.ndarray) -> Tensor:
+        return torch.from_numpy((spectrogram - self._mean) / self._std).unsqueeze(0)
+
+
+def _find(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise ExperimentError(
+            f"data.path: there is no folder {folder}; it must hold .wav, .flac or .ogg files."
+        )
+    paths = sorted(
+        str(Path(parent) / name)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if Path(name).suffix.lower() in EXTENSIONS
+    )
+    if not paths:
+        raise ExperimentError(f"data.path: there is no .wav, .flac or .ogg file in {folder}.")
+    return paths

@@ -1,0 +1,107 @@
+"""Reading many files, some of which may be unreadable."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from diffstride_experiments.data.source import Source
+from diffstride_experiments.errors import ExperimentError
+
+__all__ = ["FileSource", "Unreadable", "check_classes", "read_files"]
+
+# Unreadable files that an error lists.
+SHOWN = 10
+
+
+class Unreadable(NamedTuple):
+    """A file that cannot be read, and why."""
+
+    path: str
+    reason: str
+
+
+class FileSource(Source):
+    """Options of data that is read from single files."""
+
+    path: Path
+    """Folder of the files."""
+
+    unreadable: Literal["fatal", "skip"] = "fatal"
+    """What unreadable files are: the end of the run before it starts, or left out. Every file is
+    read once to find all of them."""
+
+    cache: Path = Path("runs/cache")
+    """Folder that keeps what was computed from the files until they change."""
+
+    def _skip(self, unreadable: Sequence[Unreadable], count: int) -> tuple[str, ...]:
+        """Return one line for each unreadable file of `count`, unless they end the run."""
+        lines = tuple(f"{path}: {reason}" for path, reason in unreadable)
+        if lines and self.unreadable == "fatal":
+            rest = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+            problem = (
+                f"data.path: {len(lines)} of {count} files cannot be read. Mend or remove them, or "
+                "leave them out with --data.unreadable skip:"
+            )
+            raise ExperimentError("\n  ".join([problem, *lines[:SHOWN], *rest]))
+        return lines
+
+
+def check_classes(labels: np.ndarray, classes: Sequence[str], folder: Path) -> None:
+    """Raise an ExperimentError if a class has no readable file, naming it and the folder."""
+    counts = np.bincount(labels, minlength=len(classes))
+    if not counts.all():
+        raise ExperimentError(
+            f"data.path: class {classes[counts.argmin()]} has no readable file in {folder}."
+        )
+
+
+class _Files(Dataset[Any]):
+    def __init__(self, read: Callable[[str], Any], paths: Sequence[str]) -> None:
+        self._read = read
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Any:
+        path = self._paths[index]
+        try:
+            return self._read(path)
+        # Decoders raise all kinds of errors for damaged files, PNG's a SyntaxError.
+        except Exception as error:
+            return Unreadable(path, str(error) or type(error).__name__)
+
+
+def read_files(
+    read: Callable[[str], Any], paths: Sequence[str], workers: int, description: str
+) -> Iterator[Any]:
+    """Read files in their order, with a progress bar.
+
+    Parameters
+    ----------
+    read : callable
+        Returns what a file holds, as anything but tensors; any error it raises means that the file
+        is unreadable.
+    paths : sequence of str
+        Files.
+    workers : int
+        Processes that read; 0: this one does.
+    description : str
+        What the bar says.
+
+    Yields
+    ------
+    object or Unreadable
+        What `read` returned for each file, or why it failed.
+    """
+    if not paths:
+        return
+    batches = DataLoader(_Files(read, paths), batch_size=16, collate_fn=list, num_workers=workers)
+    with tqdm(total=len(paths), desc=description, dynamic_ncols=True, mininterval=0.5) as progress:
+        for batch in batches:
+            yield from batch
+            progress.update(len(batch))

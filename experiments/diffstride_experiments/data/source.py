@@ -1,0 +1,118 @@
+"""What all kinds of data have in common."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, PositiveInt
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from diffstride_experiments.data.splits import choose, hold_out
+from diffstride_experiments.errors import ExperimentError
+from diffstride_experiments.options import Options
+
+__all__ = ["Data", "EvaluateOn", "Source"]
+
+EvaluateOn = Literal["test", "validation"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples to train on and samples to measure accuracy on.
+
+    Attributes
+    ----------
+    train : Dataset
+        Pairs of a float32 Tensor of `input_shape` and a label, an int below ``len(classes)``. What
+        is random about them is drawn from torch's global generator alone.
+    evaluation : Dataset
+        The same without augmentation.
+    classes : tuple of str
+        Names of the classes, by label.
+    input_shape : tuple of int
+        Channels, height and width of every sample.
+    skipped : tuple of str
+        Unreadable files that were left out, as ``"PATH: why"``.
+    """
+
+    train: Dataset[tuple[Tensor, int]]
+    evaluation: Dataset[tuple[Tensor, int]]
+    classes: tuple[str, ...]
+    input_shape: tuple[int, int, int]
+    skipped: tuple[str, ...] = ()
+
+
+class Source(Options, ABC):
+    """Options of every kind of data."""
+
+    train_count: PositiveInt | None = None
+    """Training samples used, drawn with the classes' shares kept. None: all."""
+
+    evaluation_count: PositiveInt | None = None
+    """Samples evaluated on, drawn likewise. None: all."""
+
+    validation_fraction: float = Field(0.2, gt=0, le=0.5)
+    """Share of the training samples that --evaluate-on validation holds out and evaluates on."""
+
+    @abstractmethod
+    def load(self, evaluate_on: EvaluateOn, workers: int = 0) -> Data:
+        """Read, check and split the samples.
+
+        Parameters
+        ----------
+        evaluate_on : {"test", "validation"}
+            What the accuracy is measured on. Validation samples are training samples held out; the
+            test samples are in neither part then.
+        workers : int, default 0
+            Processes that read files; 0: this one does.
+
+        Returns
+        -------
+        Data
+            Always the same samples for the same options and files.
+
+        Raises
+        ------
+        ExperimentError
+            If files are missing, unreadable or not laid out as they must be, if a class has too few
+            samples, or if more samples are asked for than there are.
+        """
+
+    def _split(
+        self,
+        labels: np.ndarray,
+        classes: Sequence[str],
+        train: np.ndarray,
+        test: np.ndarray,
+        evaluate_on: EvaluateOn,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the indices to train and to evaluate on, the latter drawn from either part."""
+        evaluation = test
+        if evaluate_on == "validation":
+            train, evaluation = hold_out(
+                train, labels, classes, self.validation_fraction, "data.validation_fraction"
+            )
+        return self._limit(labels, classes, train, evaluation)
+
+    def _limit(
+        self,
+        labels: np.ndarray,
+        classes: Sequence[str],
+        train: np.ndarray,
+        evaluation: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return as many of the indices as are asked for."""
+        train = choose(train, labels, self.train_count, "data.train_count")
+        evaluation = choose(evaluation, labels, self.evaluation_count, "data.evaluation_count")
+        if not len(evaluation):
+            raise ExperimentError("data: there are no samples to evaluate on.")
+        counts = np.bincount(labels[train], minlength=len(classes))
+        if not counts.all():
+            raise ExperimentError(
+                f"data: class {classes[counts.argmin()]} has none of the {len(train)} training "
+                "samples."
+            )
+        return train, evaluation

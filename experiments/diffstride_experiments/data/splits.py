@@ -1,0 +1,101 @@
+"""Drawing samples so that the classes keep their shares."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+from sklearn.utils import resample
+
+from diffstride_experiments.errors import ExperimentError
+
+__all__ = ["choose", "hold_out"]
+
+# Not the run's seed: the test samples are the same ones for every seed.
+SPLIT_SEED = 0
+
+
+def hold_out(
+    indices: np.ndarray, labels: np.ndarray, classes: Sequence[str], fraction: float, option: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Divide samples in two, with the classes in equal shares.
+
+    Parameters
+    ----------
+    indices : ndarray of int, shape (m,)
+        Samples to divide.
+    labels : ndarray of int, shape (n,)
+        Class of every sample.
+    classes : sequence of str
+        Names of the classes.
+    fraction : float
+        Share that is held out.
+    option : str
+        Name of the option that `fraction` is from.
+
+    Returns
+    -------
+    kept, held_out : ndarray of int
+        Indices, ``round(m * fraction)`` of them held out.
+
+    Raises
+    ------
+    ExperimentError
+        If a class has fewer than two samples or a part would be smaller than the number of classes.
+    """
+    counts = np.bincount(labels[indices], minlength=len(classes))
+    held_out = round(len(indices) * fraction)
+    if counts.min() < 2:
+        raise ExperimentError(
+            f"{option}: class {classes[counts.argmin()]} is too small to hold out a share: it has "
+            f"{counts.min()} samples, at least 2 are needed."
+        )
+    if min(held_out, len(indices) - held_out) < len(classes):
+        raise ExperimentError(
+            f"{option}: {fraction} holds out {held_out} of {len(indices)} samples, both parts must "
+            f"have at least as many as there are classes, {len(classes)}."
+        )
+    kept, held = train_test_split(
+        indices,
+        train_size=len(indices) - held_out,
+        test_size=held_out,
+        stratify=labels[indices],
+        random_state=SPLIT_SEED,
+    )
+    return kept, held
+
+
+def choose(indices: np.ndarray, labels: np.ndarray, count: int | None, option: str) -> np.ndarray:
+    """Draw some of the samples, with the classes in equal shares.
+
+    Parameters
+    ----------
+    indices : ndarray of int, shape (m,)
+        Samples to draw from.
+    labels : ndarray of int, shape (n,)
+        Class of every sample.
+    count : int or None
+        How many; None: all.
+    option : str
+        Name of the option that `count` is from.
+
+    Returns
+    -------
+    ndarray of int
+        Indices.
+
+    Raises
+    ------
+    ExperimentError
+        If there are not as many.
+    """
+    if count is None or count == len(indices):
+        return indices
+    if count > len(indices):
+        raise ExperimentError(f"{option}: {count} is more than the {len(indices)} there are.")
+    return resample(
+        indices,
+        replace=False,
+        n_samples=count,
+        stratify=labels[indices],
+        random_state=SPLIT_SEED,
+    )

@@ -1,0 +1,51 @@
+"""Metrics of the epochs, for programs and for TensorBoard."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from diffstride_experiments.atomic import replacing
+
+__all__ = ["MetricsWriter"]
+
+
+class MetricsWriter:
+    """Writer of a run's metrics, as JSON lines and as TensorBoard's event files.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the run: ``metrics.jsonl`` holds one line for each epoch of each method,
+        ``tensorboard/METHOD`` the same as curves.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write_lines(self, histories: Iterable[Sequence[dict[str, Any]]]) -> None:
+        """Write all epochs' metrics as JSON lines.
+
+        The whole file is written each time. Lines that were appended could be lost or doubled when
+        a run is stopped between its checkpoint and its metrics.
+        """
+        lines = (json.dumps(metrics) + "\n" for history in histories for metrics in history)
+        with replacing(self._folder / "metrics.jsonl") as file:
+            file.write("".join(lines).encode())
+
+    def write_events(self, metrics: dict[str, Any]) -> None:
+        """Append one epoch's metrics to its method's curves.
+
+        Each epoch has an event file of its own, which tells TensorBoard to forget what a run that
+        was stopped had written of this epoch already.
+        """
+        epoch = metrics["epoch"]
+        folder = self._folder / "tensorboard" / metrics["method"]
+        with SummaryWriter(str(folder), purge_step=epoch) as writer:
+            for name in ("train_loss", "train_accuracy", "loss", "accuracy"):
+                writer.add_scalar(name, metrics[name], epoch)
+            for place, strides in enumerate(metrics["strides"], 1):
+                for axis, stride in zip(("height", "width"), strides, strict=True):
+                    writer.add_scalar(f"strides/{place} {axis}", stride, epoch)
