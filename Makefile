@@ -1,5 +1,6 @@
 # make demo    train a small network with learnt strides
 # make test    all tests but the slow ones
+# make docs    the documentation's site, into build/docs
 #
 # Every target installs what it needs into .venv first. Another interpreter:
 # make PYTHON=python3.13 test
@@ -9,12 +10,13 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-slow lint wheel install
+.PHONY: help demo docs test test-slow lint wheel install
 
 help:
 	@echo 'make demo       train a small network with learnt strides'
 	@echo 'make test       run all tests but the slow ones'
 	@echo 'make test-slow  run the slow tests'
+	@echo 'make docs       execute the notebooks and build the site into build/docs'
 	@echo 'make lint       ruff check, ruff format --check, mypy'
 	@echo 'make wheel      build the source distribution and the wheel into dist/'
 
@@ -27,6 +29,11 @@ test: install
 
 test-slow: install
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m slow
+
+# Every warning is reported, and an error at the end.
+docs: install
+	OMP_NUM_THREADS=1 $(PY) docs/run_notebooks.py
+	$(PY) -m sphinx -b html -W --keep-going -q docs build/docs
 
 lint: install
 	$(PY) -m ruff check .
@@ -51,5 +58,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  echo "No virtual environment could be made; on Debian and Ubuntu: apt install python3-venv" >&2; \
 	  exit 1; }
 	$(PY) -m pip install --disable-pip-version-check -c constraints.txt \
-	  -e '.[torch,flax,equinox,experiments,dev]'
+	  -e '.[torch,flax,equinox,experiments,docs,dev]'
 	@touch $@

@@ -79,6 +79,7 @@ EXTRAS = {
     "conformance",
     "plot",
     "experiments",
+    "docs",
     "dev",
 }
 # A lower bound above these would shut out releases that the project says it supports.

@@ -87,7 +87,7 @@ def run(config: Config, console: Console) -> list[Result]:
         console.print(terminal_table(results, config))
         for sentence in comparisons(results):
             console.print(sentence)
-        console.print(f"Table, plot, metrics and checkpoints are in {folder.path}.")
+        console.print(f"Table, plot, metrics and checkpoints are in {folder.path}.", markup=False)
         return results
 
 
@@ -99,7 +99,7 @@ def _train(
     checkpoints = folder.checkpoints(trainer.method)
     state, refused = checkpoints.load()
     for reason in refused:
-        console.print(f"{reason} The checkpoint before it is used.", soft_wrap=True)
+        console.print(f"{reason} The checkpoint before it is used.", markup=False, soft_wrap=True)
     if state is not None:
         trainer.load_state_dict(state)
     saved = time.monotonic()

@@ -72,6 +72,8 @@ class Trainer:
         Metrics of each finished epoch.
     step : int
         Steps done.
+    loss : float
+        Loss of the last step's samples, without the penalty; NaN before it.
     seconds : float
         Time that they took, evaluations included.
 
@@ -87,6 +89,7 @@ class Trainer:
         self.data = data
         self.history: list[dict[str, Any]] = []
         self.step = 0
+        self.loss = math.nan
         self.seconds = 0.0
         training = config.training
         self.processes = processes
@@ -155,7 +158,12 @@ class Trainer:
         if self.step == total:
             return
         step_model = self._compiled()
-        loader = self._training_batches(range(self.step, total))
+        loader = DataLoader(
+            SeededSamples(self.data.train, self.config.seed),
+            batch_sampler=self.sampler(range(self.step, total)),
+            num_workers=self.config.training.workers,
+            pin_memory=self.processes.device.type == "cuda",
+        )
         with tqdm(
             total=total,
             initial=self.step,
@@ -181,21 +189,21 @@ class Trainer:
                 yield ended
                 started = time.perf_counter()
 
-    def _training_batches(self, steps: range) -> DataLoader[Any]:
-        training = self.config.training
-        return DataLoader(
-            SeededSamples(self.data.train, self.config.seed),
-            batch_sampler=StepSampler(
-                count=len(self.data.train),
-                steps=steps,
-                steps_per_epoch=self._steps_per_epoch,
-                batch_size=training.batch_size,
-                seed=self.config.seed,
-                rank=self.processes.rank,
-                processes=self.processes.count,
-            ),
-            num_workers=training.workers,
-            pin_memory=self.processes.device.type == "cuda",
+    @property
+    def learning_rates(self) -> list[float]:
+        """Learning rates of the next step: of the weights and, where they are learnt, strides."""
+        return [group["lr"] for group in self._optimizer.param_groups]
+
+    def sampler(self, steps: range) -> StepSampler:
+        """Return the epoch and index of each sample that this process has in some steps."""
+        return StepSampler(
+            count=len(self.data.train),
+            steps=steps,
+            steps_per_epoch=self._steps_per_epoch,
+            batch_size=self.config.training.batch_size,
+            seed=self.config.seed,
+            rank=self.processes.rank,
+            processes=self.processes.count,
         )
 
     def _compiled(self) -> nn.Module:
@@ -248,6 +256,7 @@ class Trainer:
                 "--optimizer.learning-rate or --optimizer.stride-learning-rate."
             )
         samples = len(labels) * self.processes.count
+        self.loss = sums[0] / samples
         self._sums = [a + b for a, b in zip(self._sums, [*sums, samples], strict=True)]
 
     def _update(self, loss: Tensor) -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from diffstride_experiments.data import ImageFolder, image_sizes
+from diffstride_experiments.data import ImageFolder, image_files
 from diffstride_experiments.errors import ExperimentError
 from PIL import Image
 from pydantic import ValidationError
@@ -200,6 +200,14 @@ def test_unreadable_images_end_the_run_or_are_skipped(folder, options, in_memory
         torch.testing.assert_close(image, pixels(folder / f"{name}.jpg") / 255)
 
 
+def test_image_that_would_be_clipped_is_unreadable(folder, options):
+    path = folder / "train" / "cat" / "2.png"
+    pixels = np.full((8, 12), 40_000, np.uint16)
+    Image.fromarray(pixels).save(path)
+    data = options(unreadable="skip").load("test")
+    assert data.skipped == (f"{path}: more than 8 bits a channel (Pillow's mode I;16)",)
+
+
 def test_long_list_of_unreadable_images_is_cut(folder, options):
     for path in folder.glob("train/*/*"):
         path.write_bytes(b"")
@@ -262,11 +270,13 @@ def test_unfit_folders_are_explained(folder, options, tmp_path):
 def test_only_changed_and_unreadable_images_are_checked_again(folder, options, monkeypatch):
     checked = []
 
-    def load(path):
-        checked.append(path)
-        return default_loader(path)
+    read_image = image_files.read_image
 
-    monkeypatch.setattr(image_sizes, "default_loader", load)
+    def read(path):
+        checked.append(path)
+        return read_image(path)
+
+    monkeypatch.setattr(image_files, "read_image", read)
     broken = folder / "train" / "dog" / "1.jpg"
     broken.write_bytes(b"no image")
     skip = options(unreadable="skip")

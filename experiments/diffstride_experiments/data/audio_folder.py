@@ -98,8 +98,9 @@ class AudioFolder(FileSource):
 
     @model_validator(mode="after")
     def _check_windows(self) -> Self:
-        if self._in_samples(self.hop_ms) < 1:
-            raise ValueError(f"hop_ms must be at least one sample long, got {self.hop_ms}")
+        for name, value in (("hop_ms", self.hop_ms), ("window_ms", self.window_ms)):
+            if self._in_samples(value) < 2:
+                raise ValueError(f"{name} must be at least two samples long, got {value}")
         if self.seconds * 1000 < self.window_ms:
             raise ValueError(
                 f"seconds must be at least a window, {self.window_ms / 1000}, got {self.seconds}"

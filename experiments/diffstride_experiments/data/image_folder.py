@@ -9,11 +9,10 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 from torchvision import datasets
-from torchvision.datasets.folder import default_loader
 from torchvision.transforms import Compose, v2
 
 from diffstride_experiments.data.files import FileSource, Unreadable, check_classes, read_files
-from diffstride_experiments.data.image_sizes import image_sizes
+from diffstride_experiments.data.image_files import image_sizes, read_image
 from diffstride_experiments.data.samples import Normalise, Samples, ShiftFlip
 from diffstride_experiments.data.source import Data, EvaluateOn
 from diffstride_experiments.errors import ExperimentError
@@ -131,8 +130,8 @@ class ImageFolder(FileSource):
     def _to_size(self) -> list[Callable[[Any], Any]]:
         """Return what makes of a path an image of the size that augmentation starts from."""
         if self.size is None:
-            return [default_loader]
-        return [default_loader, v2.Resize(self.size), v2.CenterCrop(self.size)]
+            return [read_image]
+        return [read_image, v2.Resize(self.size), v2.CenterCrop(self.size)]
 
     def _transforms(self) -> tuple[Compose, Compose]:
         """Return what makes samples of items, for training and for evaluation."""
@@ -141,7 +140,7 @@ class ImageFolder(FileSource):
             finish = [v2.PILToTensor(), normalise]
             crop = [v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip()]
             centre = [v2.Resize(round(self.size * 256 / 224)), v2.CenterCrop(self.size)]
-            return tuple(Compose([default_loader, *middle, *finish]) for middle in (crop, centre))
+            return tuple(Compose([read_image, *middle, *finish]) for middle in (crop, centre))
         start = [] if self.in_memory else [*self._to_size(), v2.PILToTensor()]
         augment = [ShiftFlip(self.pad)] if self.augmentation == "shift-flip" else []
         return Compose([*start, *augment, normalise]), Compose([*start, normalise])

@@ -1,15 +1,15 @@
-"""Finding out which images can be read, and their sizes."""
+"""Reading images, and finding out which cannot be read."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets.folder import default_loader
+from PIL import Image
 
 from diffstride_experiments.data.cache import digest, file_states, load_array, save_array
 from diffstride_experiments.data.files import Unreadable, read_files
 
-__all__ = ["image_sizes"]
+__all__ = ["image_sizes", "read_image"]
 
 
 def image_sizes(
@@ -51,5 +51,19 @@ def image_sizes(
     return [unreadable.get(index) or known[key] for index, key in enumerate(keys)]
 
 
+def read_image(path: str) -> Image.Image:
+    """Decode an image and make it one of red, green and blue.
+
+    Raises
+    ------
+    OSError, ValueError, SyntaxError
+        If it cannot be decoded whole, or has more than 8 bits a channel, which Pillow would clip.
+    """
+    with Image.open(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"more than 8 bits a channel (Pillow's mode {image.mode})")
+        return image.convert("RGB")
+
+
 def _size(path: str) -> tuple[int, int]:
-    return default_loader(path).size
+    return read_image(path).size
