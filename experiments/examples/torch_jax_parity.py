@@ -478,18 +478,17 @@ def draw(comparisons: Sequence[Comparison]) -> plotting.Figure:
         for axes in column:
             plotting.open_frame(axes)
     ylabels = ("loss", "|PyTorch − JAX|", "stride − initial stride", "|PyTorch − JAX|")  # noqa: RUF001
-    titles = (None, "no point: equal", "PyTorch; rings: JAX", None)
+    titles = (None, "no point: equal", "PyTorch; rings: JAX", "no point: equal")
     for row, ylabel, title in zip(grid, ylabels, titles, strict=True):
         row[0].set_ylabel(ylabel)
-        if row is not grid[3]:
-            row[-1].legend(
-                loc="center left",
-                bbox_to_anchor=(1.02, 0.5),
-                frameon=False,
-                fontsize="small",
-                title=title,
-                title_fontsize="small",
-            )
+        row[-1].legend(
+            loc="center left",
+            bbox_to_anchor=(1.02, 0.5),
+            frameon=False,
+            fontsize="small",
+            title=title,
+            title_fontsize="small",
+        )
     figure.align_ylabels(grid[:, 0])
     return figure
 

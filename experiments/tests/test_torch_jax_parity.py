@@ -36,13 +36,6 @@ def test_the_bounds_hold_in_every_step(comparison, quantity):
 
 
 @pytest.mark.slow
-def test_training_moved_the_strides_and_the_output_sizes(comparison):
-    strides = comparison.jax_trajectories[1].strides
-    assert abs(strides[-1] - strides[0]).max() > 0.05
-    assert not np.array_equal(np.ceil(28 / strides[0]), np.ceil(28 / strides[-1]))
-
-
-@pytest.mark.slow
 def test_a_stride_rate_wrong_by_a_millionth_is_detected(script, comparison):
     run = comparison.torch_runs[2]
     rates = tuple(rate * (1 + 1e-6) for rate in run.stride_rates)
