@@ -2,6 +2,9 @@
 
 from diffstride_core import NothingToCropWarning as NothingToCropWarning
 from diffstride_core import __version__ as __version__
+from diffstride_numpy.explain import AxisExplanation as AxisExplanation
+from diffstride_numpy.explain import Explanation as Explanation
+from diffstride_numpy.explain import explain as explain
 from diffstride_numpy.functional import authors_strides as authors_strides
 from diffstride_numpy.functional import complexity as complexity
 from diffstride_numpy.functional import complexity_with_pullback as complexity_with_pullback

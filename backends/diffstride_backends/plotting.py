@@ -25,6 +25,7 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure, SubFigure
+    from matplotlib.image import AxesImage
     from matplotlib.patches import Rectangle
     from matplotlib.ticker import MaxNLocator
 except ModuleNotFoundError as error:
@@ -307,3 +308,203 @@ def draw_kept_spectrum(
     panels[2].set_title(f"output, {output.shape[0]}x{output.shape[1]}", fontsize="medium")
     for style, label in (("-", "window = 1/2"), ("--", "crop at M/2")):
         panels[1].plot([], [], style, color=VERMILLION, label=label)
+
+
+_FAINTEST = -80.0
+"""The level in dB below which amplitudes are drawn alike; masked ones have none."""
+
+
+def decibels(amplitude: Floats, loudest: float) -> Floats:
+    """Return amplitudes in dB of the loudest, at least -80."""
+    ratio = amplitude / (loudest if loudest > 0 else 1.0)
+    return np.asarray(20 * np.log10(np.maximum(ratio, 10 ** (_FAINTEST / 20))))
+
+
+def draw_levels(
+    axes: Axes, levels: Floats, rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> AxesImage:
+    """Draw a spectrum, given in dB, as an image over its frequencies.
+
+    Parameters
+    ----------
+    axes : Axes
+    levels : ndarray, shape (H, W)
+        From `decibels`.
+    rows, columns : ndarray of int, shapes (H,) and (W,)
+        Ascending.
+
+    Returns
+    -------
+    AxesImage
+        For a colour bar.
+    """
+    extent = (columns[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5, rows[0] - 0.5)
+    image = axes.imshow(levels, cmap="Greys", vmin=_FAINTEST, vmax=0, extent=extent)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5, integer=True))
+    return image
+
+
+def draw_signed_image(axes: Axes, image: Floats) -> AxesImage:
+    """Draw an image of either sign: white at 0, orange below it and purple above.
+
+    Returns
+    -------
+    AxesImage
+        For a colour bar.
+    """
+    largest = float(np.abs(image).max()) or 1.0
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return axes.imshow(image, cmap="PuOr", vmin=-largest, vmax=largest)
+
+
+def draw_contributions(axes: Axes, frequency: NDArray[np.int64], contributions: Floats) -> None:
+    """Draw the share of each bin of the ramp in a stride's gradient as a bar at its frequency."""
+    axes.bar(frequency, contributions, color=ORANGE, edgecolor="black", linewidth=0.5)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    axes.set_xlabel("frequency k, cycles per N samples")
+    axes.set_ylabel("contribution to dS")
+    open_frame(axes)
+
+
+def plot_explanation(explained: Any) -> Figure:
+    """Draw what a call of `diffstride_numpy.explain` has found.
+
+    Above the forward pass: input, spectrum, what mask and crop leave of it, output. Below, per
+    axis, the mask and the share of each bin of its ramp in dS, and the gradient of the input.
+
+    Parameters
+    ----------
+    explained : diffstride_numpy.Explanation
+        Of one or two resized axes; of other axes the first entry is drawn.
+
+    Returns
+    -------
+    Figure
+    """
+    if len(explained.axes) == 2:
+        figure = make_figure(18, 7.4)
+        # Not compressed: that would make the curves as narrow as the images.
+        figure.set_layout_engine("constrained")
+        panels = figure.subplot_mosaic(
+            [
+                ["x", "spectrum", "masked", "cropped", "y"],
+                ["mask 0", "dS 0", "mask 1", "dS 1", "dx"],
+            ]
+        )
+        _draw_explained_image(figure, panels, explained)
+    else:
+        figure = make_figure(13, 6.4)
+        panels = figure.subplot_mosaic([["x", "spectrum", "y"], ["mask 0", "dS 0", "dx"]])
+        _draw_explained_signal(panels, explained)
+
+    loss = "the loss sum(y²)/2" if explained.dy is explained.y else "the given dy"
+    for i, axis in enumerate(explained.axes):
+        draw_window(panels[f"mask {i}"], _window_of(axis))
+        panels[f"mask {i}"].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        bins = f"{len(axis.ramp)} bin" + ("" if len(axis.ramp) == 1 else "s")
+        draw_contributions(panels[f"dS {i}"], axis.ramp, axis.contributions)
+        is_last = i == len(explained.axes) - 1
+        equation = f" (Eq. {3 + is_last})" if explained.convention == "paper" else ""
+        panels[f"mask {i}"].set_title(
+            f"mask{equation}, axis {axis.axis}\nS = {axis.S:.4g}: N = {axis.N} → M = {axis.M}"
+        )
+        panels[f"dS {i}"].set_title(
+            f"dS = {axis.dS:.4g}, axis {axis.axis}\nfrom {bins} of the ramp"
+        )
+    panels["dx"].set_title(f"gradient dx\nof {loss}")
+    legend_below(figure, panels["mask 0"])
+    figure.suptitle(
+        f"diff_stride, convention {explained.convention}, smoothness R = {explained.smoothness:g}, "
+        f"norm {explained.norm}"
+    )
+    return figure
+
+
+def _window_of(axis: Any) -> AxisWindow:
+    """Return an explained axis's window over -(N//2), ..., N//2, where its spectrum may have less.
+
+    Of a half spectrum by its mirror image; an even size's N/2 and -N/2 are one bin.
+    """
+    frequency = np.arange(-(axis.N // 2), axis.N // 2 + 1)
+    index = np.abs(frequency) if axis.k[0] == 0 else (frequency - axis.k[0]) % axis.N
+    return AxisWindow(axis.N, axis.M, axis.S, frequency, axis.mask[index])
+
+
+def _first_entry(explained: Any, array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array along the resized axes in their order, the first along all others."""
+    axes = [axis.axis for axis in explained.axes]
+    last = np.moveaxis(array, axes, range(-len(axes), 0))
+    return np.asarray(last[(0,) * (last.ndim - len(axes))])
+
+
+def _spectra_in_decibels(explained: Any) -> list[Floats]:
+    spectra = (explained.spectrum, explained.masked_spectrum, explained.cropped_spectrum)
+    amplitudes = [np.abs(_first_entry(explained, spectrum)) for spectrum in spectra]
+    return [decibels(amplitude, float(amplitudes[0].max())) for amplitude in amplitudes]
+
+
+def _draw_explained_image(figure: Figure, panels: dict[str, Axes], explained: Any) -> None:
+    for name, title in (("x", "input x"), ("y", "output y")):
+        image = _first_entry(explained, getattr(explained, name))
+        limits = float(image.min()), float(image.max())
+        draw_image(panels[name], image, limits, view=(explained.axes[0].N, explained.axes[1].N))
+        panels[name].set_title(f"{title}\n{image.shape[0]} x {image.shape[1]}")
+    drawn = draw_signed_image(panels["dx"], _first_entry(explained, explained.dx))
+    figure.colorbar(drawn, ax=panels["dx"], shrink=0.6)
+
+    rows, columns = explained.axes
+    full, masked, cropped = _spectra_in_decibels(explained)
+    for name, title, levels, frequencies in (
+        ("spectrum", "spectrum X", full, (rows.k, columns.k)),
+        ("masked", "masked spectrum", masked, (rows.k, columns.k)),
+        ("cropped", "cropped spectrum", cropped, (rows.k_cropped, columns.k_cropped)),
+    ):
+        drawn = draw_levels(panels[name], levels, *frequencies)
+        panels[name].set_title(f"{title}\n{levels.shape[0]} x {levels.shape[1]}")
+        panels[name].set_xlabel(f"frequency, axis {columns.axis}")
+        panels[name].set_ylabel(f"frequency, axis {rows.axis}")
+    spectra = [panels[name] for name in ("spectrum", "masked", "cropped")]
+    figure.colorbar(drawn, ax=spectra, shrink=0.6, label="dB of the largest")
+
+    panel, windows = panels["spectrum"], [_window_of(axis) for axis in explained.axes]
+    view = panel.get_xlim(), panel.get_ylim()
+    # A mask that is 1 everywhere has no contour to draw.
+    if min(axis.N for axis in explained.axes) > 1 and min(w.mask.min() for w in windows) < 0.5:
+        draw_crop(panel, windows, GREEN)
+        for style, label in (("-", "mask = 1/2 in X"), ("--", "crop at M/2 in X")):
+            panels["mask 0"].plot([], [], style, color=GREEN, label=label)
+    panel.set(xlim=view[0], ylim=view[1])
+
+
+def _draw_explained_signal(panels: dict[str, Axes], explained: Any) -> None:
+    (axis,) = explained.axes
+    inputs, outputs = np.arange(axis.N), np.arange(axis.M) * axis.N / axis.M
+    for name, title, positions, colour in (
+        ("x", f"input x\n{axis.N} samples", inputs, BLUE),
+        ("y", f"output y\n{axis.M} samples", outputs, VERMILLION),
+        ("dx", "", inputs, BLUE),
+    ):
+        curve = _first_entry(explained, getattr(explained, name))
+        marker = "o" if len(curve) <= 96 else None
+        panels[name].plot(positions, curve, color=colour, marker=marker, markersize=2.5)
+        panels[name].set_title(title)
+        panels[name].set_xlabel("sample n of the input")
+        open_frame(panels[name])
+
+    full, masked, cropped = _spectra_in_decibels(explained)
+    panel = panels["spectrum"]
+    for frequency, levels, style, label in (
+        (axis.k, full, {"color": GREY, "linewidth": 3, "alpha": 0.6}, "spectrum X"),
+        (axis.k, masked, {"color": BLUE, "linewidth": 1.5}, "masked"),
+        (axis.k_cropped, cropped, {"color": VERMILLION, "linestyle": ":"}, "cropped"),
+    ):
+        panel.plot(frequency, levels, label=label, **style)
+    panel.set_title(f"spectra\n{len(full)} bins → {len(cropped)}")
+    panel.set_xlabel("frequency k, cycles per N samples")
+    panel.set_ylabel("dB of the largest")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.legend(loc="lower center", fontsize="small")
+    open_frame(panel)

@@ -27,18 +27,25 @@ def test_example_runs(block, capsys):
     assert capsys.readouterr().out
 
 
-PAGES = [ROOT / "docs/jax.md", *sorted((ROOT / "docs/torch").glob("*.md"))]
+PAGES = {
+    page.relative_to(ROOT / "docs").as_posix(): blocks
+    for page in sorted((ROOT / "docs").rglob("*.md"))
+    if (blocks := re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
+}
+del PAGES["cupy.md"]  # needs a GPU; test_cupy.py runs it
 
 
 # The exporter's own.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES)
 def test_examples_of_a_page_run_in_their_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
-    assert len(blocks) >= 2
-    exec(compile("\n".join(blocks), page.name, "exec"), {})
+    exec(compile("\n".join(PAGES[page]), page, "exec"), {})
+
+
+def test_pages_with_examples_are_found():
+    assert {"index.md", "jax.md", "mathematics.md", "torch/training.md"} <= set(PAGES)
 
 
 def test_readme_links_every_page():

@@ -1,0 +1,484 @@
+"""NumPy as a microscope: one call of `diff_stride` with everything that it computes on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from diffstride_backends import host
+from diffstride_backends.functional import Functional
+from diffstride_backends.numpy_backend import BACKEND, WITH_PULLBACK
+from numpy.typing import NDArray
+
+from diffstride_core import resample
+from diffstride_core.arguments import Limits
+from diffstride_core.ops import ArrayOps
+from diffstride_core.plan import AxisPlan, Plan
+from diffstride_core.window import Mask, Term, Window, spread_strides
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Floats = NDArray[np.floating]
+Doubles = NDArray[np.float64]
+Complexes = NDArray[np.complex128]
+Frequencies = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AxisExplanation:
+    """One resized axis. Frequencies are in cycles per N samples; masks have no unit.
+
+    Attributes
+    ----------
+    axis : int
+        Counted from the end.
+    N, M : int
+        Input and output size, in samples (H or W in Eqs. 3 and 4; M is what Crop of Algorithm 1
+        leaves).
+    S : float
+        The stride that is used: the parameter within its bounds.
+    q : float
+        Where Eq. 3 reaches 0, a frequency: M is the least even size, at most N, with q <= M/2,
+        unless the caller chose the size.
+    k : ndarray of int, shape (F,)
+        The frequencies of the spectrum, centred: -(N//2), ..., (N-1)//2, so F = N.
+    mask : ndarray, shape (F,)
+        The mask at `k`: Eq. 3, and Eq. 4 on the last axis of the paper's convention.
+    dmask : ndarray, shape (F,)
+        Its derivative in the stride, dmask/dS, at `k`.
+    k_cropped : ndarray of int, shape (G,)
+        The frequencies of the output's spectrum, centred: -(M//2), ..., (M-1)//2, so G = M.
+    mask_cropped : ndarray, shape (G,)
+        The mask at what is written to `k_cropped`.
+    ramp : ndarray of int, shape (P,)
+        The kept frequencies where 0 < mask < 1 or dmask/dS is not 0: at a mask of exactly 1 or
+        0, dmask/dS is one-sided. A frequency k > 0 stands for -k too.
+    ramp_mask, ramp_dmask : ndarray, shape (P,)
+        mask and dmask/dS there.
+    contributions : ndarray, shape (P,)
+        The share of each of these bins in `dS`: dmask/dS times the derivative of the loss in the
+        mask there.
+    """
+
+    axis: int
+    N: int
+    M: int
+    S: float
+    q: float
+    k: Frequencies
+    mask: Doubles
+    dmask: Doubles
+    k_cropped: Frequencies
+    mask_cropped: Doubles
+    ramp: Frequencies
+    ramp_mask: Doubles
+    ramp_dmask: Doubles
+    contributions: Doubles
+    _make_matrix: Callable[[], NDArray[Any]] = field(repr=False)
+
+    @property
+    def dS(self) -> float:  # noqa: N802
+        """The derivative of the loss in this axis's stride: the sum of `contributions`."""
+        return float(np.sum(self.contributions))
+
+    @cached_property
+    def A(self) -> NDArray[Any]:  # noqa: N802
+        """The axis's operator as a matrix, shape (M, N): y = A_h x A_w^T in two dimensions.
+
+        Mask, crop and both transforms of Algorithm 1 in one. The norm's factor is in the matrix of
+        one of the axes. Made when it is first asked for, since that of a long signal is large.
+        """
+        return self._make_matrix()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation:
+    """What one call of `diff_stride` computes: its forward pass and its backward pass.
+
+    The shapes are those of `x` but for the sizes along the resized axes, written (N_h, N_w) here
+    for two of them. Spectra are in the unit of `x`, with the normalisation that `norm` names in
+    `numpy.fft`, and in double precision.
+
+    Attributes
+    ----------
+    convention, norm : str
+    smoothness : float
+        R of Eqs. 3 and 4, a frequency; a fraction of the pass band in the relative convention.
+    x : ndarray, shape (..., N_h, N_w)
+        The input.
+    strides : ndarray, shape (), (1,) or (d,)
+        The parameters as given, S of Algorithm 1.
+    axes : tuple of AxisExplanation
+        The resized axes in the order given: height, then width.
+    spectrum : ndarray of complex, shape (..., F_h, F_w)
+        The DFT of x over the resized axes, frequency 0 in the middle (Algorithm 1).
+    masked_spectrum : ndarray of complex, shape (..., F_h, F_w)
+        The spectrum times the masks of all axes, whose outer product is Eq. 5.
+    cropped_spectrum : ndarray of complex, shape (..., G_h, G_w)
+        The masked spectrum without the frequencies above the output's Nyquist (Algorithm 1, Crop).
+        At an even size's Nyquist it has the mean of +M/2 and -M/2, so that the output is real.
+    y : ndarray, shape (..., M_h, M_w)
+        The output, the inverse DFT of `cropped_spectrum` (Algorithm 1). Of the dtype of `x`.
+    dy : ndarray, of the shape of `y`
+        The derivative of the loss in y. By default y itself, that is, the loss sum(y^2)/2.
+    dx : ndarray, of the shape of `x`
+        The derivative of the loss in x.
+    dS : ndarray, of the shape of `strides`
+        The derivative of the loss in the strides; where one stride is shared, the sum over the
+        axes.
+
+    Notes
+    -----
+    The **tensorflow** convention works on the half spectrum of a real input: on its last axis the
+    frequencies are k = 0, ..., N//2 and 0, ..., M//2, so that F = N//2 + 1 and G = M//2 + 1. The
+    height's mask is centred beside frequency 0, and its ramp has bins of either sign. The
+    cropped rows are written in their order: of an odd height one lands on another's frequency, and
+    `mask_cropped` is the mask of what was written there. The inverse transform is complex along
+    the height; along the width it ignores the imaginary part of the first and the last column.
+    The matrices are complex, and y is the real part of A_h x A_w^T. S is rounded to single
+    precision where it is used. `dmask` is 0 where that convention gives a stride no gradient.
+    """
+
+    convention: str
+    smoothness: float
+    norm: str
+    x: Floats
+    strides: Floats
+    axes: tuple[AxisExplanation, ...]
+    spectrum: Complexes
+    masked_spectrum: Complexes
+    cropped_spectrum: Complexes
+    y: Floats
+    dy: Floats
+    dx: Floats
+    dS: Floats  # noqa: N815
+
+    def __str__(self) -> str:
+        lines = [
+            f"diff_stride, convention {self.convention}, smoothness R = {self.smoothness:g}, "
+            f"norm {self.norm}",
+            f"x {self.x.shape} -> y {self.y.shape}, {self.x.dtype}",
+        ]
+        given = np.broadcast_to(self.strides, len(self.axes))
+        for axis, stride in zip(self.axes, given.tolist(), strict=True):
+            bounded = "" if np.isclose(axis.S, stride) else f" (given {stride:.6g})"
+            lines.append(
+                f"axis {axis.axis}: N = {axis.N}, M = {axis.M}, S = {axis.S:.6g}{bounded}, "
+                f"{len(axis.ramp)} bins on the ramp, dS = {axis.dS:.6g}"
+            )
+        total = ", ".join(f"{slope:.6g}" for slope in np.ravel(self.dS))
+        lines.append(f"dS = {total} for {self._loss}")
+        return "\n".join(lines)
+
+    @property
+    def _loss(self) -> str:
+        return "the loss sum(y^2)/2" if self.dy is self.y else "the given dy"
+
+    def plot(self) -> Figure:
+        """Draw everything as one figure; needs Matplotlib, the extra ``plot``.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Of one or two resized axes. Where the array has other axes, the first entry along them
+            is drawn; dS is that of all.
+
+        Raises
+        ------
+        ValueError
+            If there are more than two resized axes, or if another axis is empty.
+        """
+        if len(self.axes) > 2:
+            raise ValueError(f"plot needs 1 or 2 resized axes, got {len(self.axes)}")
+        if self.x.size == 0:
+            raise ValueError(f"plot needs an array that is not empty, got shape {self.x.shape}")
+        from diffstride_backends import plotting
+
+        return plotting.plot_explanation(self)
+
+
+def explain(
+    x: Floats,
+    strides: Any,
+    *,
+    dy: Floats | None = None,
+    sizes: Sequence[int] | None = None,
+    axes: int | Sequence[int] = (-2, -1),
+    smoothness: float | None = None,
+    limits: Limits | None = (None, None),
+    cropping: bool = True,
+    norm: str | None = None,
+    convention: str = "paper",
+    method: str = "auto",
+) -> Explanation:
+    """Run `diff_stride` and return its intermediates, forward and backward.
+
+    Parameters
+    ----------
+    x : ndarray, shape (..., N_1, ..., N_d, ...)
+        An image, a signal (with ``axes=-1``) or a batch of them.
+    strides, sizes, axes, smoothness, limits, cropping, norm, convention, method
+        As for `diff_stride`.
+    dy : ndarray, of the shape and dtype of the output, optional
+        The derivative of a loss in the output. By default the output y itself, which is that of
+        the loss sum(y^2)/2.
+
+    Returns
+    -------
+    Explanation
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `diff_stride`, and for a `dy` of another kind, shape or dtype than the output.
+
+    Notes
+    -----
+    Output, masks, matrices and gradients are the library's own. The layer resizes by matrices or
+    real transforms of one axis after the other; the spectra are what these stand for, computed from
+    the definition by `numpy.fft`. Each bin's share in dS is a backward pass in which the mask moves
+    in that bin alone: it takes as many passes as there are bins on the ramps.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from diffstride_numpy import explain
+    >>> t = np.arange(64) / 64
+    >>> x = np.sin(2 * np.pi * 3 * t) + 0.5 * np.sin(2 * np.pi * 18 * t)
+    >>> e = explain(x, 2.0, axes=-1)
+    >>> print(e)
+    diff_stride, convention paper, smoothness R = 4, norm forward
+    x (64,) -> y (40,), float64
+    axis -1: N = 64, M = 40, S = 2, 4 bins on the ramp, dS = -7.5
+    dS = -7.5 for the loss sum(y^2)/2
+    >>> axis = e.axes[0]
+    >>> axis.ramp.tolist(), axis.ramp_mask.tolist()
+    ([17, 18, 19, 20], [1.0, 0.75, 0.5, 0.25])
+    >>> (axis.contributions.round(3) + 0.0).tolist()  # the wave of frequency 18 alone
+    [0.0, -7.5, 0.0, 0.0]
+    >>> bool(np.allclose(axis.A @ x, e.y))
+    True
+    """
+    plan, x, parameters = _CHECKED.diff_stride(
+        x,
+        strides,
+        sizes=sizes,
+        axes=axes,
+        smoothness=smoothness,
+        limits=limits,
+        cropping=cropping,
+        norm=norm,
+        convention=convention,
+        method=method,
+    )
+    _check_cotangent(dy, plan.output_shape(x.shape), x.dtype)
+    norm = plan.window.default_norm if norm is None else norm
+    y, pullback = WITH_PULLBACK.resample(plan, x, parameters)
+    dy = y if dy is None else dy
+    dx, dstrides = pullback(dy)
+
+    explained = tuple(_explain_axis(plan, i, x, parameters, dy) for i in range(len(plan.axes)))
+    spectrum = _spectrum(plan, x, norm)
+    masked = spectrum
+    for axis in explained:
+        masked = masked * axis.mask.reshape(-1, *[1] * (-1 - axis.axis))
+    cropped = masked
+    for i, axis in enumerate(plan.axes):
+        cropped = np.moveaxis(_crop(plan, i, np.moveaxis(cropped, axis.axis, 0)), 0, axis.axis)
+    return Explanation(
+        convention=plan.window.name,
+        smoothness=plan.smoothness,
+        norm=norm,
+        x=x,
+        strides=parameters,
+        axes=explained,
+        spectrum=spectrum,
+        masked_spectrum=masked,
+        cropped_spectrum=cropped,
+        y=y,
+        dy=dy,
+        dx=dx,
+        dS=dstrides,
+    )
+
+
+def _plan_and_arrays(
+    backend: Any, forward: Any, vjp: Any, plan: Plan, x: Floats, strides: Floats
+) -> tuple[Plan, Floats, Floats]:
+    return plan, x, strides
+
+
+# The checks of `diff_stride`, and what it would go on with.
+_CHECKED: Functional[Floats, tuple[Plan, Floats, Floats]] = Functional(BACKEND, _plan_and_arrays)
+
+
+def _check_cotangent(dy: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if dy is None:
+        return
+    if not isinstance(dy, np.ndarray):
+        raise TypeError(f"dy must be a numpy.ndarray, got {type(dy).__name__}")
+    if dy.shape != shape or dy.dtype != dtype:
+        raise ValueError(
+            f"dy must have the output's shape {shape} and dtype {dtype}, got {dy.shape} and "
+            f"{dy.dtype}"
+        )
+
+
+def _explain_axis(
+    plan: Plan, index: int, x: Floats, strides: Floats, dy: Floats
+) -> AxisExplanation:
+    axis = plan.axes[index]
+    used = axis.bounds.apply(float(spread_strides(BACKEND, strides, len(plan.axes))[index]))
+    uncropped = plan.window.uncropped_size(axis.size, axis.is_last)
+    every_k, _, everywhere = _bins(_with_size(plan, index, uncropped), index, strides)
+    k, j, mask = _bins(plan, index, strides)
+    on_ramp = np.flatnonzero(((mask.value > 0) & (mask.value < 1)) | (mask.slope != 0))
+    # Rows are numbered from 0 to N - 1; a half spectrum can be written by negative frequencies.
+    signed = _centred(axis.size)[(k + axis.size // 2) % axis.size]
+    return AxisExplanation(
+        axis=axis.axis,
+        N=axis.size,
+        M=axis.output_size,
+        S=used,
+        q=plan.window.cutoff(axis.size, plan.smoothness, used),
+        k=_frequencies(plan, index, axis.size),
+        mask=_at_frequencies(plan, index, axis.size, every_k, everywhere.value),
+        dmask=_at_frequencies(plan, index, axis.size, every_k, everywhere.slope),
+        k_cropped=_frequencies(plan, index, axis.output_size),
+        mask_cropped=_at_frequencies(plan, index, axis.output_size, j, mask.value),
+        ramp=(signed if _has_rows(plan, index) else np.abs(k))[on_ramp],
+        ramp_mask=mask.value[on_ramp],
+        ramp_dmask=mask.slope[on_ramp],
+        contributions=_contributions(plan, index, on_ramp, x, strides, dy),
+        _make_matrix=partial(_matrix, plan, index, strides, x.dtype.name),
+    )
+
+
+def _bins(plan: Plan, index: int, strides: Floats) -> tuple[Frequencies, Frequencies, Mask]:
+    """Return the frequencies that an axis reads and writes, and the mask there."""
+    basis, axis = plan.window.terms(plan.axes)[0][index], plan.axes[index]
+    k, j, _ = basis.bins(basis.size, basis.output_size)
+    stride = spread_strides(BACKEND, strides, len(plan.axes))[index]
+    mask = plan.window.mask(BACKEND, axis, plan.smoothness, stride, strides)
+    return k, j, mask
+
+
+def _with_size(plan: Plan, index: int, output_size: int) -> Plan:
+    axes = list(plan.axes)
+    axes[index] = replace(axes[index], output_size=output_size)
+    return replace(plan, axes=tuple(axes))
+
+
+# Three kinds of axis: of the clean conventions (`has_fft`), where a bin k stands for -k too and the
+# spectrum shows both; and of the tensorflow convention, the height, with a bin for each row of the
+# spectrum, and the width, which has half a spectrum.
+
+
+def _has_rows(plan: Plan, index: int) -> bool:
+    return not plan.window.has_fft and not plan.axes[index].is_last
+
+
+def _has_half(plan: Plan, index: int) -> bool:
+    return not plan.window.has_fft and plan.axes[index].is_last
+
+
+def _centred(size: int) -> Frequencies:
+    return np.arange(size) - size // 2
+
+
+def _frequencies(plan: Plan, index: int, size: int) -> Frequencies:
+    return np.arange(size // 2 + 1) if _has_half(plan, index) else _centred(size)
+
+
+def _at_frequencies(
+    plan: Plan, index: int, size: int, bins: Frequencies, values: Doubles
+) -> Doubles:
+    """Return values given at bins at all frequencies of an axis, 0 where there is no bin."""
+    full = np.zeros(size)
+    # A bin stands for its mirror image too, unless that has a bin of its own.
+    full[-bins % size] = values
+    full[bins % size] = values
+    return full[_frequencies(plan, index, size) % size]
+
+
+def _spectrum(plan: Plan, x: Floats, norm: str) -> Complexes:
+    """Return the DFT over the resized axes, centred; half of it as the convention has it."""
+    axes = [axis.axis for axis in plan.axes]
+    spectrum = np.fft.fftshift(np.fft.fftn(x.astype(np.float64), axes=axes, norm=norm), axes)
+    for index, axis in enumerate(plan.axes):
+        kept = _frequencies(plan, index, axis.size) + axis.size // 2
+        spectrum = np.take(spectrum, kept % axis.size, axis.axis)
+    return spectrum
+
+
+def _crop(plan: Plan, index: int, spectrum: Complexes) -> Complexes:
+    """Crop a spectrum along its first axis, which is the resized axis of the given index."""
+    N, M = plan.axes[index].size, plan.axes[index].output_size
+    if _has_half(plan, index):
+        return spectrum[: M // 2 + 1]
+    # From here on frequency k is entry k, and entry -k that of -k.
+    spectrum = np.fft.ifftshift(spectrum, 0)
+    cropped = np.zeros((M, *spectrum.shape[1:]), dtype=spectrum.dtype)
+    basis = plan.window.terms(plan.axes)[0][index]
+    k, j, _ = basis.bins(N, M)
+    if not _has_rows(plan, index):
+        cropped[-j] = spectrum[-k]
+    cropped[j] = spectrum[k]
+    half = min(N, M) // 2
+    if plan.window.has_fft and 2 * half == min(N, M):
+        unpaired = (spectrum[half] + spectrum[-half]) / 2
+        # A longer output has both frequencies, a shorter one their sum alone.
+        cropped[half] = cropped[-half] = unpaired / 2 if M > N else unpaired
+    return np.fft.fftshift(cropped, 0)
+
+
+def _matrix(plan: Plan, index: int, strides: Floats, dtype: str) -> NDArray[Any]:
+    real, *imaginary = host.matrices(plan, BACKEND.host_values(strides), dtype)
+    if not imaginary:
+        return real[index]
+    # The second term has the sign of i^2 in the width's matrix.
+    sign = -1 if plan.axes[index].is_last else 1
+    return real[index] + sign * 1j * imaginary[0][index]
+
+
+@dataclass(frozen=True)
+class _OneBin(Window):
+    """A window that moves with the stride in one bin of one axis alone."""
+
+    window: Window
+    axis: int
+    bin: int
+
+    def mask(
+        self, ops: ArrayOps, axis: AxisPlan, smoothness: float, stride: Any, like: Any
+    ) -> Mask:
+        value, slope = self.window.mask(ops, axis, smoothness, stride, like)
+        moving = np.zeros_like(slope)
+        if axis.axis == self.axis:
+            moving[self.bin] = slope[self.bin]
+        return Mask(value, moving)
+
+    def terms(self, axes: tuple[AxisPlan, ...]) -> tuple[Term, ...]:
+        return self.window.terms(axes)
+
+
+def _contributions(
+    plan: Plan, index: int, bins: Frequencies, x: Floats, strides: Floats, dy: Floats
+) -> Doubles:
+    """Return the gradient in an axis's stride that each bin alone would give."""
+    name = plan.axes[index].axis
+    # One bin is a thin ramp, whatever the whole is.
+    thin = replace(plan, axes=tuple(replace(axis, sloped_bins=1) for axis in plan.axes))
+
+    def share(bin_: int) -> float:
+        window = _OneBin(plan.window, name, bin_)
+        _, slopes = resample.vjp(
+            BACKEND, replace(thin, window=window), dy, x, strides.astype(np.float64), (False, True)
+        )
+        return float(np.sum(slopes))
+
+    return np.array([share(bin_) for bin_ in bins.tolist()], dtype=np.float64)

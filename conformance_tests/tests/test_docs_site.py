@@ -1,0 +1,155 @@
+"""The documentation's site is built without a warning and its pages are good in a browser."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BROWSERS = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+CHROMIUM, DRIVER = next(filter(None, BROWSERS), None), shutil.which("chromedriver")
+
+# Some pages of each kind, and their headings.
+PAGES = {
+    "index": "DiffStride",
+    "mathematics": "The mathematics",
+    "plain_sums": "As plain sums",
+    "choosing": "Choosing convention, smoothness, norm and learning rate",
+    "performance": "How fast, and why",
+    "torch/surgery": "Swapping DiffStride into a model that exists",
+    "notebooks/2_how_a_stride_gets_a_gradient": "2. How a stride gets a gradient",
+    "api/numpy": "NumPy",
+    "api/torch": "PyTorch",
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Build the site; the notebooks have the outputs they came with."""
+    pytest.importorskip("myst_nb")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q"]
+    command += ["-d", str(folder / "doctrees"), str(ROOT / "docs"), str(folder / "html")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return folder / "html"
+
+
+@pytest.fixture(scope="module")
+def browser(site):
+    if not (CHROMIUM and DRIVER):
+        required = os.environ.get("DIFFSTRIDE_REQUIRE_BROWSER")
+        (pytest.fail if required else pytest.skip)(
+            "chromium and chromedriver are not both installed"
+        )
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking"):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def open_page(browser, site):
+    """Return what opens a page at a width in pixels, and returns the browser."""
+
+    def opened(page, width=1280):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        for log in ("browser", "performance"):
+            browser.get_log(log)  # which empties it
+        browser.get((site / f"{page}.html").as_uri())
+        return browser
+
+    return opened
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page(open_page, page):
+    browser = open_page(page)
+    heading = browser.execute_script("return document.querySelector('h1').firstChild.data")
+    assert heading == PAGES[page]
+    assert PAGES[page] in browser.title
+    broken = "return [...document.images].filter(i => !i.naturalWidth).map(i => i.src)"
+    assert browser.execute_script(broken) == []
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_asks_nothing_of_the_network(open_page, page):
+    browser = open_page(page)
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [
+        message["params"]["request"]["url"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    ]
+    assert urls
+    assert [url for url in urls if not url.startswith(("file:", "data:"))] == []
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("page", ["index", "mathematics", "performance"])
+def test_page_is_no_wider_than_the_window(open_page, page, width):
+    browser = open_page(page, width)
+    widths = "return [document.documentElement.scrollWidth, window.innerWidth]"
+    assert browser.execute_script(widths) == [width, width]
+
+
+@pytest.mark.parametrize("page", ["mathematics", "notebooks/2_how_a_stride_gets_a_gradient"])
+def test_mathematics_is_rendered(open_page, page):
+    browser = open_page(page)
+    formulas = browser.execute_script(
+        "return [...document.querySelectorAll('math')].map(m => [m.clientWidth || "
+        "m.getBoundingClientRect().width, m.getBoundingClientRect().height, m.textContent])"
+    )
+    assert len(formulas) > 10
+    assert all(width > 3 and height > 5 for width, height, _ in formulas)
+    # A fraction is as high as two lines.
+    assert max(height for _, height, _ in formulas) > 1.5 * min(height for _, height, _ in formulas)
+    assert [text for *_, text in formulas if "\\" in text] == []
+    assert "$" not in browser.execute_script(
+        "return [...document.querySelectorAll('article p')].map(p => p.innerText).join(' ')"
+    )
+
+
+def test_links_lead_somewhere(site):
+    missing = set()
+    for page in site.rglob("*.html"):
+        for link in re.findall(r'(?:href|src)="([^"#?]+)', page.read_text("utf-8")):
+            if not re.match(r"\w+:", link) and not (page.parent / link).exists():
+                missing.add((page.relative_to(site).as_posix(), link))
+    assert missing == set()
+
+
+def test_every_recipe_and_script_that_a_page_names_comes_with_the_site(site):
+    names = {path.name for path in (site / "_downloads").rglob("*") if path.is_file()}
+    assert {"oracle.py", "digits.toml", "CHANGELOG.md", "README.md", "layers.py"} <= names
+
+
+def test_support_range_is_that_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    floors = {"Python": project["requires-python"].removeprefix(">=")}
+    names = {"numpy": "NumPy", "scipy": "SciPy", "torch": "PyTorch", "jax": "JAX", "flax": "Flax"}
+    names |= {"equinox": "Equinox", "cupy-cuda12x": "CuPy", "matplotlib": "Matplotlib"}
+    for extra in ("torch", "flax", "equinox", "cupy-cuda12x", "plot"):
+        for requirement in (*project["dependencies"], *extras[extra]):
+            name, floor = requirement.split(">=")
+            floors[names.get(name, name)] = floor
+    page = (ROOT / "docs/support.md").read_text()
+    assert dict(re.findall(r"^\| ([\w-]+) \| ([\d.]+) \|", page, re.M)) == floors

@@ -1,0 +1,55 @@
+"""Settings of Sphinx; ``make docs`` builds the site."""
+
+import os
+import sys
+from pathlib import Path
+
+from diffstride_core import __version__
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # else importing modules looks for others
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+
+project = "DiffStride"
+author = "The DiffStride developers"
+project_copyright = "The DiffStride developers"
+release = version = __version__
+
+extensions = [
+    "links",
+    "mathml",
+    "myst_nb",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["**/.ipynb_checkpoints"]
+nitpicky = True
+
+# Pages are Markdown that a code host shows too.
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+# `make docs` executes the notebooks; building the site shows what they have.
+nb_execution_mode = "off"
+nb_ipywidgets_js = {}  # which would be fetched from the network
+
+# Docstrings: `name` links what is documented and emphasises what is not, such as an argument.
+default_role = "autolink"
+autodoc_typehints = "none"  # numpydoc's sections have the types
+autodoc_mock_imports = ["cupy"]
+nitpick_ignore_regex = [
+    ("py:obj", ".*"),  # the default role's: shown as they are
+    ("py:func", "_.*"),  # private
+]
+suppress_warnings = ["ref.citation"]  # a list of references, not of footnotes
+autosummary_generate = False  # the API has a page for each package, not one for each object
+numpydoc_show_class_members = False
+
+html_theme = "furo"
+html_title = "DiffStride"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_copy_source = False
+html_show_sphinx = False
