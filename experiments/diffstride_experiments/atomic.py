@@ -13,7 +13,8 @@ __all__ = ["replacing"]
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary neighbour of a file and put it in the file's place at the end.
 
-    A crash, a full disk or a power cut leaves the old file as it was.
+    A crash, a full disk or a power cut leaves the old file as it was. Several processes may write
+    the same file: the last one to finish wins.
 
     Parameters
     ----------
@@ -26,12 +27,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         Where to write the bytes. After an exception nothing is replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     if os.name == "posix":
         # The new name is on the disk only when its folder is.
         folder = os.open(path.parent, os.O_RDONLY)

@@ -26,7 +26,7 @@ class Checkpoints:
     folder : Path
         Where they are; made when the first is saved.
     owner : str
-        What the training is of. A checkpoint of another is refused.
+        What the training is, with all that decides its results. A checkpoint of another is refused.
     """
 
     def __init__(self, folder: Path, owner: str) -> None:
@@ -58,7 +58,7 @@ class Checkpoints:
         state : dict or None
             The state that was saved, its tensors on the host; None if there is no checkpoint.
         refused : list of str
-            Why newer files were not used.
+            Why newer files were not used. They have been renamed.
 
         Raises
         ------
@@ -70,15 +70,19 @@ class Checkpoints:
             try:
                 return self._read(path), refused
             except ExperimentError as error:
-                refused.append(str(error))
+                # Out of the way, so that it does not count as one of those that are kept.
+                aside = path.with_suffix(".refused")
+                refused.append(f"{error} It is now {aside.name}.")
+                path.replace(aside)
         if refused:
             raise ExperimentError(
-                "\n".join([*refused, f"Delete {self._folder} to train from the start."])
+                "\n".join([*refused, "No checkpoint is left: the same command trains anew."])
             )
         return None, refused
 
     def _paths(self) -> list[Path]:
-        return sorted(self._folder.glob("*.pt"), reverse=True)
+        # By this name only: others in the folder may be anybody's.
+        return sorted(self._folder.glob("[0-9]" * 8 + ".pt"), reverse=True)
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:

@@ -1,6 +1,8 @@
 """The options of a run: defaults, recipes and the command line."""
 
 import difflib
+import hashlib
+import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +26,18 @@ from pydantic import (
 from diffstride_experiments.data import DataOptions, Digits, EvaluateOn
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.methods import METHODS, Method, MethodName
-from diffstride_experiments.options import Options
-from diffstride_experiments.strides import Stride
+from diffstride_experiments.options import Options, Stride
 
-__all__ = ["Config", "Model", "Optimizer", "Training", "differences", "parse", "read_recipe"]
+__all__ = [
+    "Config",
+    "Model",
+    "Optimizer",
+    "Training",
+    "differences",
+    "fingerprint",
+    "parse",
+    "read_recipe",
+]
 
 NETWORKS = {
     "small_resnet": small_resnet,
@@ -165,7 +175,7 @@ class Training(Options):
     """Keep feature maps with their channels last in memory."""
 
     compile: Literal["off", "inductor", "aot_eager"] = "off"
-    """Compile the training step, with this backend of torch.compile."""
+    """Compile the network for training, with this backend of torch.compile."""
 
     workers: int = Field(0, ge=0)
     """Processes that load samples, beside each training process. Results do not depend on it."""
@@ -233,9 +243,19 @@ class Config(Options):
 
     @model_validator(mode="after")
     def _check_network(self) -> Self:
-        # Any method's network refuses what does not fit the architecture.
-        with torch.random.fork_rng(devices=()):
-            self.model.build(METHODS[self.methods[0]], in_channels=1, num_classes=2)
+        # Networks refuse what does not fit their architecture.
+        with torch.device("meta"):
+            for method in self.methods:
+                self.model.build(METHODS[method], in_channels=1, num_classes=2)
+        return self
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> Self:
+        warmup, epochs = self.optimizer.warmup_epochs, self.training.epochs
+        if warmup >= epochs:
+            raise ValueError(
+                f"optimizer.warmup_epochs must be less than training.epochs, {epochs}, got {warmup}"
+            )
         return self
 
     def to_toml(self) -> str:
@@ -269,7 +289,9 @@ def read_recipe(path: Path) -> Config:
         raise ExperimentError(f"recipe {path}:\n{lines}") from error
 
 
-def _read_values(path: Path) -> dict[str, Any]:
+def _read_values(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.resolve() in extended_by:
+        raise ExperimentError(f"recipe {path} extends itself.")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -277,7 +299,8 @@ def _read_values(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ExperimentError(f"recipe {path} is not TOML: {error}") from error
     if "extends" in values:
-        return _merged(_read_values(path.parent / str(values.pop("extends"))), values)
+        base = path.parent / str(values.pop("extends"))
+        return _merged(_read_values(base, (*extended_by, path.resolve())), values)
     return values
 
 
@@ -294,12 +317,16 @@ def _explanation(detail: Any) -> str:
     place = list(detail["loc"])
     if place[:1] == ["data"]:
         del place[1:2]  # the kind of data, which is no option
+    elif place[:2] == ["model", "strides"]:
+        del place[3:]  # whether it was taken for one stride or for two
     name = ".".join(map(str, place))
     if detail["type"] == "extra_forbidden":
         similar = difflib.get_close_matches(str(place[-1]), _option_names(Options), n=1)
         return f"{name}: there is no such option" + "".join(
             f"; did you mean {option}?" for option in similar
         )
+    if detail["type"] == "union_tag_not_found":
+        return f"{name}.name must be given"
     if detail["type"] == "missing":
         return f"{name} must be given"
     message = detail["msg"].removeprefix("Value error, ")
@@ -334,6 +361,9 @@ def parse(arguments: Sequence[str]) -> Config:
         For options that are unknown or not allowed, after a message on standard error.
     """
     has_recipe = bool(arguments) and not arguments[0].startswith("-")
+    misplaced = [argument for argument in arguments[1:] if argument.endswith(".toml")]
+    if misplaced:
+        raise ExperimentError(f"{misplaced[0]}: give one recipe, before the options.")
     return tyro.cli(
         Config,
         prog="diffstride-train",
@@ -346,12 +376,23 @@ def parse(arguments: Sequence[str]) -> Config:
 
 def differences(earlier: Config, config: Config) -> list[str]:
     """Name the options that decide results and differ, with both values."""
-    before, now = (_flat(options.model_dump(mode="json")) for options in (earlier, config))
+    before, now = map(_deciding, (earlier, config))
     return [
         f"{name}: {before.get(name)} there, {now.get(name)} now"
-        for name in sorted((before.keys() | now.keys()) - FREE)
+        for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
+
+
+def fingerprint(config: Config) -> str:
+    """Return 8 hexadecimal digits that stand for all options that decide results."""
+    values = json.dumps(_deciding(config), sort_keys=True)
+    return hashlib.blake2b(values.encode(), digest_size=4).hexdigest()
+
+
+def _deciding(config: Config) -> dict[str, Any]:
+    flat = _flat(config.model_dump(mode="json"))
+    return {name: value for name, value in flat.items() if name not in FREE}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The processes that share a run."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -82,6 +82,12 @@ class Processes:
         if self.count > 1:
             distributed.all_reduce(values)
         return values.tolist()
+
+    def share(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give all processes the first one's values."""
+        if self.count > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor, src=0)
 
     def wait(self) -> None:
         """Wait until all processes are here."""

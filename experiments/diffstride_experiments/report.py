@@ -17,6 +17,7 @@ from diffstride_experiments.config import Config
 from diffstride_experiments.cost import feature_map_sizes, multiply_adds
 from diffstride_experiments.data import Data
 from diffstride_experiments.methods import MethodName
+from diffstride_experiments.processes import Processes
 from diffstride_experiments.trainer import Trainer, build_network
 
 __all__ = ["Result", "comparisons", "markdown", "results_record", "summarise", "terminal_table"]
@@ -240,7 +241,9 @@ the outputs there after training. Multiply-adds are those of one sample's forwar
 """
 
 
-def results_record(results: Sequence[Result], config: Config, data: Data) -> dict[str, Any]:
+def results_record(
+    results: Sequence[Result], config: Config, data: Data, processes: Processes
+) -> dict[str, Any]:
     """Collect the results and all that is needed to repeat them.
 
     Parameters
@@ -251,6 +254,8 @@ def results_record(results: Sequence[Result], config: Config, data: Data) -> dic
         Options of the run.
     data : Data
         Samples that were used.
+    processes : Processes
+        What trained.
 
     Returns
     -------
@@ -269,6 +274,8 @@ def results_record(results: Sequence[Result], config: Config, data: Data) -> dic
             **{name: version(name) for name in packages},
         },
         "threads": torch.get_num_threads(),
+        "processes": processes.count,
+        "device": processes.device.type,
         "seconds": sum(result.seconds for result in results),
         "results": [asdict(result) for result in results],
         "comparisons": comparisons(results),

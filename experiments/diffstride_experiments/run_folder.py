@@ -2,9 +2,10 @@
 
 from diffstride_experiments.atomic import replacing
 from diffstride_experiments.checkpoint import Checkpoints
-from diffstride_experiments.config import Config, differences, read_recipe
+from diffstride_experiments.config import Config, differences, fingerprint, read_recipe
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.methods import Method
+from diffstride_experiments.processes import Processes
 
 __all__ = ["RunFolder"]
 
@@ -25,7 +26,13 @@ class RunFolder:
     """
 
     def __init__(self, config: Config) -> None:
+        self._config = config
         self.path = config.run_dir
+        if self.path.exists() and not self.path.is_dir():
+            raise ExperimentError(f"run_dir: {self.path} is a file, give a folder.")
+        # What a run that was killed had begun to write.
+        for unfinished in self.path.rglob("*.tmp"):
+            unfinished.unlink()
         path = self.path / "config.toml"
         if not path.exists():
             self.write_text("config.toml", config.to_toml())
@@ -38,9 +45,13 @@ class RunFolder:
                 + "\nGive the same options to go on with it, or choose another --run-dir."
             )
 
-    def checkpoints(self, method: Method) -> Checkpoints:
-        """Return where a method's checkpoints are kept."""
-        return Checkpoints(self.path / "checkpoints" / method.name, method.name)
+    def checkpoints(self, method: Method, processes: Processes) -> Checkpoints:
+        """Return where a method's checkpoints are kept, for these processes."""
+        owner = (
+            f"{method.name} with options {fingerprint(self._config)} in {processes.count} "
+            f"processes on {processes.device.type}"
+        )
+        return Checkpoints(self.path / "checkpoints" / method.name, owner)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file atomically."""

@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["SeededSamples", "StepSampler", "random_seed"]
+__all__ = ["STEP", "SeededSamples", "StepSampler", "random_seed"]
 
 Key = tuple[int, int]
+
+# Tells the seeds of steps from those of samples.
+STEP = 1
 
 
 def random_seed(*key: int) -> int:

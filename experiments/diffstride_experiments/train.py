@@ -79,7 +79,7 @@ def run(config: Config, console: Console) -> list[Result]:
         histories = [trainer.history for trainer in trainers]
         # Again, for a run that was stopped between its last checkpoint and its metrics.
         writer.write_lines(histories)
-        record = results_record(results, config, data)
+        record = results_record(results, config, data, processes)
         folder.write_text("results.json", json.dumps(record, indent=2) + "\n")
         folder.write_text("results.md", markdown(results, config))
         with replacing(folder.path / "results.png") as file:
@@ -96,12 +96,15 @@ def _train(
 ) -> None:
     """Train with the last trainer from its last checkpoint on; the others have finished."""
     trainer = trainers[-1]
-    checkpoints = folder.checkpoints(trainer.method)
+    checkpoints = folder.checkpoints(trainer.method, trainer.processes)
     state, refused = checkpoints.load()
     for reason in refused:
         console.print(f"{reason} The checkpoint before it is used.", markup=False, soft_wrap=True)
     if state is not None:
         trainer.load_state_dict(state)
+    if trainer.history and trainer.processes.is_first:
+        # Again, for a run that was stopped between its last checkpoint and its metrics.
+        writer.write_events(trainer.history[-1])
     saved = time.monotonic()
     for ended_epoch in trainer.steps():
         due = time.monotonic() - saved >= trainer.config.training.checkpoint_seconds

@@ -21,7 +21,7 @@ from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.methods import Method
 from diffstride_experiments.optimisation import build_optimizer, build_schedule
 from diffstride_experiments.processes import Processes
-from diffstride_experiments.sampling import SeededSamples, StepSampler, random_seed
+from diffstride_experiments.sampling import STEP, SeededSamples, StepSampler, random_seed
 
 __all__ = ["Trainer", "build_network"]
 
@@ -231,7 +231,7 @@ class Trainer:
 
     def _train_step(self, model: nn.Module, samples: Tensor, labels: Tensor) -> None:
         model.train()
-        torch.manual_seed(random_seed(self.config.seed, self.step, self.processes.rank))
+        torch.manual_seed(random_seed(self.config.seed, self.step, self.processes.rank, STEP))
         samples, labels = self._to_device(samples, labels)
         targets = labels
         if self._mixup is not None:
@@ -241,7 +241,8 @@ class Trainer:
             loss = cross_entropy(
                 logits, targets, label_smoothing=self.config.training.label_smoothing
             )
-        self._count(loss, logits, labels)
+        # Of mixed samples, the label with the larger share.
+        self._count(loss, logits, labels if targets.ndim == 1 else targets.argmax(dim=1))
         self._update(loss)
 
     def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
@@ -249,15 +250,17 @@ class Trainer:
         correct = (logits.argmax(dim=1) == labels).sum()
         loss_sum = loss.detach().double() * len(labels)
         sums = self.processes.total(torch.stack([loss_sum, correct.double()]))
-        if not math.isfinite(sums[0]):
-            epoch = self.step // self._steps_per_epoch + 1
-            raise ExperimentError(
-                f"{self.method.label}: the loss became {sums[0]} in epoch {epoch}. Lower "
-                "--optimizer.learning-rate or --optimizer.stride-learning-rate."
-            )
+        self._check_finite(sums[0], self.step // self._steps_per_epoch + 1)
         samples = len(labels) * self.processes.count
         self.loss = sums[0] / samples
         self._sums = [a + b for a, b in zip(self._sums, [*sums, samples], strict=True)]
+
+    def _check_finite(self, loss: float, epoch: int) -> None:
+        if not math.isfinite(loss):
+            raise ExperimentError(
+                f"{self.method.label}: the loss became {loss} in epoch {epoch}. Lower "
+                "--optimizer.learning-rate or --optimizer.stride-learning-rate."
+            )
 
     def _update(self, loss: Tensor) -> None:
         if self.method.penalised:
@@ -288,6 +291,8 @@ class Trainer:
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
+        # Each process has the running statistics of its own samples since its last step.
+        self.processes.share(self.network.buffers())
         self.network.eval()
         count = len(self.data.evaluation)
         share = range(self.processes.rank, count, self.processes.count)
@@ -305,6 +310,7 @@ class Trainer:
             correct = (logits.argmax(dim=1) == labels).sum()
             sums += torch.stack([loss.double(), correct.double()])
         loss_sum, correct_sum = self.processes.total(sums)
+        self._check_finite(loss_sum, self.step // self._steps_per_epoch)
         return {"loss": loss_sum / count, "accuracy": correct_sum / count}
 
     def _show(self, progress: tqdm) -> None:

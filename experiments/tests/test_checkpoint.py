@@ -47,6 +47,22 @@ def test_damaged_checkpoint_is_refused_and_the_last_good_one_used(checkpoints, t
     state, (reason,) = checkpoints.load()
     assert state["step"] == 2
     assert reason.startswith(f"{path} is damaged or not a checkpoint (")
+    assert reason.endswith("It is now 00000003.refused.")
+    # It does not take the place of a sound one.
+    checkpoints.save(4, {"step": 4})
+    assert sorted(kept.name for kept in path.parent.iterdir()) == [
+        "00000002.pt",
+        "00000003.refused",
+        "00000004.pt",
+    ]
+
+
+def test_files_of_other_names_are_left_alone(checkpoints, tmp_path):
+    best = tmp_path / "conv" / "best.pt"
+    best.write_bytes(b"mine")
+    checkpoints.save(4, {"step": 4})
+    assert checkpoints.load()[0]["step"] == 4
+    assert best.read_bytes() == b"mine"
 
 
 class Evil:
@@ -82,6 +98,7 @@ def test_checkpoint_of_another_training_is_refused(checkpoints, tmp_path):
 def test_nothing_but_damaged_checkpoints_is_an_error(checkpoints, tmp_path):
     for path in (tmp_path / "conv").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(ExperimentError, match="to train from the start") as refused:
+    with pytest.raises(ExperimentError, match="trains anew") as refused:
         checkpoints.load()
     assert str(refused.value).count("is damaged") == 2
+    assert checkpoints.load() == (None, [])

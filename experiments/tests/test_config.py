@@ -139,7 +139,11 @@ def test_recipe_extends_another(recipe, tmp_path):
         ("[training]\nepochs = 0", "training.epochs: Input should be greater than 0, got 0"),
         ("[data]\nname = 'cifar'", "data.path must be given"),
         ("[data]\nname = 'mnist'", "data: Input tag 'mnist'"),
+        ("[data]\ntrain_count = 5", "data.name must be given"),
         ("[model]\nstrides = [2.0, 0.5]", r"strides[1] must be"),
+        ("[model]\nstrides = [2.0, 'x']", r"model.strides.1: "),
+        ("[optimizer]\nschedule = 'cosine'\nwarmup_epochs = 10", "optimizer.warmup_epochs must"),
+        ("extends = 'recipe.toml'", "extends itself"),
         ("epochs = ", "is not TOML"),
         ("extends = 'none.toml'", "none.toml cannot be read"),
     ],
@@ -176,6 +180,11 @@ def test_command_refuses_bad_options_before_any_work(
     assert expected in " ".join(message.replace("│", " ").split())
     assert "Traceback" not in message
     assert not any(tmp_path.iterdir())
+
+
+def test_recipe_after_the_options_is_refused(recipe):
+    with pytest.raises(ExperimentError, match=r"recipe\.toml: give one recipe, before the options"):
+        parse(["--seed", "1", str(recipe)])
 
 
 def test_command_reports_a_bad_recipe_in_one_line(tmp_path, monkeypatch, capsys):

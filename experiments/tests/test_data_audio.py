@@ -371,3 +371,33 @@ def test_damaged_cache_is_computed_anew(options, reads, damage):
     assert len(reads) == 12
     assert contents(again.train) == contents(data.train)
     assert file.read_bytes() == whole
+
+
+def test_clip_whose_spectrogram_overflows_is_unreadable(folder, options):
+    path = folder / "no" / "ada_0.wav"
+    samples = np.full((800, 1), 1e30, np.float32)
+    soundfile.write(path, samples, 4000, subtype="FLOAT")
+    data = options(unreadable="skip").load("test")
+    assert data.skipped == (f"{path}: values are too large",)
+
+
+def test_empty_class_folder_is_named(folder, options):
+    (folder / "maybe").mkdir()
+    with pytest.raises(ExperimentError, match=f"class maybe has no .* file in {folder}"):
+        options().load("test")
+    # Where the pattern takes the class from elsewhere, a folder is just a folder.
+    by_speaker = options(pattern=BY_SPEAKER, test_groups=("ada",))
+    assert by_speaker.load("test").classes == ("no", "yes")
+
+
+def test_one_class_is_refused(folder, options):
+    for path in (folder / "yes").iterdir():
+        path.unlink()
+    (folder / "yes").rmdir()
+    with pytest.raises(ExperimentError, match="at least two classes, found no"):
+        options().load("test")
+
+
+def test_empty_class_name_is_no_match(options):
+    with pytest.raises(ExperimentError, match="does not match 12 of 12 paths"):
+        options(pattern=r"(?P<label>x?).*").load("test")

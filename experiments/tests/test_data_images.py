@@ -74,6 +74,12 @@ def test_val_stands_in_for_test(folder, options):
     assert len(options().load("test").evaluation) == 2
 
 
+def test_val_stands_in_for_a_test_folder_without_classes(folder, options):
+    (folder / "test").rename(folder / "val")
+    write(folder / "test" / "unlabelled.png")
+    assert len(options().load("test").evaluation) == 4
+
+
 def test_validation_holds_out_training_images_and_needs_no_test(folder, options):
     (folder / "test").rename(folder / "elsewhere")
     data = options(validation_fraction=0.4).load("validation")

@@ -157,6 +157,40 @@ def test_damaged_checkpoint_is_told_and_the_one_before_it_used(tiny_config, tmp_
     assert last_state(whole, "conv")["step"] == 8
 
 
+def test_checkpoint_of_a_run_with_other_options_is_refused(tiny_config, tmp_path, capsys):
+    config = changed(tiny_config, methods=("conv",))
+    run(config)
+    expected = metrics(config)
+    other = changed(config, run_dir=tmp_path / "other", seed=5)
+    run(other)
+    name = "checkpoints/conv/00000008.pt"
+    (config.run_dir / name).write_bytes((other.run_dir / name).read_bytes())
+    train.run(config, Console())
+    assert "is a checkpoint of conv with options" in " ".join(capsys.readouterr().out.split())
+    assert metrics(config) == expected
+
+
+def test_events_lost_between_checkpoint_and_metrics_are_written_again(tiny_config):
+    config = changed(tiny_config, methods=("conv",))
+    run(config)
+    events = config.run_dir / "tensorboard" / "conv"
+    for path in events.iterdir():
+        path.unlink()
+    run(config)
+    accumulator = EventAccumulator(str(events))
+    accumulator.Reload()
+    assert [event.step for event in accumulator.Scalars("accuracy")] == [2]
+
+
+def test_unfinished_files_of_a_killed_run_are_removed(tiny_config):
+    config = changed(tiny_config, methods=("conv",))
+    unfinished = config.run_dir / "checkpoints" / "conv" / "00000001.pt.123.tmp"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_bytes(b"half")
+    run(config)
+    assert not unfinished.exists()
+
+
 def test_other_options_in_the_same_folder_are_refused(tiny_config):
     config = changed(tiny_config, methods=("conv",))
     run(config)
@@ -302,10 +336,10 @@ def test_command_says_how_to_go_on(tiny_config, monkeypatch, capsys):
 
 
 def test_command_reports_errors_without_traceback(tiny_config, monkeypatch, capsys):
-    tiny_config.run_dir.write_text("a file")
+    tiny_config.run_dir.write_text("a file [/b]")
     with pytest.raises(SystemExit) as stopped:
         command(monkeypatch, tiny_config)
     assert stopped.value.code == 1
     message = capsys.readouterr().err
-    assert message.startswith("error: ")
+    assert message.startswith("error: run_dir: ")
     assert "Traceback" not in message

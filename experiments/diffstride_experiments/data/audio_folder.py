@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, Self
 
+import librosa
 import numpy as np
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -24,6 +25,9 @@ from diffstride_experiments.errors import ExperimentError
 __all__ = ["AudioFolder"]
 
 EXTENSIONS = {".wav", ".flac", ".ogg"}
+
+# By default a class is a folder.
+CLASS_FOLDERS = r"(?P<label>[^/]+)/[^/]+"
 
 # Files that do not match the pattern that an error lists.
 SHOWN = 5
@@ -45,7 +49,7 @@ class AudioFolder(FileSource):
     path: Path
     """Folder of the .wav, .flac and .ogg files, in it or in folders below."""
 
-    pattern: str = r"(?P<label>[^/]+)/[^/]+"
+    pattern: str = CLASS_FOLDERS
     """Regular expression for the whole path of a file below path, with / and without extension.
     (?P<label>...) in it is the class; (?P<group>...), if any, is what is held out together, for
     instance a speaker."""
@@ -117,6 +121,7 @@ class AudioFolder(FileSource):
         names, groups = self._match(paths)
         unique, labels = np.unique(names, return_inverse=True)
         classes = tuple(unique.tolist())
+        self._check_class_folders(classes)
         if self._has_groups:
             self._check_held_out(groups, evaluate_on)
 
@@ -147,13 +152,24 @@ class AudioFolder(FileSource):
             skipped=skipped,
         )
 
+    def _check_class_folders(self, classes: Sequence[str]) -> None:
+        """Check that, where folders are classes, none is empty."""
+        if self.pattern == CLASS_FOLDERS:
+            folders = {folder.name for folder in self.path.iterdir() if folder.is_dir()}
+            if empty := sorted(folders - set(classes)):
+                raise ExperimentError(
+                    f"data.path: class {empty[0]} has no .wav, .flac or .ogg file in {self.path}."
+                )
+
     def _match(self, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return label and group of each file; without groups in the pattern, the label twice."""
         names = [Path(path).relative_to(self.path).with_suffix("").as_posix() for path in paths]
         matches = [re.fullmatch(self.pattern, name) for name in names]
         parts = ("label", "group" if self._has_groups else "label")
         found = [match and match.group(*parts) for match in matches]
-        strays = [name for name, part in zip(names, found, strict=True) if not part or None in part]
+        strays = [
+            name for name, part in zip(names, found, strict=True) if not part or not all(part)
+        ]
         if strays:
             raise ExperimentError(
                 f"data.pattern: {self.pattern} does not match {len(strays)} of {len(paths)} paths: "
@@ -196,7 +212,7 @@ class AudioFolder(FileSource):
             bands=self.mel_bands,
         )
         shape = (len(paths), *log_mel.shape)
-        key = digest([asdict(log_mel), file_states(self.path, paths)])
+        key = digest([librosa.__version__, asdict(log_mel), file_states(self.path, paths)])
         file = self.cache / f"log-mel-{key}.npy"
         features = load_array(file, np.float32, shape)
         if features is None:

@@ -89,7 +89,9 @@ class ImageFolder(FileSource):
 
     def _folders(self, evaluate_on: EvaluateOn) -> list[Path]:
         train, test, val = (self.path / name for name in ("train", "test", "val"))
-        evaluation = test if test.is_dir() else val
+        # ImageNet's test images have no classes.
+        has_classes = test.is_dir() and any(child.is_dir() for child in test.iterdir())
+        evaluation = test if has_classes or not val.is_dir() else val
         folders = [train, evaluation] if evaluate_on == "test" else [train]
         for folder in folders:
             if not folder.is_dir():

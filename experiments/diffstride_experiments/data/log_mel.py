@@ -64,7 +64,7 @@ class LogMel:
         librosa.ParameterError
             If it holds values that are not finite.
         ValueError
-            If the clip is shorter than a window.
+            If the clip is shorter than a window, or its values overflow.
         """
         channels, rate = soundfile.read(path, dtype="float32", always_2d=True)
         clip = channels.mean(axis=1)
@@ -75,14 +75,18 @@ class LogMel:
             )
         if rate != self.sample_rate:
             clip = librosa.resample(clip, orig_sr=rate, target_sr=self.sample_rate)
-        mel = librosa.feature.melspectrogram(
-            y=librosa.util.fix_length(clip, size=self.samples),
-            sr=self.sample_rate,
-            n_fft=self.window,
-            hop_length=self.hop,
-            n_mels=self.bands,
-        )
-        return np.log(mel + OFFSET)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mel = librosa.feature.melspectrogram(
+                y=librosa.util.fix_length(clip, size=self.samples),
+                sr=self.sample_rate,
+                n_fft=self.window,
+                hop_length=self.hop,
+                n_mels=self.bands,
+            )
+            result = np.log(mel + OFFSET)
+        if not np.isfinite(result).all():
+            raise ValueError("values are too large")
+        return result
 
     def has_empty_bands(self) -> bool:
         """Return whether the windows are too short to tell some bands apart."""

@@ -109,10 +109,13 @@ class Source(Options, ABC):
         evaluation = choose(evaluation, labels, self.evaluation_count, "data.evaluation_count")
         if not len(evaluation):
             raise ExperimentError("data: there are no samples to evaluate on.")
+        if len(classes) < 2:
+            raise ExperimentError(f"data: there must be at least two classes, found {classes[0]}.")
         counts = np.bincount(labels[train], minlength=len(classes))
         if not counts.all():
+            option = "data" if self.train_count is None else "data.train_count"
             raise ExperimentError(
-                f"data: class {classes[counts.argmin()]} has none of the {len(train)} training "
+                f"{option}: class {classes[counts.argmin()]} has none of the {len(train)} training "
                 "samples."
             )
         return train, evaluation
