@@ -1,9 +1,7 @@
 """The documentation's site is built without a warning and its pages are good in a browser."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,8 +10,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BROWSERS = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
-CHROMIUM, DRIVER = next(filter(None, BROWSERS), None), shutil.which("chromedriver")
 
 # Some pages of each kind, and their headings.
 PAGES = {
@@ -39,25 +35,6 @@ def site(tmp_path_factory):
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return folder / "html"
-
-
-@pytest.fixture(scope="module")
-def browser(site):
-    if not (CHROMIUM and DRIVER):
-        required = os.environ.get("DIFFSTRIDE_REQUIRE_BROWSER")
-        (pytest.fail if required else pytest.skip)(
-            "chromium and chromedriver are not both installed"
-        )
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking"):
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture
@@ -106,18 +83,23 @@ def test_page_asks_nothing_of_the_network(open_page, page):
 @pytest.mark.parametrize("page", ["index", "mathematics", "performance"])
 def test_page_is_no_wider_than_the_window(open_page, page, width):
     browser = open_page(page, width)
-    widths = "return [document.documentElement.scrollWidth, window.innerWidth]"
-    assert browser.execute_script(widths) == [width, width]
+    page = "document.documentElement"
+    content, window = browser.execute_script(f"return [{page}.scrollWidth, {page}.clientWidth]")
+    assert content <= window
+    # All but a scroll bar.
+    assert width - 20 <= window <= width
 
 
-@pytest.mark.parametrize("page", ["mathematics", "notebooks/2_how_a_stride_gets_a_gradient"])
-def test_mathematics_is_rendered(open_page, page):
+@pytest.mark.parametrize(
+    ("page", "least"), [("mathematics", 10), ("notebooks/2_how_a_stride_gets_a_gradient", 3)]
+)
+def test_mathematics_is_rendered(open_page, page, least):
     browser = open_page(page)
     formulas = browser.execute_script(
         "return [...document.querySelectorAll('math')].map(m => [m.clientWidth || "
         "m.getBoundingClientRect().width, m.getBoundingClientRect().height, m.textContent])"
     )
-    assert len(formulas) > 10
+    assert len(formulas) >= least
     assert all(width > 3 and height > 5 for width, height, _ in formulas)
     # A fraction is as high as two lines.
     assert max(height for _, height, _ in formulas) > 1.5 * min(height for _, height, _ in formulas)

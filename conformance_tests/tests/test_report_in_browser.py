@@ -2,15 +2,10 @@
 
 import json
 import math
-import os
-import shutil
 
 import pytest
 from diffstride_conformance import html_report
 from diffstride_conformance.verify import Comparison, Report
-
-BROWSERS = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
-CHROMIUM, DRIVER = next(filter(None, BROWSERS), None), shutil.which("chromedriver")
 
 WORST = "output (float64): <b>worst</b> at (0,)"
 COMPARISONS = (
@@ -22,25 +17,6 @@ COMPARISONS = (
     Comparison("torch", "float32", "two", "dx", math.inf, "dx: shape (3,), expected (4,)"),
     Comparison("numpy / torch", "float64", "one", "output", 0.01),
 )
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not (CHROMIUM and DRIVER):
-        required = os.environ.get("DIFFSTRIDE_REQUIRE_BROWSER")
-        (pytest.fail if required else pytest.skip)(
-            "chromium and chromedriver are not both installed"
-        )
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking"):
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")
