@@ -528,7 +528,7 @@ def spectral_pool(
     """Spectral pooling with a fixed stride (Rippel et al. 2015): ``mu = 1``, no gradient in S.
 
     The output size is ``M = min(N, max(2, floor(N/S + 1e-5)))``; the ``"tensorflow"`` form is the
-    authors' ``FixedSpectralPooling``, see :func:`_tensorflow_fixed_axes`.
+    authors' ``FixedSpectralPooling``, see :func:`_tensorflow_fixed_matrices`.
 
     Parameters
     ----------
