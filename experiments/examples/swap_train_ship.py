@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime
 import torch
 from diffstride_experiments.cost import multiply_adds
-from diffstride_experiments.data import DigitSplit, load_split
+from diffstride_experiments.data import Digits
 from diffstride_torch import (
     NothingToCropWarning,
     flops_penalty,
@@ -35,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.utils.data import Dataset, default_collate
 from torchvision.models import resnet18
 from tqdm import tqdm
 
@@ -42,23 +43,37 @@ BATCH = 50
 THREADS = 2
 
 
-def colour(images: Tensor) -> Tensor:
-    """Return grey images with the three channels that the network takes."""
-    return images.expand(-1, 3, -1, -1)
+Samples = tuple[Tensor, Tensor]
+"""Images of three channels, and their labels."""
+
+
+def colour_digits(count: int) -> tuple[Samples, Samples]:
+    """Return digits to train and to test on, a quarter of them, as the network takes them."""
+    test_count = count // 4
+    options = Digits(
+        test_fraction=0.25, train_count=count - test_count, evaluation_count=test_count
+    )
+    data = options.load("test")
+
+    def together(part: Dataset[tuple[Tensor, int]]) -> Samples:
+        images, labels = default_collate([part[index] for index in range(len(part))])
+        return images.expand(-1, 3, -1, -1), labels
+
+    return together(data.train), together(data.evaluation)
 
 
 def train(
-    model: nn.Module, data: DigitSplit, epochs: int, cost: Callable[[], Tensor] | None, seed: int
+    model: nn.Module, samples: Samples, epochs: int, cost: Callable[[], Tensor] | None, seed: int
 ) -> None:
     """Train a network; `cost` is added to the loss."""
     optimizer = torch.optim.AdamW(param_groups(model, lr=1e-3, weight_decay=1e-2, stride_lr=3e-2))
     generator = torch.Generator().manual_seed(seed)
+    images, labels = samples
     model.train()
     for _ in range(epochs):
-        order = torch.randperm(len(data.train_images), generator=generator)
+        order = torch.randperm(len(images), generator=generator)
         for batch in tqdm(order.split(BATCH), mininterval=1):
-            logits = model(colour(data.train_images[batch]))
-            loss = nn.functional.cross_entropy(logits, data.train_labels[batch])
+            loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
             if cost is not None:
                 loss = loss + cost()
             optimizer.zero_grad()
@@ -69,10 +84,11 @@ def train(
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, data: DigitSplit) -> float:
-    """Return the share of test images that a network classifies rightly."""
-    logits = torch.cat([model(colour(images)) for images in data.images.split(BATCH)])
-    return float((logits.argmax(1) == data.labels).float().mean())
+def accuracy(model: nn.Module, samples: Samples) -> float:
+    """Return the share of images that a network classifies rightly."""
+    images, labels = samples
+    logits = torch.cat([model(part) for part in images.split(BATCH)])
+    return float((logits.argmax(1) == labels).float().mean())
 
 
 def to_onnxruntime(model: nn.Module, x: Tensor, folder: Path) -> onnxruntime.InferenceSession:
@@ -108,8 +124,8 @@ def seconds(sessions: list[onnxruntime.InferenceSession], x: Tensor) -> list[flo
 def main(images: int, epochs: int, weight: float, seed: int) -> dict[str, float]:
     """Run the whole loop, print its table, and return what it measured."""
     torch.set_num_threads(THREADS)
-    data = load_split(images, 0.25, "test")
-    x = colour(data.images[:20]).contiguous()
+    training, test = colour_digits(images)
+    x = test[0][:20].contiguous()
 
     torch.manual_seed(seed)
     strided = resnet18(num_classes=10)
@@ -119,8 +135,8 @@ def main(images: int, epochs: int, weight: float, seed: int) -> dict[str, float]
     print(report)
 
     penalty = flops_penalty(learnt, x)
-    train(strided, data, epochs, None, seed)
-    train(learnt, data, epochs, lambda: weight * penalty() / penalty.initial, seed)
+    train(strided, training, epochs, None, seed)
+    train(learnt, training, epochs, lambda: weight * penalty() / penalty.initial, seed)
     print(stride_summary(learnt, penalty))
 
     frozen = freeze(learnt, x)
@@ -134,17 +150,17 @@ def main(images: int, epochs: int, weight: float, seed: int) -> dict[str, float]
         shipping /= expected.abs().max().item()
 
     costs = [multiply_adds(model, tuple(x.shape[1:])) for model in (strided, frozen)]
-    count = len(data.images)
+    count = len(test[0])
     result = {
-        "strided accuracy": accuracy(strided, data),
-        "learnt accuracy": accuracy(frozen, data),
+        "strided accuracy": accuracy(strided, test),
+        "learnt accuracy": accuracy(frozen, test),
         "initial multiply-adds": penalty.initial,
         "multiply-adds ratio": costs[1] / costs[0],
         "latency ratio": frozen_time / strided_time,
         "freezing error": freezing.item(),
         "shipping error": float(shipping),
     }
-    table = Table(title=f"torchvision's ResNet-18 on {len(data.train_images)} digits, seed {seed}")
+    table = Table(title=f"torchvision's ResNet-18 on {len(training[0])} digits, seed {seed}")
     for column in ("", "strided", "DiffStride, frozen"):
         table.add_column(column)
     names = ("strided accuracy", "learnt accuracy")
