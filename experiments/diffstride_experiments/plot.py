@@ -85,7 +85,7 @@ def _draw_curves(
     final = [100 * result.accuracy for result in results]
     axes.set_ylim(max(0, min(final) - 12), min(100.5, max(final) + 1.5))
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_ylabel(f"{config.evaluate_on} accuracy, %")
     axes.legend(frameon=False, fontsize="small", loc="lower right")
 
