@@ -66,8 +66,8 @@ def build_schedule(
             total_steps=total,
             cycle_momentum=False,
         )
-    factor = _factor(options, steps_per_epoch, total)
     warmup = round(options.warmup_epochs * steps_per_epoch)
+    factor = _factor(options, steps_per_epoch, warmup, total)
 
     def with_warmup(step: int) -> float:
         return (step + 1) / (warmup + 1) * factor(warmup) if step < warmup else factor(step)
@@ -75,14 +75,15 @@ def build_schedule(
     return LambdaLR(optimizer, with_warmup)
 
 
-def _factor(options: Optimizer, steps_per_epoch: int, total: int) -> Callable[[int], float]:
+def _factor(
+    options: Optimizer, steps_per_epoch: int, warmup: int, total: int
+) -> Callable[[int], float]:
     """Return the factor of the peak learning rates that a step takes, numbered from 0."""
     if options.schedule == "steps":
         unit = steps_per_epoch if options.boundary_unit == "epochs" else 1
         boundaries = [boundary * unit for boundary in options.boundaries]
         return lambda step: options.factors[bisect.bisect_right(boundaries, step)]
     if options.schedule == "cosine":
-        start = round(options.warmup_epochs * steps_per_epoch)
-        span = max(total - start, 1)
-        return lambda step: (1 + math.cos(math.pi * min((step - start) / span, 1.0))) / 2
+        span = max(total - warmup, 1)
+        return lambda step: (1 + math.cos(math.pi * min((step - warmup) / span, 1.0))) / 2
     return lambda step: 1.0

@@ -30,20 +30,27 @@ class RunFolder:
         self.path = config.run_dir
         if self.path.exists() and not self.path.is_dir():
             raise ExperimentError(f"run_dir: {self.path} is a file, give a folder.")
-        # What a run that was killed had begun to write.
-        for unfinished in self.path.rglob("*.tmp"):
-            unfinished.unlink()
+        self._claim()
+        self._remove_unfinished()
+
+    def _claim(self) -> None:
         path = self.path / "config.toml"
         if not path.exists():
-            self.write_text("config.toml", config.to_toml())
+            self.write_text("config.toml", self._config.to_toml())
             return
-        changed = differences(read_recipe(path), config)
+        changed = differences(read_recipe(path), self._config)
         if changed:
             raise ExperimentError(
                 f"{self.path} holds a run with other options:\n  "
                 + "\n  ".join(changed)
                 + "\nGive the same options to go on with it, or choose another --run-dir."
             )
+
+    def _remove_unfinished(self) -> None:
+        # What a run that was killed had begun to write, and nothing else: the folder may hold more.
+        for name in ("config.toml", "metrics.jsonl", "results.*", "checkpoints/*/*.pt"):
+            for unfinished in self.path.glob(f"{name}.[0-9]*.tmp"):
+                unfinished.unlink()
 
     def checkpoints(self, method: Method, processes: Processes) -> Checkpoints:
         """Return where a method's checkpoints are kept, for these processes."""

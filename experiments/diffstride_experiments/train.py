@@ -63,9 +63,8 @@ def run(config: Config, console: Console) -> list[Result]:
         if processes.is_first:
             processes.wait()
         if data.skipped:
-            console.print(
-                f"Skipped {len(data.skipped)} unreadable files:", *data.skipped, sep="\n  "
-            )
+            lines = [f"Skipped {len(data.skipped)} unreadable files:", *data.skipped]
+            console.print("\n  ".join(lines), markup=False, soft_wrap=True)
 
         writer = MetricsWriter(folder.path)
         trainers: list[Trainer] = []

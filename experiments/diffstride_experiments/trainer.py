@@ -184,8 +184,7 @@ class Trainer:
                 if ended:
                     self._end_epoch()
                     self._show(progress)
-                now = time.perf_counter()
-                self.seconds += now - started
+                self.seconds += time.perf_counter() - started
                 yield ended
                 started = time.perf_counter()
 
@@ -285,7 +284,7 @@ class Trainer:
                 "train_loss": loss / samples,
                 "train_accuracy": correct / samples,
                 **self._evaluate(),
-                "strides": [list(map(float, strides)) for strides in self.network.strides],
+                "strides": list(map(list, self.network.strides)),
             }
         )
 
@@ -314,6 +313,8 @@ class Trainer:
         return {"loss": loss_sum / count, "accuracy": correct_sum / count}
 
     def _show(self, progress: tqdm) -> None:
+        if progress.disable:
+            return
         # Short, so that a line of 80 columns holds it.
         parts = []
         if self._sums[2]:

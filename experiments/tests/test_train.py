@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -182,13 +183,27 @@ def test_events_lost_between_checkpoint_and_metrics_are_written_again(tiny_confi
     assert [event.step for event in accumulator.Scalars("accuracy")] == [2]
 
 
+def test_names_of_skipped_files_are_printed_as_they_are(tiny_config, monkeypatch, capsys):
+    load = type(tiny_config.data).load
+    skipped = ("x[/b] [bold].jpg: cannot be read",)
+    monkeypatch.setattr(
+        type(tiny_config.data), "load", lambda *given: replace(load(*given), skipped=skipped)
+    )
+    train.run(changed(tiny_config, methods=("conv",)), Console())
+    assert f"Skipped 1 unreadable files:\n  {skipped[0]}\n" in capsys.readouterr().out
+
+
 def test_unfinished_files_of_a_killed_run_are_removed(tiny_config):
     config = changed(tiny_config, methods=("conv",))
+    others = config.run_dir / "elsewhere" / "notes.txt.123.tmp"
+    others.parent.mkdir(parents=True)
+    others.write_text("not of the run")
     unfinished = config.run_dir / "checkpoints" / "conv" / "00000001.pt.123.tmp"
     unfinished.parent.mkdir(parents=True)
     unfinished.write_bytes(b"half")
     run(config)
     assert not unfinished.exists()
+    assert others.exists()
 
 
 def test_other_options_in_the_same_folder_are_refused(tiny_config):

@@ -126,8 +126,7 @@ class AudioFolder(FileSource):
             self._check_held_out(groups, evaluate_on)
 
         features, unreadable = self._features(paths, workers)
-        skipped = self._skip(list(unreadable.values()), len(paths))
-        readable = np.setdiff1d(np.arange(len(paths)), list(unreadable))
+        readable, skipped = self._leave_out(unreadable, len(paths))
         check_classes(labels[readable], classes, self.path)
 
         if self._has_groups:

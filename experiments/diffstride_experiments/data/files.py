@@ -37,9 +37,14 @@ class FileSource(Source):
     cache: Path = Path("runs/cache")
     """Folder that keeps what was computed from the files until they change."""
 
-    def _skip(self, unreadable: Sequence[Unreadable], count: int) -> tuple[str, ...]:
-        """Return one line for each unreadable file of `count`, unless they end the run."""
-        lines = tuple(f"{path}: {reason}" for path, reason in unreadable)
+    def _leave_out(
+        self, unreadable: dict[int, Unreadable], count: int
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Return the indices of the readable ones of `count` files and one line for each other.
+
+        Unreadable ones end the run, unless they are to be skipped.
+        """
+        lines = tuple(f"{path}: {reason}" for path, reason in unreadable.values())
         if lines and self.unreadable == "fatal":
             rest = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
             problem = (
@@ -47,7 +52,7 @@ class FileSource(Source):
                 "leave them out with --data.unreadable skip:"
             )
             raise ExperimentError("\n  ".join([problem, *lines[:SHOWN], *rest]))
-        return lines
+        return np.setdiff1d(np.arange(count), list(unreadable)), lines
 
 
 def check_classes(labels: np.ndarray, classes: Sequence[str], folder: Path) -> None:

@@ -70,8 +70,7 @@ class ImageFolder(FileSource):
         items, unreadable = (
             self._decode(paths, workers) if self.in_memory else (paths, self._check(paths, workers))
         )
-        skipped = self._skip(list(unreadable.values()), len(paths))
-        readable = np.setdiff1d(np.arange(len(paths)), list(unreadable))
+        readable, skipped = self._leave_out(unreadable, len(paths))
         train, test = np.split(readable, [np.searchsorted(readable, len(parts[0]))])
         for part, folder in zip((train, test), folders, strict=False):
             check_classes(labels[part], classes, folder)
