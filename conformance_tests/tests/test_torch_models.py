@@ -103,6 +103,25 @@ def test_both_branches_share_one_layer(block, pooling, convention):
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("build", [preact_resnet18, preact_resnet56, resnet18, small_resnet])
+def test_windows_and_limits_are_those_asked_for(build):
+    options = {"convention": "relative", "smoothness": 0.5, "limits": (1.5, 3.0)}
+    pools = [pool for pool in build(**options).modules() if isinstance(pool, DiffStride2d)]
+    settings = [pool.settings for pool in pools]
+    assert settings
+    for layer in settings:
+        assert (layer.convention.name, layer.smoothness) == ("relative", 0.5)
+        assert layer.limits == (1.5, 3.0)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_windows_and_limits_are_checked_whatever_the_pooling(pooling):
+    with pytest.raises(ValueError, match="smoothness must be"):
+        resnet18(pooling=pooling, smoothness=-1.0)
+    with pytest.raises(ValueError, match="limits"):
+        PreActBlock(2, 3, pooling=pooling, limits=(3.0, 2.0))
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_strides_get_gradients_from_both_branches(block):
     torch.manual_seed(0)

@@ -60,6 +60,16 @@ class Model(Options):
     """Stride of each place that downsamples, from the input to the output: S, or HxW for its axes;
     the initial one where it is learnt, rounded for strided convolution."""
 
+    smoothness: PositiveFloat | None = None
+    """Width of the window's ramp where strides are learnt: R in frequencies, or rho, a share of the
+    pass band, for diffstride-relative. None: the convention's own."""
+
+    lower_limit: float | None = Field(None, ge=1)
+    """Smallest stride that is learnt, besides the built-in bounds."""
+
+    upper_limit: float | None = Field(None, ge=1)
+    """Largest stride that is learnt, besides the built-in bounds."""
+
     channels: tuple[PositiveInt, ...] = ()
     """Channels of the stem and of each stage. None given: the network's own."""
 
@@ -86,6 +96,8 @@ class Model(Options):
         return NETWORKS[self.name](
             pooling=method.pooling,
             convention=method.convention,
+            smoothness=self.smoothness,
+            limits=(self.lower_limit, self.upper_limit),
             strides=self.strides,
             in_channels=in_channels,
             num_classes=num_classes,

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from diffstride_experiments.atomic import replacing
 from diffstride_experiments.config import Config, parse
+from diffstride_experiments.data import Data
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.methods import METHODS
 from diffstride_experiments.metrics import MetricsWriter
@@ -28,7 +29,7 @@ from diffstride_experiments.report import (
 from diffstride_experiments.run_folder import RunFolder
 from diffstride_experiments.trainer import Trainer
 
-__all__ = ["main", "run"]
+__all__ = ["main", "run", "train_methods", "write_results"]
 
 
 def run(config: Config, console: Console) -> list[Result]:
@@ -66,28 +67,66 @@ def run(config: Config, console: Console) -> list[Result]:
             lines = [f"Skipped {len(data.skipped)} unreadable files:", *data.skipped]
             console.print("\n  ".join(lines), markup=False, soft_wrap=True)
 
-        writer = MetricsWriter(folder.path)
-        trainers: list[Trainer] = []
-        for name in config.methods:
-            trainers.append(Trainer(METHODS[name], config, data, processes))
-            _train(trainers, folder, writer, console)
+        trainers = train_methods(config, data, folder, processes, console)
         if not processes.is_first:
             return []
-
-        results = [summarise(trainer) for trainer in trainers]
-        histories = [trainer.history for trainer in trainers]
-        # Again, for a run that was stopped between its last checkpoint and its metrics.
-        writer.write_lines(histories)
-        record = results_record(results, config, data, processes)
-        folder.write_text("results.json", json.dumps(record, indent=2) + "\n")
+        results = write_results(trainers, folder)
         folder.write_text("results.md", markdown(results, config))
         with replacing(folder.path / "results.png") as file:
-            file.write(figure_png(results, histories, config))
+            file.write(figure_png(results, [trainer.history for trainer in trainers], config))
         console.print(terminal_table(results, config))
         for sentence in comparisons(results):
             console.print(sentence)
         console.print(f"Table, plot, metrics and checkpoints are in {folder.path}.", markup=False)
         return results
+
+
+def train_methods(
+    config: Config, data: Data, folder: RunFolder, processes: Processes, console: Console
+) -> list[Trainer]:
+    """Train every method that is not trained yet; quiet consoles show no progress.
+
+    Parameters
+    ----------
+    config : Config
+        Options.
+    data : Data
+        Samples, those of the options.
+    folder : RunFolder
+        Where metrics and checkpoints are, and from which runs that were stopped go on.
+    processes : Processes
+        The processes that share the work.
+    console : Console
+        Where damaged checkpoints are reported.
+
+    Returns
+    -------
+    list of Trainer
+        Finished, in the order of the methods.
+
+    Raises
+    ------
+    ExperimentError
+        If nothing but damaged checkpoints is there, or a loss is not finite.
+    """
+    writer = MetricsWriter(folder.path)
+    trainers: list[Trainer] = []
+    for name in config.methods:
+        trainers.append(Trainer(METHODS[name], config, data, processes))
+        _train(trainers, folder, writer, console)
+    if processes.is_first:
+        # Again, for a run that was stopped between its last checkpoint and its metrics.
+        writer.write_lines([trainer.history for trainer in trainers])
+    return trainers
+
+
+def write_results(trainers: Sequence[Trainer], folder: RunFolder) -> list[Result]:
+    """Write results.json, with all that is needed to repeat the run, and return the outcomes."""
+    first = trainers[0]
+    results = [summarise(trainer) for trainer in trainers]
+    record = results_record(results, first.config, first.data, first.processes)
+    folder.write_text("results.json", json.dumps(record, indent=2) + "\n")
+    return results
 
 
 def _train(
@@ -105,7 +144,7 @@ def _train(
         # Again, for a run that was stopped between its last checkpoint and its metrics.
         writer.write_events(trainer.history[-1])
     saved = time.monotonic()
-    for ended_epoch in trainer.steps():
+    for ended_epoch in trainer.steps(show=not console.quiet):
         due = time.monotonic() - saved >= trainer.config.training.checkpoint_seconds
         if trainer.processes.is_first and (ended_epoch or due):
             checkpoints.save(trainer.step, trainer.state_dict())

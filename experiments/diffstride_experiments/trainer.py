@@ -138,11 +138,14 @@ class Trainer:
         self.history = state["history"]
         self.seconds = state["seconds"]
 
-    def steps(self) -> Iterator[bool]:
-        """Train the steps that are left, with a progress bar.
+    def steps(self, *, show: bool = True) -> Iterator[bool]:
+        """Train the steps that are left.
 
-        The bar shows the training loss of the epoch so far, the accuracy after the epoch before and
-        the strides of all places.
+        Parameters
+        ----------
+        show : bool
+            Show a progress bar, with the training loss of the epoch so far, the accuracy after the
+            epoch before and the strides of all places.
 
         Yields
         ------
@@ -171,7 +174,7 @@ class Trainer:
             bar_format="{desc} {percentage:3.0f}% {bar} {remaining}{postfix}",
             dynamic_ncols=True,
             mininterval=0.5,
-            disable=not self.processes.is_first,
+            disable=not show,
         ) as progress:
             self._show(progress)
             started = time.perf_counter()

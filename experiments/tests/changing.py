@@ -3,15 +3,11 @@
 from typing import Any
 
 from diffstride_experiments.config import Config
+from diffstride_experiments.studies import changes
 
 
 def changed(config: Config, **options: Any) -> Config:
     """Return a configuration with other options; ``training__epochs`` is training.epochs."""
-    values = config.model_dump()
-    for name, value in options.items():
-        *groups, option = name.split("__")
-        table = values
-        for group in groups:
-            table = table[group]
-        table[option] = value
-    return Config.model_validate(values)
+    return changes.changed(
+        config, {name.replace("__", "."): value for name, value in options.items()}
+    )

@@ -86,6 +86,14 @@ def test_training_images_are_shifted_and_flipped(cifar):
     assert any(torch.allclose(first[0], image, atol=1e-5) for image in possible)
 
 
+def test_training_images_may_be_left_as_they_are(cifar):
+    options, train, _ = cifar
+    data = options.model_copy(update={"augmentation": "none"}).load("test")
+    for (image, _), pixels in zip(data.train, train, strict=True):
+        expected = normalised(pixels, options.classes).float()
+        torch.testing.assert_close(image, expected, rtol=0, atol=1e-5)
+
+
 def test_validation_holds_out_training_images(cifar):
     options, train, _ = cifar
     data = options.model_copy(update={"pad": 0, "validation_fraction": 0.25}).load("validation")

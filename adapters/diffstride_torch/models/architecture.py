@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from diffstride_core.arguments import integers, option
+from diffstride_core.arguments import Limits, integers, option
 from diffstride_torch.models.blocks import STEM_KINDS, ResidualBlock, Stem, StemKind
 from diffstride_torch.models.pooling import (
     Pair,
@@ -52,7 +52,8 @@ class Design:
         Of the stem and of each stage.
     in_channels, num_classes : int
     stem_kind : str
-    pooling, convention : str
+    options : mapping from str
+        Keyword arguments of stem and blocks: `pooling` and what its layers take.
     """
 
     layers: int
@@ -62,8 +63,7 @@ class Design:
     in_channels: int
     num_classes: int
     stem_kind: StemKind
-    pooling: Pooling
-    convention: str
+    options: Mapping[str, Any]
 
     def stem(self) -> Stem:
         """Return the network's first convolution."""
@@ -72,8 +72,7 @@ class Design:
             self.channels[0],
             self.strides[0],
             kind=self.stem_kind,
-            pooling=self.pooling,
-            convention=self.convention,
+            **self.options,
         )
 
     def max_pool(self) -> nn.Module:
@@ -82,11 +81,10 @@ class Design:
 
     def stages(self, block: type[Block]) -> list[list[Block]]:
         """Return the blocks of each stage, of which the first ones downsample."""
-        options: dict[str, Any] = {"pooling": self.pooling, "convention": self.convention}
         return [
             [
-                block(inputs, outputs, stride, project=self.projects, **options),
-                *(block(outputs, outputs, **options) for _ in range(self.layers - 1)),
+                block(inputs, outputs, stride, project=self.projects, **self.options),
+                *(block(outputs, outputs, **self.options) for _ in range(self.layers - 1)),
             ]
             for inputs, outputs, stride in zip(
                 self.channels[:-1], self.channels[1:], self.strides[1:], strict=True
@@ -126,6 +124,8 @@ class Architecture:
         pooling: Pooling,
         strides: Strides | None,
         convention: str,
+        smoothness: float | None,
+        limits: Limits | None,
         stem: StemKind,
         channels: Sequence[int],
         in_channels: int,
@@ -138,7 +138,7 @@ class Architecture:
         TypeError, ValueError
             Naming the argument, its value and what is allowed.
         """
-        check_pooling(pooling, convention)
+        check_pooling(pooling, convention, smoothness, limits)
         option("stem", stem, STEM_KINDS)
         return Design(
             layers=self.layers,
@@ -148,8 +148,12 @@ class Architecture:
             in_channels=_positive("in_channels", in_channels)[0],
             num_classes=_positive("num_classes", num_classes)[0],
             stem_kind=stem,
-            pooling=pooling,
-            convention=convention,
+            options={
+                "pooling": pooling,
+                "convention": convention,
+                "smoothness": smoothness,
+                "limits": limits,
+            },
         )
 
     def _places(self, strides: Strides, stem: StemKind) -> tuple[Pair | None, ...]:

@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from diffstride_core.arguments import option
+from diffstride_core.arguments import Limits, option
 from diffstride_torch.models.pooling import (
     Pair,
     Pooling,
@@ -34,7 +34,7 @@ class Stem(nn.Conv2d):
     ----------
     in_channels, out_channels : int
         Channels of the input and of the output.
-    stride, pooling, convention
+    stride, pooling, convention, smoothness, limits
         As for `PreActBlock`. `stride` must be None for ``kind="imagenet"``.
     kind : {"small", "imagenet"}
         A 3x3 convolution, or a 7x7 one with a stride of 2 that nothing replaces.
@@ -64,9 +64,11 @@ class Stem(nn.Conv2d):
         kind: StemKind = "small",
         pooling: Pooling = "diffstride",
         convention: str = "paper",
+        smoothness: float | None = None,
+        limits: Limits | None = (None, None),
     ) -> None:
         option("kind", kind, STEM_KINDS)
-        conv_stride, pool = downsampling(stride, pooling, convention)
+        conv_stride, pool = downsampling(stride, pooling, convention, smoothness, limits)
         size = 3
         if kind == "imagenet":
             if stride is not None:
@@ -105,6 +107,9 @@ class ResidualBlock(nn.Module):
         stride, which is then the initial one, with one `DiffStride2d`.
     convention : {"paper", "relative", "tensorflow"}
         Convention of the pooling layer; strided convolutions have none.
+    smoothness : float, optional
+    limits : (lower, upper) or None
+        Width of the window's ramp and limits on the learnt stride, see `DiffStride2d`.
 
     Attributes
     ----------
@@ -121,7 +126,8 @@ class ResidualBlock(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        If `pooling` or `convention` is unknown, or a stride is below 1 or not finite.
+        If `pooling` or `convention` is unknown, `smoothness` or `limits` is not allowed, or a
+        stride is below 1 or not finite.
     """
 
     conv1: nn.Conv2d
@@ -135,9 +141,11 @@ class ResidualBlock(nn.Module):
         project: bool = False,
         pooling: Pooling = "diffstride",
         convention: str = "paper",
+        smoothness: float | None = None,
+        limits: Limits | None = (None, None),
     ) -> None:
         super().__init__()
-        conv_stride, pool = downsampling(stride, pooling, convention)
+        conv_stride, pool = downsampling(stride, pooling, convention, smoothness, limits)
         self.downsamples = stride is not None
         changes = self.downsamples and stride_pair(stride) != (1.0, 1.0)
         self.out_channels = out_channels

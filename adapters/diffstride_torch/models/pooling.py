@@ -6,8 +6,8 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 from torch import nn
 
-from diffstride_core.arguments import check_strides, host_strides, option
-from diffstride_core.conventions import CONVENTIONS
+from diffstride_core.arguments import Limits, check_strides, host_strides, option
+from diffstride_core.settings import make_settings
 from diffstride_torch.modules import DiffStride2d, SpectralPool2d
 
 Pooling = Literal["conv", "spectral", "diffstride"]
@@ -15,10 +15,15 @@ Pair: TypeAlias = tuple[float, float]
 Stride: TypeAlias = float | Pair
 
 
-def check_pooling(pooling: str, convention: str) -> None:
-    """Raise TypeError or ValueError unless both arguments are known."""
+def check_pooling(
+    pooling: str,
+    convention: str,
+    smoothness: float | None = None,
+    limits: Limits | None = (None, None),
+) -> None:
+    """Raise TypeError or ValueError unless all arguments are allowed, whether used or not."""
     option("pooling", pooling, get_args(Pooling))
-    option("convention", convention, tuple(CONVENTIONS))
+    make_settings(axes=(-2, -1), convention=convention, smoothness=smoothness, limits=limits)
 
 
 def stride_pair(stride: Stride, name: str = "stride") -> Pair:
@@ -35,7 +40,11 @@ def stride_pair(stride: Stride, name: str = "stride") -> Pair:
 
 
 def downsampling(
-    stride: Stride | None, pooling: Pooling, convention: str
+    stride: Stride | None,
+    pooling: Pooling,
+    convention: str,
+    smoothness: float | None = None,
+    limits: Limits | None = (None, None),
 ) -> tuple[tuple[int, int], nn.Module]:
     """Return the stride of a place's convolutions, and the layer that follows them.
 
@@ -43,7 +52,7 @@ def downsampling(
     ----------
     stride : float or pair of float, optional
         None: no downsampling.
-    pooling, convention
+    pooling, convention, smoothness, limits
         As for `PreActBlock`.
 
     Returns
@@ -57,14 +66,17 @@ def downsampling(
     TypeError, ValueError
         For arguments that `check_pooling` or `stride_pair` refuses.
     """
-    check_pooling(pooling, convention)
+    check_pooling(pooling, convention, smoothness, limits)
     if stride is None:
         return (1, 1), nn.Identity()
     height, width = stride_pair(stride)
     if pooling == "conv":
         return (math.floor(height + 0.5), math.floor(width + 0.5)), nn.Identity()
-    layer = SpectralPool2d if pooling == "spectral" else DiffStride2d
-    return (1, 1), layer((height, width), convention=convention)
+    if pooling == "spectral":
+        return (1, 1), SpectralPool2d((height, width), convention=convention)
+    return (1, 1), DiffStride2d(
+        (height, width), convention=convention, smoothness=smoothness, limits=limits
+    )
 
 
 def current_strides(conv: nn.Conv2d, pool: nn.Module) -> Pair:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from diffstride_core.arguments import Limits
 from diffstride_torch.models.architecture import (
     RESNET18,
     RESNET56,
@@ -32,7 +33,7 @@ class PreActBlock(ResidualBlock):
 
     Parameters
     ----------
-    in_channels, out_channels, stride, project, pooling, convention
+    in_channels, out_channels, stride, project, pooling, convention, smoothness, limits
         See `ResidualBlock`, which also says what the attributes are and what is refused.
     """
 
@@ -115,6 +116,8 @@ def small_resnet(
     pooling: Pooling = "diffstride",
     strides: Sequence[Stride | None] = (2.0, 2.0, 2.0),
     convention: str = "paper",
+    smoothness: float | None = None,
+    limits: Limits | None = (None, None),
     channels: Sequence[int] = (8, 16, 32, 64),
     in_channels: int = 1,
     num_classes: int = 10,
@@ -129,6 +132,9 @@ def small_resnet(
         Stride of each block, initial where it is learnt; None: the block does not downsample.
     convention : {"paper", "relative", "tensorflow"}
         Convention of the pooling layers.
+    smoothness : float, optional
+    limits : (lower, upper) or None
+        Width of the window's ramp and limits on the learnt strides, see `DiffStride2d`.
     channels : sequence of int
         Channels of the stem and then of each block: one more entry than `strides`.
     in_channels : int
@@ -163,6 +169,8 @@ def small_resnet(
             pooling=pooling,
             strides=entries,
             convention=convention,
+            smoothness=smoothness,
+            limits=limits,
             stem="small",
             channels=channels,
             in_channels=in_channels,
@@ -176,6 +184,8 @@ def preact_resnet18(
     pooling: Pooling = "diffstride",
     strides: Strides | None = None,
     convention: str = "paper",
+    smoothness: float | None = None,
+    limits: Limits | None = (None, None),
     stem: StemKind = "small",
     channels: Sequence[int] = (64, 64, 128, 256, 512),
     in_channels: int = 3,
@@ -194,6 +204,9 @@ def preact_resnet18(
         order. By default (1, None, 2, 2, 2), and (1, 2, 2, 2) with ``stem="imagenet"``.
     convention : {"paper", "relative", "tensorflow"}
         Convention of the pooling layers.
+    smoothness : float, optional
+    limits : (lower, upper) or None
+        Width of the window's ramp and limits on the learnt strides, see `DiffStride2d`.
     stem : {"small", "imagenet"}
         A 3x3 convolution, or a 7x7 convolution of stride 2 and 3x3 max pooling of stride 2.
     channels : sequence of int, length 5
@@ -225,6 +238,8 @@ def preact_resnet18(
             pooling=pooling,
             strides=strides,
             convention=convention,
+            smoothness=smoothness,
+            limits=limits,
             stem=stem,
             channels=channels,
             in_channels=in_channels,
@@ -238,6 +253,8 @@ def preact_resnet56(
     pooling: Pooling = "diffstride",
     strides: Strides | None = None,
     convention: str = "paper",
+    smoothness: float | None = None,
+    limits: Limits | None = (None, None),
     stem: StemKind = "small",
     channels: Sequence[int] = (16, 16, 32, 64),
     in_channels: int = 3,
@@ -250,7 +267,7 @@ def preact_resnet56(
 
     Parameters
     ----------
-    pooling, convention, stem, in_channels, num_classes
+    pooling, convention, smoothness, limits, stem, in_channels, num_classes
         As for `preact_resnet18`.
     strides : sequence of float, pair of float or None, length 4, optional
         Stride of the stem and of each stage, initial where it is learnt. By default (1, 1, 2, 2),
@@ -273,6 +290,8 @@ def preact_resnet56(
             pooling=pooling,
             strides=strides,
             convention=convention,
+            smoothness=smoothness,
+            limits=limits,
             stem=stem,
             channels=channels,
             in_channels=in_channels,

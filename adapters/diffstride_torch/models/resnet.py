@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from diffstride_core.arguments import Limits
 from diffstride_torch.models.architecture import RESNET18, Design, Strides
 from diffstride_torch.models.blocks import ResidualBlock, ResidualNetwork, StemKind, convolution
 from diffstride_torch.models.pooling import Pooling
@@ -19,7 +20,7 @@ class BasicBlock(ResidualBlock):
 
     Parameters
     ----------
-    in_channels, out_channels, stride, project, pooling, convention
+    in_channels, out_channels, stride, project, pooling, convention, smoothness, limits
         See `ResidualBlock`, which also says what the attributes are and what is refused.
     """
 
@@ -112,6 +113,8 @@ def resnet18(
     pooling: Pooling = "diffstride",
     strides: Strides | None = None,
     convention: str = "paper",
+    smoothness: float | None = None,
+    limits: Limits | None = (None, None),
     stem: StemKind = "imagenet",
     channels: Sequence[int] = (64, 64, 128, 256, 512),
     in_channels: int = 3,
@@ -126,7 +129,7 @@ def resnet18(
 
     Parameters
     ----------
-    pooling, strides, convention, stem, channels, in_channels, num_classes
+    pooling, strides, convention, smoothness, limits, stem, channels, in_channels, num_classes
         As for `preact_resnet18`.
 
     Returns
@@ -151,6 +154,8 @@ def resnet18(
             pooling=pooling,
             strides=strides,
             convention=convention,
+            smoothness=smoothness,
+            limits=limits,
             stem=stem,
             channels=channels,
             in_channels=in_channels,

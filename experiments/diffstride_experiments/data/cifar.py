@@ -25,7 +25,7 @@ STATISTICS = {
 
 
 class Cifar(Source):
-    """CIFAR10 or CIFAR100: 60,000 colour images, 32x32; training images are shifted and flipped."""
+    """CIFAR10 or CIFAR100: 60,000 colour images, 32x32."""
 
     name: Literal["cifar"] = "cifar"
     """Kind of data."""
@@ -37,8 +37,12 @@ class Cifar(Source):
     classes: Literal[10, 100] = 10
     """Number of classes."""
 
+    augmentation: Literal["none", "shift-flip"] = "shift-flip"
+    """What is done to training images: nothing, or random shifts by up to pad pixels and mirroring.
+    """
+
     pad: NonNegativeInt = 4
-    """Largest random shift of training images in pixels."""
+    """Largest random shift in pixels of shift-flip."""
 
     def load(self, evaluate_on: EvaluateOn, workers: int = 0) -> Data:
         """Read and split the images, see `Source.load`."""
@@ -58,7 +62,11 @@ class Cifar(Source):
         classes = tuple(parts[0].classes)
         train, evaluation = self._split(labels, classes, train, test, evaluate_on)
         normalise = Normalise(*STATISTICS[self.classes])
-        augment = Compose([ShiftFlip(self.pad), normalise])
+        augment = (
+            Compose([ShiftFlip(self.pad), normalise])
+            if self.augmentation == "shift-flip"
+            else normalise
+        )
         return Data(
             train=Samples(images, labels, train, augment),
             evaluation=Samples(images, labels, evaluation, normalise),

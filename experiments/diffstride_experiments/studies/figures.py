@@ -1,0 +1,69 @@
+"""What the figures of the studies have in common."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
+
+from diffstride_backends import plotting
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from diffstride_experiments.studies.summary import Row
+
+__all__ = ["Style", "draw_against_cost", "draw_by_category", "png"]
+
+Style = tuple[str, str, str]
+"""Label, colour and marker of a series."""
+
+
+def png(figure: Figure) -> bytes:
+    """Return a finished figure as PNG, with open frames."""
+    for axes in figure.axes:
+        plotting.open_frame(axes)
+    buffer = BytesIO()
+    figure.savefig(buffer, dpi=150, format="png")
+    return buffer.getvalue()
+
+
+def draw_by_category(
+    axes: Axes, categories: Sequence[str], series: Mapping[Style, Sequence[Row | None]]
+) -> None:
+    """Draw accuracies side by side for each category, with their standard deviations."""
+    for index, ((label, colour, marker), rows) in enumerate(series.items()):
+        shift = 0.14 * (index - (len(series) - 1) / 2)
+        there = [(x + shift, row) for x, row in enumerate(rows) if row is not None]
+        axes.errorbar(
+            [x for x, _ in there],
+            [row.accuracy.mean for _, row in there],
+            yerr=[row.accuracy.deviation for _, row in there],
+            fmt=marker,
+            color=colour,
+            label=label,
+            capsize=2,
+        )
+    axes.set_xticks(range(len(categories)), categories)
+
+
+def draw_against_cost(
+    axes: Axes, series: Mapping[Style, Iterable[Row]], *, connect: bool = False
+) -> None:
+    """Draw accuracy against the multiply-adds at the end, with both standard deviations."""
+    for (label, colour, marker), rows in series.items():
+        ordered = sorted(rows, key=lambda row: row.multiply_adds.mean)
+        axes.errorbar(
+            [row.multiply_adds.mean for row in ordered],
+            [row.accuracy.mean for row in ordered],
+            xerr=[row.multiply_adds.deviation for row in ordered],
+            yerr=[row.accuracy.deviation for row in ordered],
+            fmt=marker,
+            linestyle="-" if connect else "none",
+            color=colour,
+            label=label,
+            capsize=2,
+            linewidth=1,
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("multiply-adds per sample at the end, 10⁶")

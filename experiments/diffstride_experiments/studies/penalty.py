@@ -1,0 +1,84 @@
+"""What does the complexity penalty buy? Accuracy against multiply-adds over its factor."""
+
+from collections.abc import Sequence
+
+from diffstride_backends import plotting
+
+from diffstride_experiments.config import Config
+from diffstride_experiments.methods import METHODS, MethodName
+from diffstride_experiments.plot import COLOURS
+from diffstride_experiments.studies.changes import changed
+from diffstride_experiments.studies.figures import draw_against_cost, png
+from diffstride_experiments.studies.study import Case, Outcome, Report, Study
+from diffstride_experiments.studies.summary import (
+    group,
+    markdown_table,
+    millions,
+    strides_table,
+)
+
+__all__ = ["PENALTY"]
+
+STRIDES = (2.0, 2.0, 2.0)
+FACTORS = (0.0, 0.3, 1.0, 3.0)
+WIDTHS = {"conv": (1.0, 1.5, 2.0, 3.0), "spectral": (1.0, 1.5, 2.0)}
+SERIES: dict[MethodName, tuple[str, str, str]] = {
+    "conv": ("strided convolution, wider", COLOURS["conv"], "s"),
+    "spectral": ("spectral pooling, wider", COLOURS["spectral"], "o"),
+    "diffstride-penalised": ("DiffStride (relative), more λ", COLOURS["diffstride-penalised"], "D"),
+}
+
+
+def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:
+    grid = [
+        (f"λ = {factor:g}", "diffstride-penalised", {"training.penalty": factor})
+        for factor in FACTORS
+    ]
+    grid += [
+        (
+            f"{width:g} x the channels",
+            method,
+            {"model.channels": tuple(round(width * count) for count in base.model.channels)},
+        )
+        for method, widths in WIDTHS.items()
+        for width in widths
+    ]
+    return [
+        Case(
+            (METHODS[method].label, label),
+            changed(
+                base, {"methods": (method,), "model.strides": STRIDES, "seed": seed, **options}
+            ),
+        )
+        for label, method, options in grid
+        for seed in seeds
+    ]
+
+
+def _report(outcomes: Sequence[Outcome]) -> Report:
+    rows = list(group(outcomes).values())
+    series = {
+        style: [row for row in rows if row.outcomes[0].method == method]
+        for method, style in SERIES.items()
+    }
+    figure = plotting.make_figure(7, 4.2)
+    axes = figure.subplots()
+    draw_against_cost(axes, series, connect=True)
+    axes.set_ylabel("accuracy ± sd, %")
+    plotting.legend_below(figure, axes)
+    table = markdown_table(
+        ["method", "what varies", "accuracy, %", "multiply-adds, 10⁶"],
+        ([*row.labels, f"{row.accuracy:.1f}", millions(row)] for row in rows),
+    )
+    strides = strides_table(("method", "what varies"), rows, ("height", "width"))
+    return Report(f"{table}\n## Learnt strides\n\n{strides}", {"pareto": png(figure)})
+
+
+PENALTY = Study(
+    name="penalty",
+    title="The complexity penalty, and wider strided networks (CIFAR10 images)",
+    data="images",
+    columns=("method", "what varies"),
+    cases=_cases,
+    report=_report,
+)

@@ -1,0 +1,62 @@
+"""All studies by their names."""
+
+from diffstride_experiments.studies.penalty import PENALTY
+from diffstride_experiments.studies.robustness import Robustness, random_strides
+from diffstride_experiments.studies.study import Study
+from diffstride_experiments.studies.window import WINDOW
+
+__all__ = ["STUDIES"]
+
+RANDOM = {f"{a:g}, {b:g}, {c:g} (random)": (a, b, c) for a, b, c in random_strides(1)}
+
+DIGITS = Robustness(
+    name="robustness-digits",
+    title="Robustness to the initial strides (handwritten digits)",
+    data="digits",
+    starts={
+        "2, 2, 2": (2.0, 2.0, 2.0),
+        "1, 3, 1": (1.0, 3.0, 1.0),
+        "3, 1, 3": (3.0, 1.0, 3.0),
+        "3, 2, 3": (3.0, 2.0, 3.0),
+        "4, 2, 4": (4.0, 2.0, 4.0),
+        **RANDOM,
+    },
+)
+
+# Riad et al. (2022), Table 1, ResNet-18.
+IMAGES = Robustness(
+    name="robustness-images",
+    title="Robustness to the initial strides (CIFAR10 images)",
+    data="images",
+    starts={
+        "2, 2, 2": (2.0, 2.0, 2.0),
+        "3, 1, 3": (3.0, 1.0, 3.0),
+        "3, 2, 3": (3.0, 2.0, 3.0),
+        "4, 2, 4": (4.0, 2.0, 4.0),
+        **RANDOM,
+    },
+    published={
+        "2, 2, 2": ("91.4 ± 0.2", "92.4 ± 0.1", "92.5 ± 0.1"),
+        "3, 1, 3": ("85.7 ± 0.1", "90.9 ± 0.2", "92.4 ± 0.1"),
+        "3, 2, 3": ("82.0 ± 0.6", "89.2 ± 0.2", "92.3 ± 0.1"),
+        "mean ± sd over the paper's six starts": ("87.7 ± 3.4", "91.1 ± 1.1", "92.4 ± 0.2"),
+    },
+    published_caption="The paper's accuracies on CIFAR10 (ResNet-18, full training)",
+)
+
+RECORDINGS = Robustness(
+    name="robustness-recordings",
+    title="Strides for frequency and for time (spoken digits of an unknown speaker)",
+    data="recordings",
+    starts={
+        "2x2, 2x2, 2x2": (2.0, 2.0, 2.0),
+        "2x3, 2x2, 2x3": ((2.0, 3.0), (2.0, 2.0), (2.0, 3.0)),
+        "3x2, 2x2, 3x2": ((3.0, 2.0), (2.0, 2.0), (3.0, 2.0)),
+    },
+    axes=("frequency", "time"),
+)
+
+STUDIES: dict[str, Study] = {
+    study.name: study
+    for study in (DIGITS.study(), IMAGES.study(), PENALTY, WINDOW, RECORDINGS.study())
+}

@@ -1,0 +1,136 @@
+"""What a study is: runs that differ in a few options, and what is made of their outcomes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from diffstride_experiments.config import Config
+from diffstride_experiments.methods import METHODS, Method
+
+__all__ = ["Case", "Outcome", "Report", "Study"]
+
+DataKind = Literal["digits", "images", "recordings"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of a study.
+
+    Attributes
+    ----------
+    labels : tuple of str
+        Row of the table that it belongs to, one entry for each of the study's columns. Runs with
+        the same labels differ in the seed alone.
+    config : Config
+        Options of the run, which has one method.
+    """
+
+    labels: tuple[str, ...]
+    config: Config
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run found.
+
+    Attributes
+    ----------
+    labels : tuple of str
+        As for the `Case`.
+    method : str
+        Key of the method.
+    seed : int
+    accuracy : float
+        Share of evaluation samples classified rightly after the last epoch.
+    first_strides, strides : tuple of pair of float
+        Stride of each place along height and width, initial and learnt.
+    feature_maps : tuple of pair of int
+        Height and width of each place's output at the end.
+    first_multiply_adds, multiply_adds : int
+        Multiply-adds per sample at the initial and at the learnt strides.
+    seconds : float
+        Time of training and evaluation.
+    """
+
+    labels: tuple[str, ...]
+    method: str
+    seed: int
+    accuracy: float
+    first_strides: tuple[tuple[float, float], ...]
+    strides: tuple[tuple[float, float], ...]
+    feature_maps: tuple[tuple[int, int], ...]
+    first_multiply_adds: int
+    multiply_adds: int
+    seconds: float
+
+    @classmethod
+    def from_record(cls, case: Case, record: dict[str, Any]) -> Self:
+        """Read the outcome off the results.json of a case's run."""
+        (result,) = record["results"]
+        before, after = result["before"], result["after"]
+        return cls(
+            labels=case.labels,
+            method=result["method"],
+            seed=case.config.seed,
+            accuracy=result["accuracy"],
+            first_strides=tuple(map(tuple, before["strides"])),
+            strides=tuple(map(tuple, after["strides"])),
+            feature_maps=tuple(map(tuple, after["feature_maps"])),
+            first_multiply_adds=before["multiply_adds"],
+            multiply_adds=after["multiply_adds"],
+            seconds=result["seconds"],
+        )
+
+    @property
+    def learns_strides(self) -> bool:
+        """Whether the run's method learns its strides."""
+        return self._method.pooling == "diffstride"
+
+    @property
+    def _method(self) -> Method:
+        return METHODS[self.method]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is written of a study.
+
+    Attributes
+    ----------
+    markdown : str
+        Tables.
+    figures : dict of str to bytes
+        PNG images by their file names without extension.
+    """
+
+    markdown: str
+    figures: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid of runs.
+
+    Attributes
+    ----------
+    name, title : str
+        Name on the command line, and what is studied.
+    data : {"digits", "images", "recordings"}
+        What it trains on; only digits are bundled.
+    columns : tuple of str
+        What the labels of its runs are.
+    cases : callable
+        Makes the runs from the options that they start from and the seeds.
+    report : callable
+        Makes tables and figures from all outcomes.
+    follow_up : callable, optional
+        Makes further runs from the outcomes of the first ones.
+    """
+
+    name: str
+    title: str
+    data: DataKind
+    columns: tuple[str, ...]
+    cases: Callable[[Config, Sequence[int]], list[Case]]
+    report: Callable[[Sequence[Outcome]], Report]
+    follow_up: Callable[[Config, Sequence[int], Sequence[Outcome]], list[Case]] | None = None

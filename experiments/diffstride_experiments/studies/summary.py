@@ -1,0 +1,119 @@
+"""Means and spreads over the runs of a study, and tables of them."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffstride_experiments.studies.study import Outcome
+
+__all__ = ["Row", "Spread", "group", "markdown_table", "millions", "strides_table"]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation (n - 1 in the denominator) of some values."""
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Spread":
+        """Return those of some values; of one value, the deviation is NaN."""
+        array = np.fromiter(values, float)
+        return cls(array.mean(), array.std(ddof=1) if array.size > 1 else math.nan)
+
+    def __format__(self, spec: str) -> str:
+        """Return ``mean ± deviation``, both in the given format."""
+        if math.isnan(self.deviation):
+            return format(self.mean, spec)
+        return f"{self.mean:{spec}} ± {self.deviation:{spec}}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs that differ in the seed alone.
+
+    Attributes
+    ----------
+    labels : tuple of str
+        What they have in common.
+    outcomes : tuple of Outcome
+        One for each seed.
+    """
+
+    labels: tuple[str, ...]
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def accuracy(self) -> Spread:
+        """Accuracy in percent."""
+        return Spread.of(100 * outcome.accuracy for outcome in self.outcomes)
+
+    @property
+    def multiply_adds(self) -> Spread:
+        """Multiply-adds per sample at the end, in millions."""
+        return Spread.of(outcome.multiply_adds / 1e6 for outcome in self.outcomes)
+
+    @property
+    def first_multiply_adds(self) -> Spread:
+        """Multiply-adds per sample at the initial strides, in millions."""
+        return Spread.of(outcome.first_multiply_adds / 1e6 for outcome in self.outcomes)
+
+    @property
+    def strides(self) -> list[tuple[Spread, Spread]]:
+        """Learnt strides along height and width of each place."""
+        values = np.array([outcome.strides for outcome in self.outcomes])
+        return [(Spread.of(place[:, 0]), Spread.of(place[:, 1])) for place in values.swapaxes(0, 1)]
+
+
+def group(outcomes: Iterable[Outcome]) -> dict[tuple[str, ...], Row]:
+    """Return one row for each set of labels, in the order in which they first occur."""
+    found: dict[tuple[str, ...], list[Outcome]] = {}
+    for outcome in outcomes:
+        found.setdefault(outcome.labels, []).append(outcome)
+    return {labels: Row(labels, tuple(members)) for labels, members in found.items()}
+
+
+def millions(row: Row) -> str:
+    """Return a row's multiply-adds in millions, and how they changed in training."""
+    first, last = (
+        f"{s.mean:#.3g}".rstrip(".") for s in (row.first_multiply_adds, row.multiply_adds)
+    )
+    return last if first == last else f"{first} → {last}"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table whose first column is text and whose others are numbers."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def strides_table(columns: Sequence[str], rows: Iterable[Row], axes: tuple[str, str]) -> str:
+    """Return a table of the strides that were learnt, one column for each place and axis.
+
+    Parameters
+    ----------
+    columns : sequence of str
+        What the labels are.
+    rows : iterable of Row
+        Those whose method does not learn its strides are left out.
+    axes : pair of str
+        What height and width are.
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
+    learnt = [row for row in rows if row.outcomes[0].learns_strides]
+    places = range(1, 1 + len(learnt[0].strides))
+    header = [*columns, *(f"{axis} {place}" for place in places for axis in axes)]
+    return markdown_table(
+        header,
+        (
+            [*row.labels, *(f"{spread:.2f}" for place in row.strides for spread in place)]
+            for row in learnt
+        ),
+    )

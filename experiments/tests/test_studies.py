@@ -1,0 +1,244 @@
+import json
+import math
+from dataclasses import asdict, replace
+from typing import get_args
+
+import numpy as np
+import pytest
+from changing import changed
+from diffstride_experiments.config import Config
+from diffstride_experiments.data import Cifar, ImageFolder
+from diffstride_experiments.errors import ExperimentError
+from diffstride_experiments.methods import METHODS
+from diffstride_experiments.studies import command
+from diffstride_experiments.studies.bases import INPUT_SHAPES, base
+from diffstride_experiments.studies.budget import cost, with_budget
+from diffstride_experiments.studies.command import StudyOptions, comparison, run_study
+from diffstride_experiments.studies.registry import STUDIES
+from diffstride_experiments.studies.runner import run_cases
+from diffstride_experiments.studies.study import Case, Outcome, Report, Study
+from diffstride_experiments.studies.summary import Spread, group, markdown_table
+from diffstride_experiments.train import run
+from rich.console import Console
+
+QUIET = Console(quiet=True)
+
+
+def made_up(case, accuracy=None):
+    """An outcome such as a run of the case could have, without running it."""
+    method = case.config.methods[0]
+    pairs = tuple(s if isinstance(s, tuple) else (s, s) for s in case.config.model.strides)
+    learnt = METHODS[method].pooling == "diffstride"
+    random = np.random.default_rng([case.config.seed, len(method)])
+    return Outcome(
+        labels=case.labels,
+        method=method,
+        seed=case.config.seed,
+        accuracy=random.uniform(0.4, 0.6) if accuracy is None else accuracy,
+        first_strides=pairs,
+        strides=tuple((h + 0.1, w - 0.1) for h, w in pairs) if learnt else pairs,
+        feature_maps=((8, 8),) * len(pairs),
+        first_multiply_adds=3_000_000,
+        multiply_adds=4_000_000 if learnt else 3_000_000,
+        seconds=10.0,
+    )
+
+
+def all_cases(study, tmp_path):
+    config = base(study.data, tmp_path)
+    cases = study.cases(config, range(3))
+    if study.follow_up is not None:
+        cases += study.follow_up(config, range(3), [made_up(case) for case in cases])
+    return cases
+
+
+def test_every_study_can_be_named():
+    assert set(STUDIES) == set(get_args(command.StudyName))
+    assert all(name == study.name for name, study in STUDIES.items())
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_runs_of_a_study_differ_and_each_row_has_every_seed(study, tmp_path):
+    cases = all_cases(study, tmp_path)
+    first = study.cases(base(study.data, tmp_path), range(3))
+    assert len({case.config.model_dump_json() for case in first}) == len(first)
+    for row in group(map(made_up, cases)).values():
+        assert len(row.labels) == len(study.columns)
+        assert [outcome.seed for outcome in row.outcomes] == [0, 1, 2]
+    for case in cases:
+        assert (case.config.threads, case.config.device) == (1, "cpu")
+        assert len(case.config.methods) == 1
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_reports_have_all_rows_and_figures(study, tmp_path):
+    outcomes = [made_up(case) for case in all_cases(study, tmp_path)]
+    report = study.report(outcomes)
+    for labels in group(outcomes):
+        assert all(label in report.markdown.lower() for label in map(str.lower, labels))
+    assert report.figures
+    assert all(png.startswith(b"\x89PNG") for png in report.figures.values())
+
+
+def test_reports_state_means_and_deviations(tmp_path):
+    study = STUDIES["penalty"]
+    outcomes = [
+        made_up(case, accuracy=0.5 + 0.01 * case.config.seed) for case in all_cases(study, tmp_path)
+    ]
+    line = next(s for s in study.report(outcomes).markdown.splitlines() if "λ = 3 " in s)
+    assert line == "| DiffStride (relative, λJ) | λ = 3 | 51.0 ± 1.0 | 3.00 → 4.00 |"
+
+
+def test_robustness_states_the_spread_over_starts(tmp_path):
+    study = STUDIES["robustness-digits"]
+    starts = list(dict.fromkeys(case.labels[1] for case in all_cases(study, tmp_path)))
+    outcomes = [
+        made_up(case, accuracy=0.9 - 0.1 * starts.index(case.labels[1]))
+        for case in all_cases(study, tmp_path)
+    ]
+    table = study.report(outcomes).markdown
+    assert f"| best - worst start | {' | '.join(['50.0'] * 4)} |" in table
+    means = [90.0 - 10 * index for index in range(len(starts))]
+    expected = f"{np.mean(means):.1f} ± {np.std(means, ddof=1):.1f}"
+    assert f"| mean ± sd over starts | {' | '.join([expected] * 4)} |" in table
+
+
+def test_equal_cost_is_what_the_learnt_network_ended_with(tmp_path):
+    study = STUDIES["robustness-images"]
+    config = base(study.data, tmp_path)
+    first = [replace(made_up(c), multiply_adds=8_000_000) for c in study.cases(config, (0,))]
+    for case in study.follow_up(config, (0,), first):
+        assert case.config.methods[0] in ("conv", "spectral")
+        # One channel of the narrowest layer more or less is up to a quarter of the cost there.
+        assert cost(case.config, INPUT_SHAPES["images"]) == pytest.approx(8e6, rel=0.13)
+
+
+def test_budget_finds_the_width_that_has_it():
+    config = changed(Config(), methods=("conv",), model__channels=(4, 8, 8, 16))
+    shape = INPUT_SHAPES["digits"]
+    wide = changed(config, model__channels=(7, 14, 14, 28))
+    assert with_budget(config, cost(wide, shape), shape) == wide
+    assert with_budget(wide, cost(config, shape), shape).model.channels == (4, 8, 8, 16)
+
+
+def test_spread_of_seeds():
+    assert f"{Spread.of([1.0, 2.0, 4.0]):.2f}" == "2.33 ± 1.53"
+    assert f"{Spread.of([1.5]):.1f}" == "1.5"
+    assert math.isnan(Spread.of([1.5]).deviation)
+
+
+def test_table():
+    assert markdown_table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |\n"
+
+
+def outcomes_with(accuracies, label="row"):
+    case = Case((label,), changed(Config(), methods=("conv",)))
+    return [replace(made_up(case, accuracy), seed=seed) for seed, accuracy in enumerate(accuracies)]
+
+
+def test_comparison_names_the_rows_that_differ():
+    before = outcomes_with([0.50, 0.52, 0.54]) + outcomes_with([0.1, 0.2, 0.3], "wide")
+    assert comparison(before, before) == "2 of 2 rows agree within both standard deviations."
+    # Standard deviations 2 and 2 points: 2.83 together.
+    near = outcomes_with([0.528, 0.548, 0.568]) + before[3:]
+    assert comparison(near, before).startswith("2 of 2 rows agree")
+    far = outcomes_with([0.529, 0.549, 0.569]) + outcomes_with([0.5], "other")
+    assert comparison(far, before) == (
+        "0 of 1 rows agree within both standard deviations; 2 rows are in one of the two alone:\n"
+        "  row: 54.9 ± 2.0 now, 52.0 ± 2.0 there"
+    )
+
+
+def test_images_may_be_in_either_form(tmp_path):
+    assert isinstance(base("images", tmp_path).data, ImageFolder)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert isinstance(base("images", tmp_path).data, Cifar)
+
+
+def test_missing_data_are_refused_before_anything_is_run(tmp_path):
+    options = StudyOptions(name="penalty", folder=tmp_path / "studies")
+    with pytest.raises(ExperimentError, match="--data must name the folder of the images"):
+        run_study(options, QUIET)
+    assert not (tmp_path / "studies").exists()
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"outcomes": [{"labels": []}]}'])
+def test_unreadable_earlier_results_are_refused_before_anything_is_run(tmp_path, text):
+    if text is not None:
+        (tmp_path / "results.json").write_text(text)
+    options = StudyOptions(name="robustness-digits", folder=tmp_path / "new", against=tmp_path)
+    with pytest.raises(ExperimentError, match=r"--against: .*results\.json"):
+        run_study(options, QUIET)
+    assert not (tmp_path / "new").exists()
+
+
+def tiny_study(config):
+    """Two methods, two seeds, and a follow-up run."""
+
+    def cases(base, seeds):
+        return [
+            Case(("first", method), changed(base, methods=(method,), seed=seed))
+            for method in ("conv", "diffstride-relative")
+            for seed in seeds
+        ]
+
+    def follow_up(base, seeds, outcomes):
+        assert len(outcomes) == 2 * len(seeds)
+        return [Case(("second", "conv"), changed(base, methods=("conv",), seed=7))]
+
+    def report(outcomes):
+        return Report(f"{len(outcomes)} outcomes\n", {"plot": b"\x89PNG"})
+
+    return Study("robustness-digits", "Tiny", "digits", ("a", "b"), cases, report, follow_up)
+
+
+@pytest.mark.slow
+def test_study_runs_once_and_goes_on_where_it_was_stopped(
+    tiny_config, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setitem(STUDIES, "robustness-digits", tiny_study(tiny_config))
+    monkeypatch.setattr(command, "base", lambda kind, path: tiny_config)
+    options = StudyOptions(name="robustness-digits", folder=tmp_path / "studies", seeds=2, jobs=2)
+    outcomes = run_study(options, QUIET)
+    assert "5/5" not in capfd.readouterr().err  # a bar for each part
+    folder = tmp_path / "studies" / "robustness-digits"
+    assert {path.name for path in folder.iterdir()} == {
+        "config.toml",
+        "plot.png",
+        "results.json",
+        "results.md",
+        "runs",
+    }
+    assert [outcome.labels[1] for outcome in outcomes] == [
+        *["conv"] * 2,
+        *["diffstride-relative"] * 2,
+        "conv",
+    ]
+    assert "5 outcomes" in (folder / "results.md").read_text()
+    record = json.loads((folder / "results.json").read_text())
+    assert record["outcomes"] == json.loads(json.dumps([asdict(outcome) for outcome in outcomes]))
+
+    # Just as diffstride-train would have it.
+    single = changed(tiny_config, methods=("diffstride-relative",), seed=1)
+    (result,) = run(single, QUIET)
+    assert result.accuracy == outcomes[3].accuracy
+    assert tuple(map(tuple, result.after.strides)) == outcomes[3].strides
+
+    # Stopped in one of its runs: that one alone is run again, to the same end.
+    stamps = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/results.json")}
+    assert len(stamps) == 5
+    lost = next(path for path in stamps if path.parent.name.startswith("conv-1"))
+    lost.unlink()
+    for checkpoint in lost.parent.glob("checkpoints/*/*8.pt"):
+        checkpoint.unlink()
+    again = run_study(options.model_copy(update={"against": folder}), QUIET)
+    assert [replace(o, seconds=0.0) for o in again] == [replace(o, seconds=0.0) for o in outcomes]
+    changes = [path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp]
+    assert changes == [lost]
+
+
+@pytest.mark.slow
+def test_runs_that_fail_end_the_study(tiny_config, tmp_path):
+    bad = changed(tiny_config, methods=("conv",), training__batch_size=1000)
+    with pytest.raises(ExperimentError, match="1000 is not allowed"):
+        run_cases([Case(("row",), bad)], tmp_path, 1, "tiny")
