@@ -12,14 +12,14 @@ __all__ = ["INPUT_SHAPES", "base"]
 INPUT_SHAPES: dict[DataKind, tuple[int, int, int]] = {
     "digits": (1, 28, 28),
     "images": (3, 32, 32),
-    "recordings": (1, 40, 81),
+    "recordings": (1, 32, 51),
 }
 """Channels, height and width of a sample. All data have ten classes."""
 
 _OPTIMIZER = Optimizer(
     name="adamw",
     learning_rate=0.005,
-    stride_learning_rate=0.01,
+    stride_learning_rate=0.03,
     weight_decay=0.01,
     schedule="one-cycle",
 )
@@ -46,13 +46,13 @@ def base(kind: DataKind, path: Path | None) -> Config:
         If the path is missing.
     """
     if kind == "digits":
-        data, epochs, batch = Digits(), 4, 250
+        data, epochs, batch = Digits(train_count=2000), 4, 250
     elif path is None:
         raise ExperimentError(f"--data must name the folder of the {kind}.")
     elif kind == "images":
         data, epochs, batch = _images(path), 1, 500
     else:
-        data, epochs, batch = _recordings(path), 4, 250
+        data, epochs, batch = _recordings(path), 3, 250
     return Config(
         methods=("conv",),
         data=data,
@@ -68,7 +68,7 @@ def base(kind: DataKind, path: Path | None) -> Config:
 
 def _images(path: Path) -> DataOptions:
     # One pass over many images, as they are: of what was tried, the most accurate in a minute.
-    counts = {"train_count": 24_000, "evaluation_count": 5000}
+    counts = {"train_count": 14_000, "evaluation_count": 5000}
     if (path / "cifar-10-batches-py").is_dir():
         return Cifar(path=path, augmentation="none", **counts)
     return ImageFolder(path=path, in_memory=True, **counts)
@@ -82,5 +82,6 @@ def _recordings(path: Path) -> DataOptions:
         validation_groups=("lucas",),
         sample_rate=8000,
         seconds=0.8,
-        mel_bands=40,
+        hop_ms=16.0,
+        mel_bands=32,
     )

@@ -29,7 +29,12 @@ from diffstride_experiments.studies.summary import group
 __all__ = ["StudyOptions", "main", "run_study"]
 
 StudyName = Literal[
-    "robustness-digits", "robustness-images", "penalty", "window", "robustness-recordings"
+    "tuning",
+    "robustness-digits",
+    "robustness-images",
+    "penalty",
+    "window",
+    "robustness-recordings",
 ]
 
 
@@ -43,9 +48,9 @@ class StudyOptions(Options):
     """Which study."""
 
     data: Path | None = None
-    """Folder of the data where they are not bundled: CIFAR10 for images, penalty and window, either
-    unpacked from its Python version or as train/CLASS/* and test/CLASS/*; the recordings of the
-    Free Spoken Digit Dataset for robustness-recordings."""
+    """Folder of the data where they are not bundled: the recordings of the Free Spoken Digit
+    Dataset for robustness-recordings, else CIFAR10, either unpacked from its Python version or as
+    train/CLASS/* and test/CLASS/*."""
 
     folder: Path = Path("runs/studies")
     """The study's folder is made in it."""

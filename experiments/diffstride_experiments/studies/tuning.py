@@ -1,0 +1,81 @@
+"""The choice of the options that the other studies share, on held-out training samples."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffstride_backends import plotting
+
+from diffstride_experiments.config import Config
+from diffstride_experiments.studies.changes import changed
+from diffstride_experiments.studies.figures import Style, draw_by_category, png
+from diffstride_experiments.studies.study import Case, Outcome, Report, Study
+from diffstride_experiments.studies.summary import (
+    group,
+    markdown_table,
+    millions,
+    strides_table,
+)
+
+__all__ = ["TUNING"]
+
+STARTS = {"2, 2, 2": (2.0, 2.0, 2.0), "4, 2, 4": (4.0, 2.0, 4.0)}
+RATE = "optimizer.stride_learning_rate"
+VARIANTS: dict[str, dict[str, Any]] = {
+    # Too small to move a stride.
+    "not learnt": {RATE: 1e-9},
+    "rate 0.003": {RATE: 0.003},
+    "rate 0.03": {RATE: 0.03},
+    "rate 0.1": {RATE: 0.1},
+    "rate 0.1, at least 1.5": {RATE: 0.1, "model.lower_limit": 1.5},
+}
+COLOURS = (
+    plotting.GREY,
+    plotting.BLUE,
+    plotting.ORANGE,
+    plotting.GREEN,
+    plotting.VERMILLION,
+)
+
+
+def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:
+    shared = {"methods": ("diffstride-relative",), "evaluate_on": "validation"}
+    return [
+        Case(
+            (variant, start),
+            changed(base, {**shared, **options, "model.strides": strides, "seed": seed}),
+        )
+        for start, strides in STARTS.items()
+        for variant, options in VARIANTS.items()
+        for seed in seeds
+    ]
+
+
+def _report(outcomes: Sequence[Outcome]) -> Report:
+    rows = group(outcomes)
+    series: dict[Style, list] = {
+        (variant, colour, "o"): [rows[variant, start] for start in STARTS]
+        for variant, colour in zip(VARIANTS, COLOURS, strict=True)
+    }
+    figure = plotting.make_figure(7, 3.6)
+    axes = figure.subplots()
+    draw_by_category(axes, list(STARTS), series)
+    axes.set_xlabel("initial strides")
+    axes.set_ylabel("validation accuracy ± sd, %")
+    plotting.legend_below(figure, axes)
+    columns = ("strides", "initial strides")
+    table = markdown_table(
+        [*columns, "validation accuracy, %", "multiply-adds, 10⁶"],
+        ([*row.labels, f"{row.accuracy:.1f}", millions(row)] for row in rows.values()),
+    )
+    strides = strides_table(columns, rows.values(), ("height", "width"))
+    return Report(f"{table}\n## Learnt strides\n\n{strides}", {"tuning": png(figure)})
+
+
+TUNING = Study(
+    name="tuning",
+    title="How strides are to be learnt: DiffStride (relative) on held-out CIFAR10 images",
+    data="images",
+    columns=("strides", "initial strides"),
+    cases=_cases,
+    report=_report,
+)
