@@ -20,7 +20,16 @@ from diffstride_experiments.methods import MethodName
 from diffstride_experiments.processes import Processes
 from diffstride_experiments.trainer import Trainer, build_network
 
-__all__ = ["Result", "comparisons", "markdown", "results_record", "summarise", "terminal_table"]
+__all__ = [
+    "Result",
+    "comparisons",
+    "markdown",
+    "millions",
+    "results_record",
+    "summarise",
+    "terminal_table",
+    "versions",
+]
 
 
 @dataclass(frozen=True)
@@ -159,7 +168,7 @@ def _rows(results: Sequence[Result]) -> list[list[str]]:
             f"{100 * result.accuracy:.1f} ± {100 * result.standard_error:.1f}",
             "\n".join(map(_stride_movement, result.before.strides, result.after.strides)),
             "\n".join(f"{height}x{width}" for height, width in result.after.feature_maps),
-            _multiply_adds(result),
+            millions(result.before.multiply_adds, result.after.multiply_adds),
             f"{result.seconds:.0f}",
         ]
         for result in results
@@ -172,14 +181,10 @@ def _stride_movement(before: tuple[float, float], after: tuple[float, float]) ->
     return f"{before[0]:g}x{before[1]:g} → {after[0]:.2f}x{after[1]:.2f}"
 
 
-def _multiply_adds(result: Result) -> str:
-    return _arrow(
-        *(f"{s.multiply_adds / 1e6:#.3g}".rstrip(".") for s in (result.before, result.after))
-    )
-
-
-def _arrow(before: str, after: str) -> str:
-    return before if before == after else f"{before} → {after}"
+def millions(before: float, after: float) -> str:
+    """Return multiply-adds in millions to three digits, and how training changed them."""
+    first, last = (f"{value / 1e6:#.3g}".rstrip(".") for value in (before, after))
+    return first if first == last else f"{first} → {last}"
 
 
 def terminal_table(results: Sequence[Result], config: Config) -> Table:
@@ -241,6 +246,16 @@ the outputs there after training. Multiply-adds are those of one sample's forwar
 """
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of what decides results."""
+    packages = ("torch", "torchvision", "numpy", "scikit-learn", "mlxtend", "librosa")
+    return {
+        "python": platform.python_version(),
+        "diffstride": diffstride_version,
+        **{name: version(name) for name in packages},
+    }
+
+
 def results_record(
     results: Sequence[Result], config: Config, data: Data, processes: Processes
 ) -> dict[str, Any]:
@@ -262,17 +277,12 @@ def results_record(
     dict
         JSON values.
     """
-    packages = ("torch", "torchvision", "numpy", "scikit-learn", "mlxtend", "librosa")
     return {
         "config": config.model_dump(mode="json"),
         "train_samples": len(data.train),
         "evaluation_samples": len(data.evaluation),
         "skipped": data.skipped,
-        "versions": {
-            "python": platform.python_version(),
-            "diffstride": diffstride_version,
-            **{name: version(name) for name in packages},
-        },
+        "versions": versions(),
         "threads": torch.get_num_threads(),
         "processes": processes.count,
         "device": processes.device.type,

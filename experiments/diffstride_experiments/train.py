@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from diffstride_experiments.report import (
 from diffstride_experiments.run_folder import RunFolder
 from diffstride_experiments.trainer import Trainer
 
-__all__ = ["main", "run", "train_methods", "write_results"]
+__all__ = ["main", "run", "run_command", "train_methods", "write_results"]
 
 
 def run(config: Config, console: Console) -> list[Result]:
@@ -154,16 +154,26 @@ def _train(
                 writer.write_events(trainer.history[-1])
 
 
-def main() -> None:
-    """Run the command: read the options, train, report errors in one line each."""
+def run_command(command: Callable[[], object]) -> None:
+    """Run a console command: errors are one line each, an interruption says how to go on.
+
+    Parameters
+    ----------
+    command : callable
+        Reads ``sys.argv`` and does the work.
+
+    Raises
+    ------
+    SystemExit
+        After an error or an interruption.
+    """
     errors = Console(stderr=True, soft_wrap=True)
     try:
-        config = parse(sys.argv[1:])
-        run(config, Console())
+        command()
     except KeyboardInterrupt:
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        line = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         errors.print(
-            f"\nInterrupted. Go on from the last checkpoint with the same command:\n  {command}",
+            f"\nInterrupted. Go on from the last checkpoint with the same command:\n  {line}",
             markup=False,
             highlight=False,
         )
@@ -171,6 +181,11 @@ def main() -> None:
     except (ExperimentError, OSError) as error:
         errors.print(f"error: {error}", markup=False, highlight=False)
         sys.exit(1)
+
+
+def main() -> None:
+    """Run the command: read the options and train."""
+    run_command(lambda: run(parse(sys.argv[1:]), Console()))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import json
 import math
+import tomllib
 from dataclasses import asdict, replace
 from typing import get_args
 
@@ -11,7 +12,7 @@ from diffstride_experiments.data import Cifar, ImageFolder
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.methods import METHODS
 from diffstride_experiments.studies import command
-from diffstride_experiments.studies.bases import INPUT_SHAPES, base
+from diffstride_experiments.studies.bases import INPUT_SHAPES, base, check_samples
 from diffstride_experiments.studies.budget import cost, with_budget
 from diffstride_experiments.studies.command import StudyOptions, comparison, run_study
 from diffstride_experiments.studies.registry import STUDIES
@@ -44,8 +45,15 @@ def made_up(case, accuracy=None):
     )
 
 
+def base_of(study, tmp_path):
+    """The options that a study starts from, with what looks like its data."""
+    (tmp_path / "train").mkdir(exist_ok=True)
+    (tmp_path / "0_george_0.wav").touch()
+    return base(study.data, None if study.data == "digits" else tmp_path)
+
+
 def all_cases(study, tmp_path):
-    config = base(study.data, tmp_path)
+    config = base_of(study, tmp_path)
     cases = study.cases(config, range(3))
     if study.follow_up is not None:
         cases += study.follow_up(config, range(3), [made_up(case) for case in cases])
@@ -60,7 +68,7 @@ def test_every_study_can_be_named():
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
 def test_runs_of_a_study_differ_and_each_row_has_every_seed(study, tmp_path):
     cases = all_cases(study, tmp_path)
-    first = study.cases(base(study.data, tmp_path), range(3))
+    first = study.cases(base_of(study, tmp_path), range(3))
     assert len({case.config.model_dump_json() for case in first}) == len(first)
     for row in group(map(made_up, cases)).values():
         assert len(row.labels) == len(study.columns)
@@ -74,8 +82,12 @@ def test_runs_of_a_study_differ_and_each_row_has_every_seed(study, tmp_path):
 def test_reports_have_all_rows_and_figures(study, tmp_path):
     outcomes = [made_up(case) for case in all_cases(study, tmp_path)]
     report = study.report(outcomes)
-    for labels in group(outcomes):
-        assert all(label in report.markdown.lower() for label in map(str.lower, labels))
+    lines = report.markdown.splitlines()
+    for row in group(outcomes).values():
+        # One row a label, or, for initial strides, a column a method.
+        *_, start, last = row.labels
+        heads = (f"| {' | '.join(row.labels)} |", f"| {start} | {last} |", f"| {start} |")
+        assert any(line.startswith(heads) and f"{row.accuracy:.1f}" in line for line in lines)
     assert report.figures
     assert all(png.startswith(b"\x89PNG") for png in report.figures.values())
 
@@ -97,7 +109,8 @@ def test_robustness_states_the_spread_over_starts(tmp_path):
         for case in all_cases(study, tmp_path)
     ]
     table = study.report(outcomes).markdown
-    assert f"| best - worst start | {' | '.join(['50.0'] * 4)} |" in table
+    spread = f"{10 * (len(starts) - 1):.1f}"
+    assert f"| best - worst start | {' | '.join([spread] * 4)} |" in table
     means = [90.0 - 10 * index for index in range(len(starts))]
     expected = f"{np.mean(means):.1f} ± {np.std(means, ddof=1):.1f}"
     assert f"| mean ± sd over starts | {' | '.join([expected] * 4)} |" in table
@@ -105,7 +118,7 @@ def test_robustness_states_the_spread_over_starts(tmp_path):
 
 def test_equal_cost_is_what_the_learnt_network_ended_with(tmp_path):
     study = STUDIES["robustness-images"]
-    config = base(study.data, tmp_path)
+    config = base_of(study, tmp_path)
     first = [replace(made_up(c), multiply_adds=8_000_000) for c in study.cases(config, (0,))]
     for case in study.follow_up(config, (0,), first):
         assert case.config.methods[0] in ("conv", "spectral")
@@ -150,6 +163,7 @@ def test_comparison_names_the_rows_that_differ():
 
 
 def test_images_may_be_in_either_form(tmp_path):
+    (tmp_path / "train").mkdir()
     assert isinstance(base("images", tmp_path).data, ImageFolder)
     (tmp_path / "cifar-10-batches-py").mkdir()
     assert isinstance(base("images", tmp_path).data, Cifar)
@@ -157,19 +171,51 @@ def test_images_may_be_in_either_form(tmp_path):
 
 def test_missing_data_are_refused_before_anything_is_run(tmp_path):
     options = StudyOptions(name="penalty", folder=tmp_path / "studies")
-    with pytest.raises(ExperimentError, match="--data must name the folder of the images"):
+    with pytest.raises(ExperimentError, match=r"--data must name the folder of the images\."):
         run_study(options, QUIET)
+    absent = options.model_copy(update={"data": tmp_path / "absent"})
+    with pytest.raises(ExperimentError, match=r"--data must name the folder of the images, .*none"):
+        run_study(absent, QUIET)
+    with pytest.raises(ExperimentError, match=r"--data: .* must hold cifar-10-batches-py, or"):
+        run_study(options.model_copy(update={"data": tmp_path}), QUIET)
+    recordings = options.model_copy(update={"name": "robustness-recordings", "data": tmp_path})
+    with pytest.raises(ExperimentError, match=r"--data: .*must hold the recordings"):
+        run_study(recordings, QUIET)
+    digits = options.model_copy(update={"name": "robustness-digits", "data": tmp_path})
+    with pytest.raises(ExperimentError, match=r"--data must be left out for digits"):
+        run_study(digits, QUIET)
     assert not (tmp_path / "studies").exists()
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", '{"outcomes": [{"labels": []}]}'])
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"labels": []}'])
 def test_unreadable_earlier_results_are_refused_before_anything_is_run(tmp_path, text):
     if text is not None:
-        (tmp_path / "results.json").write_text(text)
+        (tmp_path / "outcomes.jsonl").write_text(text)
     options = StudyOptions(name="robustness-digits", folder=tmp_path / "new", against=tmp_path)
-    with pytest.raises(ExperimentError, match=r"--against: .*results\.json"):
+    with pytest.raises(ExperimentError, match=r"--against: .*outcomes\.jsonl"):
         run_study(options, QUIET)
     assert not (tmp_path / "new").exists()
+
+
+def test_samples_are_those_that_costs_are_counted_for(tmp_path):
+    config = base("digits", None)
+    check_samples(config, "digits")
+    with pytest.raises(ExperimentError, match=r"--data must hold images of .*\(3, 32, 32\) in 10"):
+        check_samples(config, "images")
+
+
+def test_earlier_results_of_another_study_are_refused(tmp_path):
+    outcome = outcomes_with([0.5])[0]
+    (tmp_path / "outcomes.jsonl").write_text(json.dumps(asdict(outcome)) + "\n")
+    options = StudyOptions(name="robustness-digits", folder=tmp_path / "new", against=tmp_path)
+    with pytest.raises(ExperimentError, match="outcomes of another study"):
+        run_study(options, QUIET)
+
+
+def test_comparison_of_single_seeds():
+    before, far = outcomes_with([0.5]), outcomes_with([0.6])
+    assert comparison(before, before) == "1 of 1 rows agree within both standard deviations."
+    assert comparison(far, before).startswith("0 of 1 rows agree")
 
 
 def tiny_study(config):
@@ -200,12 +246,16 @@ def test_study_runs_once_and_goes_on_where_it_was_stopped(
     monkeypatch.setattr(command, "base", lambda kind, path: tiny_config)
     options = StudyOptions(name="robustness-digits", folder=tmp_path / "studies", seeds=2, jobs=2)
     outcomes = run_study(options, QUIET)
-    assert "5/5" not in capfd.readouterr().err  # a bar for each part
+    bars = capfd.readouterr().err
+    assert "4/4" in bars
+    assert "1/1" in bars
+    assert "conv 100%" not in bars  # none of the runs' own
     folder = tmp_path / "studies" / "robustness-digits"
     assert {path.name for path in folder.iterdir()} == {
         "config.toml",
+        "environment.json",
+        "outcomes.jsonl",
         "plot.png",
-        "results.json",
         "results.md",
         "runs",
     }
@@ -215,8 +265,11 @@ def test_study_runs_once_and_goes_on_where_it_was_stopped(
         "conv",
     ]
     assert "5 outcomes" in (folder / "results.md").read_text()
-    record = json.loads((folder / "results.json").read_text())
-    assert record["outcomes"] == json.loads(json.dumps([asdict(outcome) for outcome in outcomes]))
+    assert command._read(folder, STUDIES["robustness-digits"]) == outcomes
+    shared = tomllib.loads((folder / "config.toml").read_text())
+    assert "seed" not in shared
+    assert "run_dir" not in shared
+    assert shared["training"]["epochs"] == 2
 
     # Just as diffstride-train would have it.
     single = changed(tiny_config, methods=("diffstride-relative",), seed=1)
@@ -240,5 +293,5 @@ def test_study_runs_once_and_goes_on_where_it_was_stopped(
 @pytest.mark.slow
 def test_runs_that_fail_end_the_study(tiny_config, tmp_path):
     bad = changed(tiny_config, methods=("conv",), training__batch_size=1000)
-    with pytest.raises(ExperimentError, match="1000 is not allowed"):
+    with pytest.raises(ExperimentError, match=r"row / seed 0 \(.*\): .* 1000 is not allowed"):
         run_cases([Case(("row",), bad)], tmp_path, 1, "tiny")

@@ -1,6 +1,7 @@
 """Reading many files, some of which may be unreadable."""
 
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -106,7 +107,13 @@ def read_files(
     if not paths:
         return
     batches = DataLoader(_Files(read, paths), batch_size=16, collate_fn=list, num_workers=workers)
-    with tqdm(total=len(paths), desc=description, dynamic_ncols=True, mininterval=0.5) as progress:
+    with tqdm(
+        total=len(paths),
+        desc=description,
+        dynamic_ncols=True,
+        mininterval=0.5,
+        disable=parent_process() is not None,  # the terminal is the parent's
+    ) as progress:
         for batch in batches:
             yield from batch
             progress.update(len(batch))

@@ -7,14 +7,16 @@ from diffstride_experiments.data import AudioFolder, Cifar, DataOptions, Digits,
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.studies.study import DataKind
 
-__all__ = ["INPUT_SHAPES", "base"]
+__all__ = ["CLASSES", "INPUT_SHAPES", "base", "check_samples"]
 
 INPUT_SHAPES: dict[DataKind, tuple[int, int, int]] = {
     "digits": (1, 28, 28),
     "images": (3, 32, 32),
     "recordings": (1, 32, 51),
 }
-"""Channels, height and width of a sample. All data have ten classes."""
+"""Channels, height and width of a sample."""
+
+CLASSES = 10
 
 _OPTIMIZER = Optimizer(
     name="adamw",
@@ -43,27 +45,60 @@ def base(kind: DataKind, path: Path | None) -> Config:
     Raises
     ------
     ExperimentError
-        If the path is missing.
+        If the path is missing, is no folder of such data, or is given for digits.
     """
     if kind == "digits":
-        data, epochs, batch = Digits(train_count=2000), 4, 250
-    elif path is None:
-        raise ExperimentError(f"--data must name the folder of the {kind}.")
+        if path is not None:
+            raise ExperimentError(f"--data must be left out for digits, got {path}.")
+        data, epochs, evaluated_at_once = Digits(train_count=2000), 4, 250
+    elif path is None or not path.is_dir():
+        given = "" if path is None else f", {path} is none"
+        raise ExperimentError(f"--data must name the folder of the {kind}{given}.")
     elif kind == "images":
-        data, epochs, batch = _images(path), 1, 500
+        data, epochs, evaluated_at_once = _images(path), 1, 500
     else:
-        data, epochs, batch = _recordings(path), 3, 250
+        data, epochs, evaluated_at_once = _recordings(path), 3, 250
     return Config(
         methods=("conv",),
         data=data,
         model=Model(channels=(8, 16, 16, 32)),
         optimizer=_OPTIMIZER,
         training=Training(
-            epochs=epochs, batch_size=50, evaluation_batch_size=batch, channels_last=True
+            epochs=epochs,
+            batch_size=50,
+            evaluation_batch_size=evaluated_at_once,
+            channels_last=True,
         ),
         threads=1,
         device="cpu",
     )
+
+
+def check_samples(config: Config, kind: DataKind) -> None:
+    """Check that the samples are what a study is about; spectrograms are cached on the way.
+
+    Parameters
+    ----------
+    config : Config
+        Options as of `base`.
+    kind : {"digits", "images", "recordings"}
+        What to train on.
+
+    Raises
+    ------
+    ExperimentError
+        If samples cannot be read or have another shape or number of classes.
+    """
+    data = config.data
+    if isinstance(data, ImageFolder):
+        data = data.model_copy(update={"in_memory": False})  # their sizes are enough
+    loaded = data.load("test")
+    found, classes = loaded.input_shape, len(loaded.classes)
+    if (found, classes) != (INPUT_SHAPES[kind], CLASSES):
+        raise ExperimentError(
+            f"--data must hold {kind} of channels, height and width {INPUT_SHAPES[kind]} in "
+            f"{CLASSES} classes, got {found} in {classes}."
+        )
 
 
 def _images(path: Path) -> DataOptions:
@@ -71,10 +106,17 @@ def _images(path: Path) -> DataOptions:
     counts = {"train_count": 14_000, "evaluation_count": 5000}
     if (path / "cifar-10-batches-py").is_dir():
         return Cifar(path=path, augmentation="none", **counts)
+    if not (path / "train").is_dir():
+        raise ExperimentError(
+            f"--data: {path} must hold cifar-10-batches-py, or the folders train and test with a "
+            "folder of images for each class."
+        )
     return ImageFolder(path=path, in_memory=True, **counts)
 
 
 def _recordings(path: Path) -> DataOptions:
+    if not any(path.glob("[0-9]_*_*.wav")):
+        raise ExperimentError(f"--data: {path} must hold the recordings, DIGIT_SPEAKER_INDEX.wav.")
     return AudioFolder(
         path=path,
         pattern=r"(?P<label>\d)_(?P<group>[a-z]+)_\d+",

@@ -8,11 +8,10 @@ import torch
 from diffstride_experiments.config import Config, Model
 from diffstride_experiments.cost import multiply_adds
 from diffstride_experiments.methods import METHODS, MethodName
+from diffstride_experiments.studies.bases import CLASSES
 from diffstride_experiments.studies.changes import changed
 
 __all__ = ["cost", "with_budget"]
-
-CLASSES = 10
 
 
 def cost(config: Config, input_shape: tuple[int, int, int]) -> int:
@@ -35,8 +34,10 @@ def cost(config: Config, input_shape: tuple[int, int, int]) -> int:
 
 @cache
 def _cost(model: Model, method: MethodName, input_shape: tuple[int, int, int]) -> int:
-    # Its weights are drawn from torch's generator and thrown away: nobody's draws may change.
-    with torch.random.fork_rng(devices=()):
+    # Without numbers, where they do not decide sizes. With them, its weights are drawn from torch's
+    # generator and thrown away: nobody's draws may change.
+    learns = METHODS[method].pooling == "diffstride"
+    with torch.random.fork_rng(devices=()), torch.device("cpu" if learns else "meta"):
         network = model.build(METHODS[method], input_shape[0], CLASSES)
     return multiply_adds(network, input_shape)
 

@@ -1,11 +1,11 @@
 """Options that differ from others in a few values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffstride_experiments.config import Config
 
-__all__ = ["changed"]
+__all__ = ["changed", "common"]
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -35,3 +35,16 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
             target = target[group]
         target[option] = value
     return Config.model_validate(values)
+
+
+def common(options: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what several groups of options have in common, whatever groups are nested in them."""
+    first, *others = options
+    shared: dict[str, Any] = {}
+    for name, value in first.items():
+        values = [other.get(name) for other in others]
+        if isinstance(value, Mapping) and all(isinstance(other, Mapping) for other in values):
+            shared[name] = common([value, *values])
+        elif all(other == value for other in values):
+            shared[name] = value
+    return shared

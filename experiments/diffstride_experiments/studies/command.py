@@ -1,30 +1,31 @@
 """The console command ``diffstride-study``."""
 
 import json
-import math
 import os
 import platform
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
+import tomli_w
 import tyro
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 from rich.console import Console
 
-from diffstride_core import __version__ as diffstride_version
 from diffstride_experiments.atomic import replacing
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.options import Options
-from diffstride_experiments.studies.bases import base
+from diffstride_experiments.report import versions
+from diffstride_experiments.studies.bases import base, check_samples
+from diffstride_experiments.studies.changes import common
 from diffstride_experiments.studies.registry import STUDIES
 from diffstride_experiments.studies.runner import run_cases
-from diffstride_experiments.studies.study import Outcome, Study
+from diffstride_experiments.studies.study import Case, Outcome, Study
 from diffstride_experiments.studies.summary import group
+from diffstride_experiments.train import run_command
 
 __all__ = ["StudyOptions", "main", "run_study"]
 
@@ -58,8 +59,8 @@ class StudyOptions(Options):
     seeds: PositiveInt = 3
     """Runs of each row, with the seeds 0, 1, ..."""
 
-    jobs: PositiveInt = Field(default_factory=lambda: os.cpu_count() or 1)
-    """Runs at a time. Results do not depend on it."""
+    jobs: PositiveInt = Field(default_factory=lambda: min(os.cpu_count() or 1, 8))
+    """Runs at a time, each with samples of its own in memory. Results do not depend on it."""
 
     against: Path | None = None
     """Folder of another execution of the study, such as experiments/results/NAME: say how far the
@@ -84,26 +85,30 @@ def run_study(options: StudyOptions, console: Console) -> list[Outcome]:
     Raises
     ------
     ExperimentError
-        If data are missing or a run fails.
+        If data are missing or not what the study is about, or a run fails.
     """
     study = STUDIES[options.name]
-    earlier = None if options.against is None else _read(options.against / "results.json")
+    earlier = None if options.against is None else _read(options.against, study)
     folder = options.folder / study.name
-    config = base(study.data, options.data)
+    config = base(study.data, options.data and options.data.resolve())
+    check_samples(config, study.data)
     seeds = range(options.seeds)
-    outcomes = run_cases(study.cases(config, seeds), folder / "runs", options.jobs, study.name)
+    cases = study.cases(config, seeds)
+    outcomes = run_cases(cases, folder / "runs", options.jobs, study.name)
     if study.follow_up is not None:
         more = study.follow_up(config, seeds, outcomes)
         title = f"{study.name}, continued"
         outcomes += run_cases(more, folder / "runs", options.jobs, title)
+        cases += more
 
     report = study.report(outcomes)
     for name, content in report.figures.items():
         with replacing(folder / f"{name}.png") as file:
             file.write(content)
     texts = {
-        "config.toml": config.to_toml(),
-        "results.json": json.dumps(_record(study, outcomes), indent=1) + "\n",
+        "config.toml": _shared_options(cases),
+        "environment.json": json.dumps(_environment(options), indent=2) + "\n",
+        "outcomes.jsonl": "".join(f"{json.dumps(asdict(outcome))}\n" for outcome in outcomes),
         "results.md": _page(study, options, report.markdown, list(report.figures), outcomes),
     }
     for name, text in texts.items():
@@ -113,6 +118,21 @@ def run_study(options: StudyOptions, console: Console) -> list[Outcome]:
     if earlier is not None:
         console.print(comparison(outcomes, earlier), markup=False, soft_wrap=True)
     return outcomes
+
+
+def _shared_options(cases: Sequence[Case]) -> str:
+    shared = common([case.config.model_dump(mode="json", exclude_none=True) for case in cases])
+    for options, name in ((shared, "run_dir"), (shared["data"], "path"), (shared["data"], "cache")):
+        options.pop(name, None)  # where files are, which is everybody's own
+    return tomli_w.dumps(shared)
+
+
+def _environment(options: StudyOptions) -> dict[str, object]:
+    return {
+        "versions": versions(),
+        "processor": f"{platform.machine()}, {os.cpu_count()} cores",
+        "jobs": options.jobs,
+    }
 
 
 def _page(
@@ -133,36 +153,26 @@ def _page(
     return f"""# {study.title}
 
 `{shlex.join(command)}`: {len(outcomes)} runs of at most {longest:.0f} s on one thread,
-{total / 60:.0f} minutes of one core together; seeds 0 to {options.seeds - 1}. Options that all runs
-share: [config.toml](config.toml); all outcomes and versions: [results.json](results.json). Numbers
-are mean ± standard deviation over the seeds.
+{total / 60:.0f} minutes of them together, {options.jobs} at a time; seeds 0 to {options.seeds - 1}.
+Options that all runs share: [config.toml](config.toml); each run's outcome:
+[outcomes.jsonl](outcomes.jsonl); versions: [environment.json](environment.json). Numbers are mean ±
+standard deviation over the seeds.
 
 {images}
 
 {tables}"""
 
 
-def _record(study: Study, outcomes: Sequence[Outcome]) -> dict[str, object]:
-    packages = ("torch", "torchvision", "numpy", "scikit-learn", "mlxtend", "librosa")
-    return {
-        "study": study.name,
-        "columns": study.columns,
-        "versions": {
-            "python": platform.python_version(),
-            "diffstride": diffstride_version,
-            **{name: version(name) for name in packages},
-        },
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "outcomes": [asdict(outcome) for outcome in outcomes],
-    }
-
-
-def _read(path: Path) -> list[Outcome]:
+def _read(folder: Path, study: Study) -> list[Outcome]:
+    path = folder / "outcomes.jsonl"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return [Outcome(**{**o, "labels": tuple(o["labels"])}) for o in record["outcomes"]]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ExperimentError(f"--against: {path} has no results of a study: {error}") from error
+        lines = path.read_bytes().splitlines()
+        outcomes = [TypeAdapter(Outcome).validate_json(line) for line in lines]
+    except (OSError, ValidationError) as error:
+        raise ExperimentError(f"--against: {path} has no outcomes of a study: {error}") from error
+    if any(len(outcome.labels) != len(study.columns) for outcome in outcomes):
+        raise ExperimentError(f"--against: {path} has outcomes of another study.")
+    return outcomes
 
 
 def comparison(outcomes: Sequence[Outcome], earlier: Sequence[Outcome]) -> str:
@@ -183,7 +193,8 @@ def comparison(outcomes: Sequence[Outcome], earlier: Sequence[Outcome]) -> str:
     lines = []
     for labels in now.keys() & before.keys():
         a, b = now[labels].accuracy, before[labels].accuracy
-        if not abs(a.mean - b.mean) <= math.hypot(a.deviation, b.deviation):
+        # Of a single seed there is no deviation.
+        if abs(a.mean - b.mean) > np.hypot(*np.nan_to_num([a.deviation, b.deviation])):
             lines.append(f"  {' / '.join(labels)}: {a:.1f} now, {b:.1f} there")
     common = len(now.keys() & before.keys())
     head = f"{common - len(lines)} of {common} rows agree within both standard deviations"
@@ -194,21 +205,8 @@ def comparison(outcomes: Sequence[Outcome], earlier: Sequence[Outcome]) -> str:
 
 
 def main() -> None:
-    """Run the command: read the options, run the study, report errors in one line each."""
-    errors = Console(stderr=True, soft_wrap=True)
-    try:
-        run_study(tyro.cli(StudyOptions, prog="diffstride-study"), Console())
-    except KeyboardInterrupt:
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        errors.print(
-            f"\nInterrupted. Go on with the same command:\n  {command}",
-            markup=False,
-            highlight=False,
-        )
-        sys.exit(130)
-    except (ExperimentError, OSError) as error:
-        errors.print(f"error: {error}", markup=False, highlight=False)
-        sys.exit(1)
+    """Run the command: read the options and run the study."""
+    run_command(lambda: run_study(tyro.cli(StudyOptions, prog="diffstride-study"), Console()))
 
 
 if __name__ == "__main__":

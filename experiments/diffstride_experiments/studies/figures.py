@@ -26,16 +26,15 @@ def png(figure: Figure) -> bytes:
 
 
 def draw_by_category(
-    axes: Axes, categories: Sequence[str], series: Mapping[Style, Sequence[Row | None]]
+    axes: Axes, categories: Sequence[str], series: Mapping[Style, Sequence[Row]]
 ) -> None:
     """Draw accuracies side by side for each category, with their standard deviations."""
     for index, ((label, colour, marker), rows) in enumerate(series.items()):
         shift = 0.14 * (index - (len(series) - 1) / 2)
-        there = [(x + shift, row) for x, row in enumerate(rows) if row is not None]
         axes.errorbar(
-            [x for x, _ in there],
-            [row.accuracy.mean for _, row in there],
-            yerr=[row.accuracy.deviation for _, row in there],
+            [place + shift for place in range(len(rows))],
+            [row.accuracy.mean for row in rows],
+            yerr=[row.accuracy.deviation for row in rows],
             fmt=marker,
             color=colour,
             label=label,

@@ -10,17 +10,13 @@ from diffstride_experiments.plot import COLOURS
 from diffstride_experiments.studies.changes import changed
 from diffstride_experiments.studies.figures import draw_against_cost, png
 from diffstride_experiments.studies.study import Case, Outcome, Report, Study
-from diffstride_experiments.studies.summary import (
-    group,
-    markdown_table,
-    millions,
-    strides_table,
-)
+from diffstride_experiments.studies.summary import group, report_rows
 
 __all__ = ["PENALTY"]
 
+COLUMNS = ("method", "what varies")
 STRIDES = (2.0, 2.0, 2.0)
-FACTORS = (0.0, 0.3, 1.0, 3.0)
+FACTORS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
 WIDTHS = {"conv": (1.0, 1.5, 2.0, 3.0), "spectral": (1.0, 1.5, 2.0)}
 SERIES: dict[MethodName, tuple[str, str, str]] = {
     "conv": ("strided convolution, wider", COLOURS["conv"], "s"),
@@ -61,24 +57,27 @@ def _report(outcomes: Sequence[Outcome]) -> Report:
         style: [row for row in rows if row.outcomes[0].method == method]
         for method, style in SERIES.items()
     }
-    figure = plotting.make_figure(7, 4.2)
+    figure = plotting.make_figure(9, 4.4)
     axes = figure.subplots()
     draw_against_cost(axes, series, connect=True)
     axes.set_ylabel("accuracy ± sd, %")
+    for row in series[SERIES["diffstride-penalised"]]:
+        axes.annotate(
+            row.labels[1],
+            (row.multiply_adds.mean, row.accuracy.mean),
+            xytext=(5, 5),
+            textcoords="offset points",
+            fontsize="small",
+        )
     plotting.legend_below(figure, axes)
-    table = markdown_table(
-        ["method", "what varies", "accuracy, %", "multiply-adds, 10⁶"],
-        ([*row.labels, f"{row.accuracy:.1f}", millions(row)] for row in rows),
-    )
-    strides = strides_table(("method", "what varies"), rows, ("height", "width"))
-    return Report(f"{table}\n## Learnt strides\n\n{strides}", {"pareto": png(figure)})
+    return report_rows(COLUMNS, rows, {"pareto": png(figure)})
 
 
 PENALTY = Study(
     name="penalty",
     title="The complexity penalty, and wider strided networks (CIFAR10 images)",
     data="images",
-    columns=("method", "what varies"),
+    columns=COLUMNS,
     cases=_cases,
     report=_report,
 )

@@ -1,7 +1,7 @@
 """Do learnt strides make up for poor initial ones? Accuracy over initial strides, per method."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from diffstride_backends import plotting
@@ -20,17 +20,17 @@ from diffstride_experiments.studies.summary import (
     Spread,
     group,
     markdown_table,
-    millions,
     strides_table,
 )
 
-__all__ = ["Robustness", "random_strides"]
+__all__ = ["MEAN", "Robustness", "random_strides"]
 
 COMPARED: tuple[MethodName, ...] = ("conv", "spectral", "diffstride-paper", "diffstride-relative")
 REFERENCE: MethodName = "diffstride-relative"
 WIDENED: tuple[MethodName, ...] = ("conv", "spectral")
 
 Start = tuple[Stride, ...]
+MEAN = "mean ± sd over starts"
 EQUAL_STRIDE, EQUAL_COST = "equal initial strides", "equal multiply-adds"
 
 
@@ -52,11 +52,11 @@ class Robustness:
         Initial strides by their names.
     axes : pair of str
         What height and width are.
-    published : mapping of str to sequence of str
-        Accuracies in percent that the paper states for a start, of strided convolution, spectral
-        pooling and DiffStride.
+    published : mapping of str to str
+        What the paper states for a start, or for all of them under `MEAN`: accuracies in percent of
+        strided convolution, spectral pooling and DiffStride.
     published_caption : str
-        Where they are from.
+        Heading of that column.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Robustness:
     data: DataKind
     starts: Mapping[str, Start]
     axes: tuple[str, str] = ("height", "width")
-    published: Mapping[str, tuple[str, str, str]] | None = None
+    published: Mapping[str, str] = field(default_factory=dict)
     published_caption: str = ""
 
     def study(self) -> Study:
@@ -120,11 +120,12 @@ class Robustness:
         } | {REFERENCE: equal_stride[REFERENCE]}
         parts = [
             "## At equal initial strides\n\nAccuracy, %:\n",
-            self._accuracies(equal_stride),
+            self._accuracies(equal_stride, self.published),
+            "Strided convolution rounds its strides.\n",
             "Multiply-adds per sample, 10⁶, at the initial and at the learnt strides:\n",
             self._costs(equal_stride),
-            "## At equal multiply-adds\n\nStrided convolution and spectral pooling, widened until "
-            f"they cost what {METHODS[REFERENCE].label} ends with. Accuracy, %:\n",
+            "## At equal multiply-adds\n\nStrided convolution and spectral pooling, as wide as it "
+            f"takes to cost what {METHODS[REFERENCE].label} ends with. Accuracy, %:\n",
             self._accuracies(equal_cost),
             "Multiply-adds per sample, 10⁶:\n",
             self._costs(equal_cost),
@@ -135,10 +136,6 @@ class Robustness:
                 self.axes,
             ),
         ]
-        if self.published:
-            header = ["initial strides", *(METHODS[method].label for method in COMPARED[:3])]
-            table = markdown_table(header, ([start, *v] for start, v in self.published.items()))
-            parts += [f"## {self.published_caption}\n", table]
         return Report(
             "\n".join(parts),
             {
@@ -147,15 +144,23 @@ class Robustness:
             },
         )
 
-    def _accuracies(self, by_method: Mapping[MethodName, Sequence[Row]]) -> str:
+    def _accuracies(
+        self,
+        by_method: Mapping[MethodName, Sequence[Row]],
+        published: Mapping[str, str] | None = None,
+    ) -> str:
         header = ["initial strides", *(METHODS[method].label for method in by_method)]
         lines = [
             [start, *(f"{rows[index].accuracy:.1f}" for rows in by_method.values())]
             for index, start in enumerate(self.starts)
         ]
         means = {method: [row.accuracy.mean for row in rows] for method, rows in by_method.items()}
-        lines.append(["mean ± sd over starts", *(f"{Spread.of(m):.1f}" for m in means.values())])
+        lines.append([MEAN, *(f"{Spread.of(m):.1f}" for m in means.values())])
         lines.append(["best - worst start", *(f"{max(m) - min(m):.1f}" for m in means.values())])
+        if published:
+            header.append(self.published_caption)
+            for line in lines:
+                line.append(published.get(line[0], ""))
         return markdown_table(header, lines)
 
     def _costs(self, by_method: Mapping[MethodName, Sequence[Row]]) -> str:
@@ -163,7 +168,7 @@ class Robustness:
         return markdown_table(
             header,
             (
-                [start, *(millions(rows[index]) for rows in by_method.values())]
+                [start, *(rows[index].cost for rows in by_method.values())]
                 for index, start in enumerate(self.starts)
             ),
         )

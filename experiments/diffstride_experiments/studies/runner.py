@@ -2,8 +2,16 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
+from dataclasses import asdict
 from functools import cache
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -11,9 +19,12 @@ import torch
 from rich.console import Console
 from tqdm import tqdm
 
-from diffstride_experiments.config import differences, fingerprint, read_recipe
+from diffstride_experiments.config import fingerprint
 from diffstride_experiments.data import Data, DataOptions, EvaluateOn
+from diffstride_experiments.data.cache import digest
+from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.processes import Processes
+from diffstride_experiments.report import versions
 from diffstride_experiments.run_folder import RunFolder
 from diffstride_experiments.studies.study import Case, Outcome
 from diffstride_experiments.train import train_methods, write_results
@@ -61,45 +72,65 @@ def run_cases(cases: Sequence[Case], folder: Path, jobs: int, title: str) -> lis
 
 
 def _run_folder(folder: Path, case: Case) -> Path:
-    method = "-".join(case.config.methods)
-    return folder / f"{method}-{case.config.seed}-{fingerprint(case.config)}"
+    # What another version of the library or of PyTorch found is not taken for this one's.
+    method, seed = case.config.methods[0], case.config.seed
+    return folder / f"{method}-{seed}-{fingerprint(case.config)}-{digest(versions())[:8]}"
 
 
 def _finished(case: Case) -> Outcome | None:
-    """Return the outcome of a case that was run to its end with these options."""
-    folder = case.config.run_dir
-    results, recipe = folder / "results.json", folder / "config.toml"
-    if not results.exists() or differences(read_recipe(recipe), case.config):
+    """Return the outcome of a case that was run to its end."""
+    try:
+        record = json.loads((case.config.run_dir / "results.json").read_text(encoding="utf-8"))
+        (result,) = record["results"]
+        return Outcome.from_result(case, result)
+    except (OSError, ValueError, KeyError):
         return None
-    return Outcome.from_record(case, json.loads(results.read_text(encoding="utf-8")))
 
 
 def _run(cases: Sequence[Case], missing: Sequence[int], jobs: int) -> Iterator[tuple[int, Outcome]]:
     if not missing:
         return
+    waiting = iter(missing)
+    running: dict[Future[Outcome], int] = {}
     # Spawned, since a fork of a process whose threads have begun to compute may hang.
     with ProcessPoolExecutor(min(jobs, len(missing)), mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(run_case, cases[index]): index for index in missing}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        # No more than run at once: what is queued in the pool would be begun even after an error.
+        for index in islice(waiting, jobs):
+            running[pool.submit(run_case, cases[index])] = index
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                finished = running.pop(future)
+                try:
+                    yield finished, future.result()
+                except BrokenExecutor as error:
+                    raise ExperimentError(
+                        "the process of a run was ended, perhaps for want of memory, of which "
+                        "fewer --jobs need less. The same command goes on."
+                    ) from error
+                for index in islice(waiting, 1):
+                    running[pool.submit(run_case, cases[index])] = index
 
 
 def run_case(case: Case) -> Outcome:
-    """Run a case in this process, without a word, and write its results.json."""
+    """Run a case in this process, without a word, and write its results.json.
+
+    Raises
+    ------
+    ExperimentError
+        If samples cannot be read or a loss is not finite, naming the case.
+    """
     config = case.config
     torch.set_num_threads(config.threads)
-    data = _load(config.data, config.evaluate_on)
     processes = Processes(torch.device(config.device))
-    folder = RunFolder(config)
-    trainers = train_methods(config, data, folder, processes, Console(quiet=True))
-    write_results(trainers, folder)
-    outcome = _finished(case)
-    assert outcome is not None
-    return outcome
+    try:
+        folder = RunFolder(config)
+        data = _load(config.data, config.evaluate_on)
+        trainers = train_methods(config, data, folder, processes, Console(quiet=True))
+    except ExperimentError as error:
+        name = " / ".join([*case.labels, f"seed {config.seed}"])
+        raise ExperimentError(f"{name} ({config.run_dir}): {error}") from error
+    (result,) = write_results(trainers, folder)
+    return Outcome.from_result(case, asdict(result))
 
 
 @cache

@@ -64,9 +64,8 @@ class Outcome:
     seconds: float
 
     @classmethod
-    def from_record(cls, case: Case, record: dict[str, Any]) -> Self:
-        """Read the outcome off the results.json of a case's run."""
-        (result,) = record["results"]
+    def from_result(cls, case: Case, result: dict[str, Any]) -> Self:
+        """Return the outcome of a case's run, of which results.json keeps the result."""
         before, after = result["before"], result["after"]
         return cls(
             labels=case.labels,

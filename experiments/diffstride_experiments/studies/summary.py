@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffstride_experiments.studies.study import Outcome
+from diffstride_experiments.report import millions
+from diffstride_experiments.studies.study import Outcome, Report
 
-__all__ = ["Row", "Spread", "group", "markdown_table", "millions", "strides_table"]
+__all__ = ["Row", "Spread", "group", "markdown_table", "report_rows", "strides_table"]
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,11 @@ class Row:
         return Spread.of(outcome.multiply_adds / 1e6 for outcome in self.outcomes)
 
     @property
-    def first_multiply_adds(self) -> Spread:
-        """Multiply-adds per sample at the initial strides, in millions."""
-        return Spread.of(outcome.first_multiply_adds / 1e6 for outcome in self.outcomes)
+    def cost(self) -> str:
+        """Mean multiply-adds in millions at the initial and at the learnt strides."""
+        first = Spread.of(outcome.first_multiply_adds for outcome in self.outcomes)
+        last = Spread.of(outcome.multiply_adds for outcome in self.outcomes)
+        return millions(first.mean, last.mean)
 
     @property
     def strides(self) -> list[tuple[Spread, Spread]]:
@@ -76,12 +79,27 @@ def group(outcomes: Iterable[Outcome]) -> dict[tuple[str, ...], Row]:
     return {labels: Row(labels, tuple(members)) for labels, members in found.items()}
 
 
-def millions(row: Row) -> str:
-    """Return a row's multiply-adds in millions, and how they changed in training."""
-    first, last = (
-        f"{s.mean:#.3g}".rstrip(".") for s in (row.first_multiply_adds, row.multiply_adds)
+def report_rows(
+    columns: Sequence[str], rows: Sequence[Row], figures: dict[str, bytes], samples: str = ""
+) -> Report:
+    """Return a report of one table with accuracies and costs and one with the learnt strides.
+
+    Parameters
+    ----------
+    columns : sequence of str
+        What the labels are.
+    rows : sequence of Row
+    figures : dict of str to bytes
+        See `Report`.
+    samples : str
+        What was evaluated on, where it is not the test samples.
+    """
+    table = markdown_table(
+        [*columns, f"{samples} accuracy, %".strip(), "multiply-adds, 10⁶"],
+        ([*row.labels, f"{row.accuracy:.1f}", row.cost] for row in rows),
     )
-    return last if first == last else f"{first} → {last}"
+    strides = strides_table(columns, rows, ("height", "width"))
+    return Report(f"{table}\n## Learnt strides\n\n{strides}", figures)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

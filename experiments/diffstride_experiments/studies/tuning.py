@@ -9,15 +9,11 @@ from diffstride_experiments.config import Config
 from diffstride_experiments.studies.changes import changed
 from diffstride_experiments.studies.figures import Style, draw_by_category, png
 from diffstride_experiments.studies.study import Case, Outcome, Report, Study
-from diffstride_experiments.studies.summary import (
-    group,
-    markdown_table,
-    millions,
-    strides_table,
-)
+from diffstride_experiments.studies.summary import Row, group, report_rows
 
 __all__ = ["TUNING"]
 
+COLUMNS = ("learning of strides", "initial strides")
 STARTS = {"2, 2, 2": (2.0, 2.0, 2.0), "4, 2, 4": (4.0, 2.0, 4.0)}
 RATE = "optimizer.stride_learning_rate"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -25,8 +21,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "not learnt": {RATE: 1e-9},
     "rate 0.003": {RATE: 0.003},
     "rate 0.03": {RATE: 0.03},
-    "rate 0.1": {RATE: 0.1},
     "rate 0.1, at least 1.5": {RATE: 0.1, "model.lower_limit": 1.5},
+    "rate 0.03, smoothness 0.5": {RATE: 0.03, "model.smoothness": 0.5},
+    "rate 0.03, cosine": {RATE: 0.03, "optimizer.schedule": "cosine"},
 }
 COLOURS = (
     plotting.GREY,
@@ -34,6 +31,7 @@ COLOURS = (
     plotting.ORANGE,
     plotting.GREEN,
     plotting.VERMILLION,
+    plotting.PURPLE,
 )
 
 
@@ -52,7 +50,7 @@ def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:
 
 def _report(outcomes: Sequence[Outcome]) -> Report:
     rows = group(outcomes)
-    series: dict[Style, list] = {
+    series: dict[Style, list[Row]] = {
         (variant, colour, "o"): [rows[variant, start] for start in STARTS]
         for variant, colour in zip(VARIANTS, COLOURS, strict=True)
     }
@@ -62,20 +60,14 @@ def _report(outcomes: Sequence[Outcome]) -> Report:
     axes.set_xlabel("initial strides")
     axes.set_ylabel("validation accuracy ± sd, %")
     plotting.legend_below(figure, axes)
-    columns = ("strides", "initial strides")
-    table = markdown_table(
-        [*columns, "validation accuracy, %", "multiply-adds, 10⁶"],
-        ([*row.labels, f"{row.accuracy:.1f}", millions(row)] for row in rows.values()),
-    )
-    strides = strides_table(columns, rows.values(), ("height", "width"))
-    return Report(f"{table}\n## Learnt strides\n\n{strides}", {"tuning": png(figure)})
+    return report_rows(COLUMNS, list(rows.values()), {"tuning": png(figure)}, samples="validation")
 
 
 TUNING = Study(
     name="tuning",
     title="How strides are to be learnt: DiffStride (relative) on held-out CIFAR10 images",
     data="images",
-    columns=("strides", "initial strides"),
+    columns=COLUMNS,
     cases=_cases,
     report=_report,
 )

@@ -1,7 +1,6 @@
 """Which window, and how fast its strides learn: variants at equal multiply-adds."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from diffstride_backends import plotting
 
@@ -13,55 +12,49 @@ from diffstride_experiments.studies.budget import cost, with_budget
 from diffstride_experiments.studies.changes import changed
 from diffstride_experiments.studies.figures import Style, draw_against_cost, png
 from diffstride_experiments.studies.study import Case, Outcome, Report, Study
-from diffstride_experiments.studies.summary import (
-    group,
-    markdown_table,
-    millions,
-    strides_table,
-)
+from diffstride_experiments.studies.summary import Row, group, report_rows
 
 __all__ = ["WINDOW"]
 
+COLUMNS = ("method", "smoothness", "stride learning rate")
 STRIDES = (2.0, 2.0, 2.0)
 REFERENCE: MethodName = "diffstride-relative"
+# At rho = 1 a stride of 2 would downsample nothing.
 SMOOTHNESS: dict[MethodName, tuple[float, ...]] = {
-    "diffstride-relative": (0.25, 0.5, 1.0),
+    REFERENCE: (0.25, 0.5),
     "diffstride-paper": (1.0, 2.0, 4.0),
     "diffstride-tensorflow": (4.0,),
 }
+# The first one is too small to move a stride.
+OTHER_RATES = {"not learnt": 1e-9, "0.003": 0.003, "0.1": 0.1}
 # With these strides spectral pooling has maps as large as the reference's at stride 2: 20, 14, 10.
 SAME_SIZES = (32 / 20, 20 / 14, 14 / 10)
-# The last one is too small to move a stride: windows that stay as they are.
-STRIDE_RATES = (0.03, 0.003, 1e-9)
 
 
 def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:
     start = changed(base, {"methods": (REFERENCE,), "model.strides": STRIDES})
     shape = INPUT_SHAPES["images"]
     budget = cost(start, shape)
-    rate = base.optimizer.stride_learning_rate
-    variants: list[tuple[tuple[str, str, str], dict[str, Any]]] = [
-        (
-            (METHODS[method].label, f"{smoothness:g}", f"{rate:g}"),
-            {"methods": (method,), "model.smoothness": smoothness},
-        )
+    variants = [
+        (_labels(method, f"{smoothness:g}", f"{base.optimizer.stride_learning_rate:g}"), changes)
         for method, values in SMOOTHNESS.items()
         for smoothness in values
+        for changes in [{"methods": (method,), "model.smoothness": smoothness}]
     ]
+    reference = SMOOTHNESS[REFERENCE][0]
     variants += [
         (
-            (METHODS[REFERENCE].label, "0.25", f"{other:g}" if other > 1e-6 else "not learnt"),
-            {"optimizer.stride_learning_rate": other},
+            _labels(REFERENCE, f"{reference:g}", label),
+            {"model.smoothness": reference, "optimizer.stride_learning_rate": rate},
         )
-        for other in STRIDE_RATES
+        for label, rate in OTHER_RATES.items()
     ]
-    spectral = METHODS["spectral"].label
     variants += [
-        ((spectral, "no ramp", "not learnt"), {"methods": ("spectral",)}),
         (
-            (spectral, "no ramp, larger maps", "not learnt"),
-            {"methods": ("spectral",), "model.strides": SAME_SIZES},
-        ),
+            _labels("spectral", ramp, "not learnt"),
+            {"methods": ("spectral",), "model.strides": strides},
+        )
+        for ramp, strides in {"no ramp": STRIDES, "no ramp, larger maps": SAME_SIZES}.items()
     ]
     return [
         Case(labels, changed(wide, {"seed": seed}))
@@ -71,9 +64,13 @@ def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:
     ]
 
 
+def _labels(method: MethodName, smoothness: str, rate: str) -> tuple[str, ...]:
+    return METHODS[method].label, smoothness, rate
+
+
 def _report(outcomes: Sequence[Outcome]) -> Report:
     rows = list(group(outcomes).values())
-    series: dict[Style, list] = {}
+    series: dict[Style, list[Row]] = {}
     markers = iter("DovsP^<>X*hp8d")
     for row in rows:
         method, smoothness, rate = row.labels
@@ -92,20 +89,14 @@ def _report(outcomes: Sequence[Outcome]) -> Report:
         fontsize="small",
         title="method, smoothness, stride rate",
     )
-    columns = ("method", "smoothness", "stride learning rate")
-    table = markdown_table(
-        [*columns, "accuracy, %", "multiply-adds, 10⁶"],
-        ([*row.labels, f"{row.accuracy:.1f}", millions(row)] for row in rows),
-    )
-    strides = strides_table(columns, rows, ("height", "width"))
-    return Report(f"{table}\n## Learnt strides\n\n{strides}", {"window": png(figure)})
+    return report_rows(COLUMNS, rows, {"window": png(figure)})
 
 
 WINDOW = Study(
     name="window",
-    title="Convention, smoothness and stride learning rate at equal multiply-adds (CIFAR10 images)",
+    title="The window and its learning rate at about equal multiply-adds (CIFAR10 images)",
     data="images",
-    columns=("method", "smoothness", "stride learning rate"),
+    columns=COLUMNS,
     cases=_cases,
     report=_report,
 )
