@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
+from textwrap import fill
 
 from diffstride_backends import plotting
 from matplotlib.axes import Axes
@@ -40,7 +41,7 @@ def draw_by_category(
             label=label,
             capsize=2,
         )
-    axes.set_xticks(range(len(categories)), categories)
+    axes.set_xticks(range(len(categories)), [fill(name, 12) for name in categories])
 
 
 def draw_against_cost(
