@@ -40,7 +40,7 @@ def interrupt_after(monkeypatch, steps):
 
 
 def test_one_run_writes_everything(tiny_config, capfd):
-    results = run(tiny_config)
+    results = train.run(tiny_config, Console())
     folder = tiny_config.run_dir
     assert [result.method for result in results] == list(METHODS)
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -73,7 +73,14 @@ def test_one_run_writes_everything(tiny_config, capfd):
     assert "spectral pooling" in page
     assert "times the multiply-adds" in page
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
-    assert " 3.0x3.0" in capfd.readouterr().err
+    shown = capfd.readouterr()
+    assert "spectral pooling" in shown.out
+    assert " 3.0x3.0" in shown.err
+
+
+def test_quiet_console_shows_nothing(tiny_config, capfd):
+    run(changed(tiny_config, methods=("conv",)))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_tensorboard_has_the_metrics(tiny_config):
