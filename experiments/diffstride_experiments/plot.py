@@ -6,13 +6,14 @@ from typing import Any
 
 from diffstride_backends import plotting
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from diffstride_experiments.config import Config
 from diffstride_experiments.methods import METHODS
 from diffstride_experiments.report import Result
 
-__all__ = ["figure_png"]
+__all__ = ["COLOURS", "figure_png", "png", "scale_costs"]
 
 COLOURS = {
     "conv": plotting.GREY,
@@ -59,11 +60,24 @@ def figure_png(
             _draw_strides(panel, result, history)
         panels[0].set_ylabel("stride")
         plotting.legend_below(parts[1], panels[0])
+    return png(figure, dpi=160)
+
+
+def png(figure: Figure, dpi: int) -> bytes:
+    """Return a finished figure as PNG, with open frames."""
     for axes in figure.axes:
         plotting.open_frame(axes)
-    png = BytesIO()
-    figure.savefig(png, dpi=160, format="png")
-    return png.getvalue()
+    buffer = BytesIO()
+    figure.savefig(buffer, dpi=dpi, format="png")
+    return buffer.getvalue()
+
+
+def scale_costs(axes: Axes) -> None:
+    """Make the horizontal axis logarithmic, with plain numbers at 1, 2 and 5."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _draw_curves(
@@ -100,10 +114,7 @@ def _draw_trade_off(axes: Axes, results: Sequence[Result], config: Config) -> No
             capsize=3,
             color=COLOURS[result.method],
         )
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_locator(NullLocator())
+    scale_costs(axes)
     axes.set_xlabel("multiply-adds per sample after training, 10⁶")
     axes.set_ylabel(f"{config.evaluate_on} accuracy ± standard error, %")
 

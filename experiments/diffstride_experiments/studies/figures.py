@@ -1,29 +1,19 @@
 """What the figures of the studies have in common."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from io import BytesIO
 from textwrap import fill
 
-from diffstride_backends import plotting
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 
+from diffstride_experiments.plot import scale_costs
 from diffstride_experiments.studies.summary import Row
 
-__all__ = ["Style", "draw_against_cost", "draw_by_category", "png"]
+__all__ = ["DPI", "Style", "draw_against_cost", "draw_by_category"]
+
+DPI = 150
 
 Style = tuple[str, str, str]
 """Label, colour and marker of a series."""
-
-
-def png(figure: Figure) -> bytes:
-    """Return a finished figure as PNG, with open frames."""
-    for axes in figure.axes:
-        plotting.open_frame(axes)
-    buffer = BytesIO()
-    figure.savefig(buffer, dpi=150, format="png")
-    return buffer.getvalue()
 
 
 def draw_by_category(
@@ -62,8 +52,5 @@ def draw_against_cost(
             capsize=2,
             linewidth=1,
         )
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_locator(NullLocator())
+    scale_costs(axes)
     axes.set_xlabel("multiply-adds per sample at the end, 10⁶")

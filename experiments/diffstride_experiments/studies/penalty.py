@@ -6,9 +6,9 @@ from diffstride_backends import plotting
 
 from diffstride_experiments.config import Config
 from diffstride_experiments.methods import METHODS, MethodName
-from diffstride_experiments.plot import COLOURS
+from diffstride_experiments.plot import COLOURS, png
 from diffstride_experiments.studies.changes import changed
-from diffstride_experiments.studies.figures import draw_against_cost, png
+from diffstride_experiments.studies.figures import DPI, Style, draw_against_cost
 from diffstride_experiments.studies.study import Case, Outcome, Report, Study
 from diffstride_experiments.studies.summary import group, report_rows
 
@@ -18,7 +18,7 @@ COLUMNS = ("method", "what varies")
 STRIDES = (2.0, 2.0, 2.0)
 FACTORS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
 WIDTHS = {"conv": (1.0, 1.5, 2.0, 3.0), "spectral": (1.0, 1.5, 2.0)}
-SERIES: dict[MethodName, tuple[str, str, str]] = {
+SERIES: dict[MethodName, Style] = {
     "conv": ("strided convolution, wider", COLOURS["conv"], "s"),
     "spectral": ("spectral pooling, wider", COLOURS["spectral"], "o"),
     "diffstride-penalised": ("DiffStride (relative), more λ", COLOURS["diffstride-penalised"], "D"),
@@ -70,7 +70,7 @@ def _report(outcomes: Sequence[Outcome]) -> Report:
             fontsize="small",
         )
     plotting.legend_below(figure, axes)
-    return report_rows(COLUMNS, rows, {"pareto": png(figure)})
+    return report_rows(COLUMNS, rows, {"pareto": png(figure, DPI)})
 
 
 PENALTY = Study(

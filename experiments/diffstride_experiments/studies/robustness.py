@@ -9,11 +9,11 @@ from diffstride_backends import plotting
 from diffstride_experiments.config import Config
 from diffstride_experiments.methods import METHODS, MethodName
 from diffstride_experiments.options import Stride
-from diffstride_experiments.plot import COLOURS
+from diffstride_experiments.plot import COLOURS, png
 from diffstride_experiments.studies.bases import INPUT_SHAPES
 from diffstride_experiments.studies.budget import with_budget
 from diffstride_experiments.studies.changes import changed
-from diffstride_experiments.studies.figures import Style, draw_against_cost, draw_by_category, png
+from diffstride_experiments.studies.figures import DPI, Style, draw_against_cost, draw_by_category
 from diffstride_experiments.studies.study import Case, DataKind, Outcome, Report, Study
 from diffstride_experiments.studies.summary import (
     Row,
@@ -193,7 +193,7 @@ class Robustness:
             left.tick_params("x", labelsize="small")
         bottom[0].set_xlabel("initial strides")
         plotting.legend_below(figure, top[0])
-        return png(figure)
+        return png(figure, DPI)
 
     def _strides_figure(self, by_method: Mapping[MethodName, Sequence[Row]]) -> bytes:
         learnt = [method for method in by_method if METHODS[method].pooling == "diffstride"]
@@ -218,7 +218,7 @@ class Robustness:
             panel.set_xlabel("initial stride")
         panels[0].set_ylabel("learnt stride")
         plotting.legend_below(figure, panels[0])
-        return png(figure)
+        return png(figure, DPI)
 
 
 def _style(method: MethodName) -> Style:

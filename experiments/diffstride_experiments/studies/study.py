@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from diffstride_experiments.config import Config
-from diffstride_experiments.methods import METHODS, Method
+from diffstride_experiments.methods import METHODS, MethodName
 
 __all__ = ["Case", "Outcome", "Report", "Study"]
 
@@ -38,7 +38,7 @@ class Outcome:
     labels : tuple of str
         As for the `Case`.
     method : str
-        Key of the method.
+        Key in `METHODS`.
     seed : int
     accuracy : float
         Share of evaluation samples classified rightly after the last epoch.
@@ -53,7 +53,7 @@ class Outcome:
     """
 
     labels: tuple[str, ...]
-    method: str
+    method: MethodName
     seed: int
     accuracy: float
     first_strides: tuple[tuple[float, float], ...]
@@ -83,11 +83,7 @@ class Outcome:
     @property
     def learns_strides(self) -> bool:
         """Whether the run's method learns its strides."""
-        return self._method.pooling == "diffstride"
-
-    @property
-    def _method(self) -> Method:
-        return METHODS[self.method]
+        return METHODS[self.method].pooling == "diffstride"
 
 
 @dataclass(frozen=True)

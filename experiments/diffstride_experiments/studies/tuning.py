@@ -6,8 +6,9 @@ from typing import Any
 from diffstride_backends import plotting
 
 from diffstride_experiments.config import Config
+from diffstride_experiments.plot import png
 from diffstride_experiments.studies.changes import changed
-from diffstride_experiments.studies.figures import Style, draw_by_category, png
+from diffstride_experiments.studies.figures import DPI, Style, draw_by_category
 from diffstride_experiments.studies.study import Case, Outcome, Report, Study
 from diffstride_experiments.studies.summary import Row, group, report_rows
 
@@ -60,7 +61,9 @@ def _report(outcomes: Sequence[Outcome]) -> Report:
     axes.set_xlabel("initial strides")
     axes.set_ylabel("validation accuracy ± sd, %")
     plotting.legend_below(figure, axes)
-    return report_rows(COLUMNS, list(rows.values()), {"tuning": png(figure)}, samples="validation")
+    return report_rows(
+        COLUMNS, list(rows.values()), {"tuning": png(figure, DPI)}, samples="validation"
+    )
 
 
 TUNING = Study(

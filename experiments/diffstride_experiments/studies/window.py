@@ -6,11 +6,11 @@ from diffstride_backends import plotting
 
 from diffstride_experiments.config import Config
 from diffstride_experiments.methods import METHODS, MethodName
-from diffstride_experiments.plot import COLOURS
+from diffstride_experiments.plot import COLOURS, png
 from diffstride_experiments.studies.bases import INPUT_SHAPES
 from diffstride_experiments.studies.budget import cost, with_budget
 from diffstride_experiments.studies.changes import changed
-from diffstride_experiments.studies.figures import Style, draw_against_cost, png
+from diffstride_experiments.studies.figures import DPI, Style, draw_against_cost
 from diffstride_experiments.studies.study import Case, Outcome, Report, Study
 from diffstride_experiments.studies.summary import Row, group, report_rows
 
@@ -89,7 +89,7 @@ def _report(outcomes: Sequence[Outcome]) -> Report:
         fontsize="small",
         title="method, smoothness, stride rate",
     )
-    return report_rows(COLUMNS, rows, {"window": png(figure)})
+    return report_rows(COLUMNS, rows, {"window": png(figure, DPI)})
 
 
 WINDOW = Study(
