@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from diffstride_core.bases import AxisBasis
-
-if TYPE_CHECKING:
-    from diffstride_core.plan import Plan
 
 Array: TypeAlias = Any
 """An array of the framework at hand; the core relies on the array API standard alone."""
 
 Factors: TypeAlias = tuple[Any, ...]
 """Arrays in nested tuples."""
+
+PlanT = TypeVar("PlanT", bound=Hashable)
 
 
 class ArrayOps(Protocol):
@@ -41,8 +40,8 @@ class ArrayOps(Protocol):
 
     def kept(
         self,
-        make: Callable[[ArrayOps, Plan, Array | None, Array], Factors],
-        plan: Plan,
+        make: Callable[[ArrayOps, PlanT, Array | None, Array], Factors],
+        plan: PlanT,
         strides: Array | None,
         like: Array,
     ) -> Factors:
@@ -63,7 +62,13 @@ class ArrayOps(Protocol):
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return a @ b, written to `out` if that is given, as only code in blocks does.
 
-        Both are matrices, or `a` is a batch of one matrix and `b` a batch of any number.
+        Both are batches of matrices of equal length, or `a` is a batch of one.
+        """
+
+    def add_matmul(self, total: Array | None, a: Array, b: Array) -> Array:
+        """Return total + a @ b, for batches of equal length; the total, if any, may be overwritten.
+
+        None stands for 0.
         """
 
     def stop_gradient(self, array: Array) -> Array:

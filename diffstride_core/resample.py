@@ -7,12 +7,12 @@ the slope <u, (dA/dS) x> that the stride's gradient is made of.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from diffstride_core.axis_operator import AxisOperator, Others
 from diffstride_core.bases import AxisBasis
+from diffstride_core.blocks import Part, in_blocks
 from diffstride_core.matrix import MatrixOperator, axis_matrix
 from diffstride_core.ops import Array, ArrayOps, Factors
 from diffstride_core.plan import Plan
@@ -42,14 +42,14 @@ def forward(ops: ArrayOps, plan: Plan, x: Array, strides: Array | None = None) -
     plan, (x,), restore = _as_in_memory(ops, plan, x)
     terms = _operators(ops, plan, x, strides)
 
-    def resize(out: Array | None, x: Array) -> tuple[Array, None]:
+    def resize(out: Array | None, x: Array) -> Part:
         wide_x = ops.xp.astype(x, ops.compute_dtype(x), copy=False)
         if len(terms) > 1 or wide_x.dtype != x.dtype:
             out = None
         y = _apply_all(terms[0], wide_x, out)
         for term in terms[1:]:
             y = y + _apply_all(term, wide_x)
-        return ops.xp.astype(y, x.dtype, copy=False), None
+        return ops.xp.astype(y, x.dtype, copy=False), ()
 
     y, _ = _in_blocks(ops, plan, resize, plan.output_shape(x.shape), x)
     return restore(y)
@@ -86,7 +86,7 @@ def vjp(
     plan, (x, g), restore = _as_in_memory(ops, plan, x, g)
     terms = _operators(ops, plan, x, strides, with_slopes=needs_strides)
 
-    def pull_back(out: Array | None, x: Array, g: Array) -> tuple[Array | None, Array | None]:
+    def pull_back(out: Array | None, x: Array, g: Array) -> Part:
         dtype = ops.compute_dtype(x)
         wide_x, wide_g = xp.astype(x, dtype, copy=False), xp.astype(g, dtype, copy=False)
         if len(terms) > 1 or dtype != x.dtype:
@@ -106,14 +106,14 @@ def vjp(
                 dx = u if dx is None else dx + u
         return (
             xp.astype(dx, x.dtype, copy=False) if needs_x else None,
-            xp.stack(slopes) if needs_strides else None,
+            (xp.stack(slopes),) if needs_strides else (),
         )
 
-    dx, slopes = _in_blocks(ops, plan, pull_back, x.shape if needs_x else None, x, g)
+    dx, sums = _in_blocks(ops, plan, pull_back, x.shape if needs_x else None, x, g)
     gradients = (restore(dx) if needs_x else None,)
     if strides is None:
         return gradients
-    return (*gradients, gather_slopes(ops, slopes, strides) if needs_strides else None)
+    return (*gradients, gather_slopes(ops, sums[0], strides) if needs_strides else None)
 
 
 def _as_in_memory(
@@ -138,42 +138,14 @@ def _as_in_memory(
 def _in_blocks(
     ops: ArrayOps,
     plan: Plan,
-    function: Callable[..., tuple[Array | None, Array | None]],
+    function: Callable[..., Part],
     shape: tuple[int, ...] | None,
     *arrays: Array,
-) -> tuple[Array | None, Array | None]:
-    """Call a function on one part of the batch after the other.
-
-    Parameters
-    ----------
-    function : callable
-        Maps where a part of the result may be written, which it may ignore, and parts of the
-        arrays to that part of the result, and a contribution to a sum.
-    shape : tuple of int, or None
-        Of the result; None if there is none.
-
-    Returns
-    -------
-    result, total : array or None
-    """
-    count = arrays[0].shape[0] if arrays[0].ndim > max(-axis.axis for axis in plan.axes) else 1
-    elements = ops.block_elements(arrays[0])
-    largest = max(math.prod(array.shape) for array in arrays)
-    if elements is None or count < 2 or largest <= elements:
+) -> Part:
+    """Call `in_blocks`, but for arrays whose first axis is resized, which have no batch."""
+    if arrays[0].ndim <= max(-axis.axis for axis in plan.axes):
         return function(None, *arrays)
-    step = max(1, count * elements // largest)
-    result = total = None
-    if shape is not None:
-        result = ops.xp.empty(shape, dtype=arrays[0].dtype)
-    for start in range(0, count, step):
-        block = slice(start, start + step)
-        out = None if result is None else result[block]
-        part, summand = function(out, *(array[block] for array in arrays))
-        if result is not None and part is not out:
-            result[block] = part
-        if summand is not None:
-            total = summand if total is None else total + summand
-    return result, total
+    return in_blocks(ops, function, shape, arrays)
 
 
 def _applying(term: Term) -> Others:
@@ -191,7 +163,7 @@ def _operators(
 ) -> list[Term]:
     """Return, per term, the axis operators with their axis's index in the order of application."""
     weights = ops.kept(operator_weights, plan, strides, x)
-    slopes = ops.kept(_slopes, plan, strides, x) if with_slopes else None
+    slopes = ops.kept(operator_slopes, plan, strides, x) if with_slopes else None
     terms: list[Term] = []
     for t, of_axes in enumerate(weights):
         term: Term = []
@@ -215,7 +187,7 @@ def operator_weights(ops: ArrayOps, plan: Plan, strides: Array | None, like: Arr
     return _of_all_axes(plan, of_axis)
 
 
-def _slopes(ops: ArrayOps, plan: Plan, strides: Array | None, like: Array) -> Factors:
+def operator_slopes(ops: ArrayOps, plan: Plan, strides: Array | None, like: Array) -> Factors:
     """Return what the slope of each axis operator of each term is taken with."""
     masks = _masks(ops, plan, strides, like)
 

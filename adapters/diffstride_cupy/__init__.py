@@ -10,6 +10,10 @@ from diffstride_core import __version__ as __version__
 from diffstride_cupy.functional import authors_strides as authors_strides
 from diffstride_cupy.functional import complexity as complexity
 from diffstride_cupy.functional import complexity_with_pullback as complexity_with_pullback
+from diffstride_cupy.functional import conv_diff_stride as conv_diff_stride
+from diffstride_cupy.functional import (
+    conv_diff_stride_with_pullback as conv_diff_stride_with_pullback,
+)
 from diffstride_cupy.functional import diff_stride as diff_stride
 from diffstride_cupy.functional import diff_stride_with_pullback as diff_stride_with_pullback
 from diffstride_cupy.functional import output_sizes as output_sizes

@@ -9,6 +9,7 @@ from diffstride_core import NothingToCropWarning as NothingToCropWarning
 from diffstride_core import __version__ as __version__
 from diffstride_jax.functional import authors_strides as authors_strides
 from diffstride_jax.functional import complexity as complexity
+from diffstride_jax.functional import conv_diff_stride as conv_diff_stride
 from diffstride_jax.functional import diff_stride as diff_stride
 from diffstride_jax.functional import output_sizes as output_sizes
 from diffstride_jax.functional import plain_autodiff as plain_autodiff

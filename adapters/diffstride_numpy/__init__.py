@@ -8,6 +8,10 @@ from diffstride_numpy.explain import explain as explain
 from diffstride_numpy.functional import authors_strides as authors_strides
 from diffstride_numpy.functional import complexity as complexity
 from diffstride_numpy.functional import complexity_with_pullback as complexity_with_pullback
+from diffstride_numpy.functional import conv_diff_stride as conv_diff_stride
+from diffstride_numpy.functional import (
+    conv_diff_stride_with_pullback as conv_diff_stride_with_pullback,
+)
 from diffstride_numpy.functional import diff_stride as diff_stride
 from diffstride_numpy.functional import diff_stride_with_pullback as diff_stride_with_pullback
 from diffstride_numpy.functional import output_sizes as output_sizes

@@ -9,6 +9,7 @@ from diffstride_torch.freezing import FixedResize as FixedResize
 from diffstride_torch.freezing import freeze as freeze
 from diffstride_torch.functional import authors_strides as authors_strides
 from diffstride_torch.functional import complexity as complexity
+from diffstride_torch.functional import conv_diff_stride as conv_diff_stride
 from diffstride_torch.functional import diff_stride as diff_stride
 from diffstride_torch.functional import output_sizes as output_sizes
 from diffstride_torch.functional import plain_autodiff as plain_autodiff

@@ -96,7 +96,7 @@ class _OnFirstUse:
 def value(
     backend: Any,
     forward: Callable[..., Any],
-    vjp: Callable[..., tuple[Any, ...]],
+    vjp: Callable[..., tuple[Any, ...]] | None,
     plan: Any,
     *arrays: Any,
 ) -> Any:
@@ -108,7 +108,7 @@ def value(
 def value_and_pullback(
     backend: Any,
     forward: Callable[..., Any],
-    vjp: Callable[..., tuple[Any, ...]],
+    vjp: Callable[..., tuple[Any, ...]] | None,
     plan: Any,
     *arrays: Any,
 ) -> tuple[Any, Pullback[Any]]:

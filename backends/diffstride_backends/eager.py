@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_core import bases
 from diffstride_core._namespace import device_of, namespace_of
 from diffstride_core.ops import Factors
-from diffstride_core.plan import Plan
 
 # The standard knows no half precision; some frameworks do.
 _FLOATS = ("float64", "float32", "float16")
@@ -62,7 +61,7 @@ class EagerBackend:
         )
 
     def kept(  # noqa: D102
-        self, make: Callable[..., Factors], plan: Plan, strides: Any, like: Any
+        self, make: Callable[..., Factors], plan: Hashable, strides: Any, like: Any
     ) -> Factors:
         return make(self, plan, strides, like)
 
@@ -74,6 +73,9 @@ class EagerBackend:
 
     def matmul(self, a: Any, b: Any, out: None = None) -> Any:  # noqa: D102
         return a @ b
+
+    def add_matmul(self, total: Any, a: Any, b: Any) -> Any:  # noqa: D102
+        return a @ b if total is None else total + a @ b
 
     def stop_gradient(self, array: Any) -> Any:  # noqa: D102
         return array
@@ -92,11 +94,22 @@ class EagerBackend:
     def is_array(self, x: object) -> bool:  # noqa: D102
         return isinstance(x, self._type)
 
-    def check_input(self, x: Any) -> None:  # noqa: D102
+    def check_input(self, x: Any, name: str = "x", like: Any = None) -> None:  # noqa: D102
         if not self.is_array(x):
-            raise TypeError(f"x must be a {self.array_type}, got {type(x).__name__}")
-        if (name := self.dtype_name(x)) not in _FLOATS:
-            raise TypeError(f"x must be real floating point, got dtype {name}")
+            raise TypeError(f"{name} must be a {self.array_type}, got {type(x).__name__}")
+        if (dtype := self.dtype_name(x)) not in _FLOATS:
+            raise TypeError(f"{name} must be real floating point, got dtype {dtype}")
+        if like is None:
+            return
+        if x.dtype != like.dtype:
+            raise TypeError(f"{name} must have the dtype of x, {like.dtype}, got {x.dtype}")
+        if device_of(x) != device_of(like):
+            raise ValueError(
+                f"{name} must be on the device of x, {device_of(like)}, got {device_of(x)}"
+            )
+
+    def as_convolved(self, *arrays: Any) -> tuple[Any, ...]:  # noqa: D102
+        return arrays
 
     def check_strides(self, strides: Any, like: Any) -> None:  # noqa: D102
         if (name := self.dtype_name(strides)) not in ("float32", "float64"):
@@ -139,7 +152,7 @@ class EagerBackend:
 def value(
     backend: Any,
     forward: Callable[..., Any],
-    vjp: Callable[..., tuple[Any, ...]],
+    vjp: Callable[..., tuple[Any, ...]] | None,
     plan: Any,
     *arrays: Any,
 ) -> Any:
@@ -150,11 +163,12 @@ def value(
 def value_and_pullback(
     backend: Any,
     forward: Callable[..., Any],
-    vjp: Callable[..., tuple[Any, ...]],
+    vjp: Callable[..., tuple[Any, ...]] | None,
     plan: Any,
     *arrays: Any,
 ) -> tuple[Any, Pullback[Any]]:
     """Evaluate the forward pass and return it with its pullback, which keeps the inputs alone."""
+    assert vjp is not None  # The framework differentiates nothing itself.
     y = forward(backend, plan, *arrays)
     shape, dtype = y.shape, y.dtype
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from diffstride_backends.protocol import ArrayT, Attach, Backend, HostArray
-from diffstride_core import complexity, resample
+from diffstride_core import complexity, fused, resample
 from diffstride_core.arguments import (
     Limits,
     axis_sizes,
@@ -18,8 +18,17 @@ from diffstride_core.arguments import (
     checked_sizes,
     host_strides,
     normalized_axes,
+    option,
 )
 from diffstride_core.complexity import LayerBounds
+from diffstride_core.convolution import (
+    CONV_METHODS,
+    ConvPlan,
+    check_fused,
+    checked_convolution,
+    is_fused_cheaper,
+    spatial_axes,
+)
 from diffstride_core.plan import Bounds, Plan
 from diffstride_core.planning import authors_strides, plan_diff_stride, plan_pool, plan_resize
 from diffstride_core.settings import Settings, make_settings
@@ -36,11 +45,20 @@ class Functional(Generic[ArrayT, ResultT]):
     attach : Attach
         How an evaluation is joined with its derivative; decides what the functions return. Below
         "array" stands for it.
+    convolve_then_resize : callable, optional
+        ``convolve_then_resize(backend, plan, *arrays)`` by the framework's own convolution, which
+        it differentiates itself; None where it has none.
     """
 
-    def __init__(self, backend: Backend[ArrayT], attach: Attach[ResultT]) -> None:
+    def __init__(
+        self,
+        backend: Backend[ArrayT],
+        attach: Attach[ResultT],
+        convolve_then_resize: Callable[..., ArrayT] | None = None,
+    ) -> None:
         self._backend = backend
         self._attach = attach
+        self._convolve_then_resize = convolve_then_resize
 
     def diff_stride(
         self,
@@ -131,6 +149,138 @@ class Functional(Generic[ArrayT, ResultT]):
         """
         arrays = (x,) if strides is None else (x, strides)
         return self._attach(self._backend, resample.forward, resample.vjp, plan, *arrays)
+
+    def conv_diff_stride(
+        self,
+        x: ArrayT,
+        weight: ArrayT,
+        strides: Any,
+        *,
+        bias: ArrayT | None = None,
+        sizes: Sequence[int] | None = None,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        padding_mode: str = "zeros",
+        channels_last: bool = False,
+        smoothness: float | None = None,
+        limits: Limits | None = (None, None),
+        cropping: bool = True,
+        norm: str | None = None,
+        convention: str = "paper",
+        method: str = "auto",
+    ) -> ResultT:
+        r"""Convolve an array and downsample the result by strides that have a gradient.
+
+        Equal to `diff_stride` of a convolution of stride 1 that keeps the size of its input, but
+        without computing at full resolution where that is cheaper: both are linear, so that the
+        sum over the kernel can be taken behind the resize.
+
+        .. math:: A (w * x) = \sum_i w_i\, A Z_i x,
+
+        where Z_i shifts by tap i of the kernel.
+
+        Parameters
+        ----------
+        x : array, shape (..., C, N_1, ..., N_d)
+            Real floating point; d is 1, 2 or 3, and any number of axes come before the channels.
+        weight : array, shape (O, C / groups, k_1, ..., k_d)
+            Of the dtype of `x`; odd kernel sizes. As deep learning has it, w * x is a correlation.
+        strides : float, sequence of float, or array of shape (), (1,) or (d,)
+            As for `diff_stride`, for the spatial axes; the last of them is the paper's width.
+        bias : array, shape (O,), optional
+        sizes : sequence of int, optional
+            Output size per spatial axis, as for `diff_stride`.
+        dilation : int or sequence of int
+            Distance of the kernel's taps, per spatial axis or for all.
+        groups : int
+            Into how many groups, each convolved on its own, the channels are divided.
+        padding_mode : {"zeros", "circular"}
+            What is beyond the border: zeros, or the other end of the map.
+        channels_last : bool
+            Whether x and the output are (..., N_1, ..., N_d, C) instead; the weight stays.
+        smoothness, limits, cropping, norm, convention
+            As for `diff_stride`.
+        method : {"auto", "fused", "separate"}
+            "fused" adds up shifted resizes of the input at the output's resolution, "separate"
+            convolves with the framework's own function and resizes after it; "auto" takes what is
+            expected to cost less, "fused" where the framework has no convolution (NumPy, CuPy).
+            Equal up to rounding: "fused" computes half precision in float32, "separate" as the
+            framework does.
+
+        Returns
+        -------
+        array, shape (..., O, M_1, ..., M_d)
+            Of the dtype and on the device of `x`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `diff_stride`, and for a weight or bias that does not fit `x`.
+        """
+        x, weight, bias = self._backend.as_convolved(x, weight, bias)
+        option("method", method, CONV_METHODS)
+        self._backend.check_input(x)
+        self._backend.check_input(weight, "weight", x)
+        if bias is not None:
+            self._backend.check_input(bias, "bias", x)
+        conv = checked_convolution(
+            x.shape,  # type: ignore[attr-defined]
+            weight.shape,  # type: ignore[attr-defined]
+            dilation=dilation,
+            groups=groups,
+            padding_mode=padding_mode,
+            channels_last=channels_last,
+            bias_shape=None if bias is None else bias.shape,  # type: ignore[union-attr]
+        )
+        shape: tuple[int, ...] = tuple(x.shape)  # type: ignore[attr-defined]
+        settings = make_settings(
+            axes=spatial_axes(conv.rank, channels_last=channels_last),
+            smoothness=smoothness,
+            limits=limits,
+            cropping=cropping,
+            norm=norm,
+            convention=convention,
+        )
+        checked = self._checked(strides, len(settings.axes), like=x)
+        plan = ConvPlan(conv, self._plan(settings, shape, checked, sizes), channels_last)
+        return self.convolve(plan, x, weight, self._array(checked, like=x), bias, method=method)
+
+    def convolve(
+        self,
+        plan: ConvPlan,
+        x: ArrayT,
+        weight: ArrayT,
+        strides: ArrayT | None = None,
+        bias: ArrayT | None = None,
+        *,
+        method: str = "auto",
+    ) -> ResultT:
+        """Apply the plan of a convolution and a resize.
+
+        Parameters
+        ----------
+        plan : ConvPlan
+        x, weight, bias : array
+            Of one dtype.
+        strides : array of shape (), (1,) or (d,), optional
+            The stride parameters, for a plan that has strides.
+        method : {"auto", "fused", "separate"}
+            As for `conv_diff_stride`.
+        """
+        arrays = tuple(array for array in (x, weight, strides, bias) if array is not None)
+        if self._convolve_then_resize is None:
+            if method == "separate":
+                raise ValueError(
+                    "method must be 'fused' or 'auto' for a framework without a convolution, got "
+                    "'separate'"
+                )
+            method = "fused"
+        elif method == "auto":
+            method = "fused" if is_fused_cheaper(plan) else "separate"
+        if method == "separate":
+            return self._attach(self._backend, self._convolve_then_resize, None, plan, *arrays)  # type: ignore[arg-type]
+        check_fused(plan)
+        return self._attach(self._backend, fused.forward, fused.vjp, plan, *arrays)
 
     def output_sizes(
         self,

@@ -7,7 +7,7 @@ nothing at all where the values of the strides, compared themselves, have not ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from diffstride_backends.eager import EagerBackend
 from diffstride_core import bases
-from diffstride_core.ops import ArrayOps, Factors
+from diffstride_core.ops import Factors
 from diffstride_core.plan import Plan
 from diffstride_core.resample import operator_weights
 
@@ -36,8 +36,8 @@ _HOST = _Host(np.empty(0))
 # Bounded: training makes new ones with every step.
 @lru_cache(maxsize=128)
 def factors(
-    make: Callable[[ArrayOps, Plan, Any, Any], Factors],
-    plan: Plan,
+    make: Callable[..., Factors],
+    plan: Hashable,
     strides: tuple[float, ...] | None,
     dtype: str,
 ) -> Factors:
@@ -47,7 +47,7 @@ def factors(
     ----------
     make : callable
         As for `ArrayOps.kept`.
-    plan : Plan
+    plan : hashable
     strides : tuple of float, or None
     dtype : str
         Of the arrays to resize.

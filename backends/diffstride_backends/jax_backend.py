@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -15,10 +16,10 @@ from diffstride_backends.functional import Functional
 from diffstride_backends.plain import PlainAutodiff
 from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_backends.registry import Framework
-from diffstride_core import bases
+from diffstride_core import bases, fused, resample
 from diffstride_core._namespace import namespace_of
+from diffstride_core.convolution import ConvPlan, spatial_axes
 from diffstride_core.ops import Factors
-from diffstride_core.plan import Plan
 
 
 class JaxBackend:
@@ -41,7 +42,11 @@ class JaxBackend:
         return _tables(basis, like.dtype.name)
 
     def kept(  # noqa: D102
-        self, make: Callable[..., Factors], plan: Plan, strides: jax.Array | None, like: jax.Array
+        self,
+        make: Callable[..., Factors],
+        plan: Hashable,
+        strides: jax.Array | None,
+        like: jax.Array,
     ) -> Factors:
         return make(self, plan, strides, like)
 
@@ -53,6 +58,11 @@ class JaxBackend:
 
     def matmul(self, a: jax.Array, b: jax.Array, out: None = None) -> jax.Array:  # noqa: D102
         return a @ b
+
+    def add_matmul(  # noqa: D102
+        self, total: jax.Array | None, a: jax.Array, b: jax.Array
+    ) -> jax.Array:
+        return a @ b if total is None else total + a @ b
 
     def stop_gradient(self, array: jax.Array) -> jax.Array:  # noqa: D102
         return jax.lax.stop_gradient(array)
@@ -66,21 +76,24 @@ class JaxBackend:
     def is_array(self, x: object) -> bool:  # noqa: D102
         return isinstance(x, jax.Array)
 
-    def check_input(self, x: object) -> None:  # noqa: D102
+    def check_input(  # noqa: D102
+        self, x: object, name: str = "x", like: jax.Array | None = None
+    ) -> None:
         if not isinstance(x, jax.Array):
-            raise TypeError(f"x must be a jax.Array, got {type(x).__name__}")
+            raise TypeError(f"{name} must be a jax.Array, got {type(x).__name__}")
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"x must be real floating point, got dtype {x.dtype}")
+            raise TypeError(f"{name} must be real floating point, got dtype {x.dtype}")
+        if like is not None and x.dtype != like.dtype:
+            raise TypeError(f"{name} must have the dtype of x, {like.dtype}, got {x.dtype}")
+        _check_devices(name, x, like)
+
+    def as_convolved(self, *arrays: Any) -> tuple[Any, ...]:  # noqa: D102
+        return arrays
 
     def check_strides(self, strides: jax.Array, like: jax.Array | None) -> None:  # noqa: D102
         if strides.dtype not in (jnp.float32, jnp.float64):
             raise TypeError(f"strides must be float32 or float64, got dtype {strides.dtype}")
-        if like is None or not (_is_committed(strides) and _is_committed(like)):
-            return
-        if strides.devices() != like.devices():
-            raise ValueError(
-                f"strides must be on the device of x, {like.devices()}, got {strides.devices()}"
-            )
+        _check_devices("strides", strides, like)
 
     def strides_from_host(  # noqa: D102
         self, strides: NDArray[np.floating], like: jax.Array | None
@@ -116,6 +129,15 @@ def _is_committed(array: jax.Array) -> bool:
     return not isinstance(array, jax.core.Tracer) and array.committed
 
 
+def _check_devices(name: str, array: jax.Array, like: jax.Array | None) -> None:
+    if like is None or not (_is_committed(array) and _is_committed(like)):
+        return
+    if array.devices() != like.devices():
+        raise ValueError(
+            f"{name} must be on the device of x, {like.devices()}, got {array.devices()}"
+        )
+
+
 @lru_cache(maxsize=256)
 def _tables(basis: bases.AxisBasis, dtype: str) -> tuple[HostArray, HostArray]:
     synthesis, analysis = bases.tables(basis)
@@ -125,7 +147,7 @@ def _tables(basis: bases.AxisBasis, dtype: str) -> tuple[HostArray, HostArray]:
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _attached(
     forward: Callable[..., jax.Array],
-    vjp: Callable[..., tuple[jax.Array, ...]],
+    vjp: Callable[..., tuple[jax.Array | None, ...]],
     plan: Any,
     *arrays: jax.Array,
 ) -> jax.Array:
@@ -134,7 +156,7 @@ def _attached(
 
 def _attached_forward(
     forward: Callable[..., jax.Array],
-    vjp: Callable[..., tuple[jax.Array, ...]],
+    vjp: Callable[..., tuple[jax.Array | None, ...]],
     plan: Any,
     *arrays: jax.Array,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
@@ -143,11 +165,11 @@ def _attached_forward(
 
 def _attached_backward(
     forward: Callable[..., jax.Array],
-    vjp: Callable[..., tuple[jax.Array, ...]],
+    vjp: Callable[..., tuple[jax.Array | None, ...]],
     plan: Any,
     arrays: tuple[jax.Array, ...],
     g: jax.Array,
-) -> tuple[jax.Array, ...]:
+) -> tuple[jax.Array | None, ...]:
     return vjp(BACKEND, plan, g, *arrays, needs=(True,) * len(arrays))
 
 
@@ -160,7 +182,7 @@ _attached.defvjp(_attached_forward, _attached_backward)
 def _evaluate(
     plain: bool,
     forward: Callable[..., jax.Array],
-    vjp: Callable[..., tuple[jax.Array, ...]],
+    vjp: Callable[..., tuple[jax.Array | None, ...]],
     plan: Any,
     *arrays: jax.Array,
 ) -> jax.Array:
@@ -188,19 +210,54 @@ def _varying_together(arrays: tuple[jax.Array, ...]) -> list[jax.Array]:
 def attach(
     backend: JaxBackend,
     forward: Callable[..., jax.Array],
-    vjp: Callable[..., tuple[jax.Array, ...]],
+    vjp: Callable[..., tuple[jax.Array | None, ...]] | None,
     plan: Any,
     *arrays: jax.Array,
 ) -> jax.Array:
     """Evaluate the forward pass, with its derivative known to JAX."""
+    if vjp is None:
+        return forward(backend, plan, *arrays)
     y: jax.Array = _evaluate(plain_autodiff.enabled, forward, vjp, plan, *arrays)
     return y
+
+
+def convolve_then_resize(
+    backend: JaxBackend, plan: ConvPlan, x: jax.Array, weight: jax.Array, *rest: jax.Array
+) -> jax.Array:
+    """Convolve an array by JAX's own convolution, and resize what comes of it."""
+    conv = plan.convolution
+    strides, bias = fused.strides_and_bias(plan, rest)
+    lead = x.shape[: -conv.rank - 1]
+    x = x.reshape(math.prod(lead), *x.shape[len(lead) :])
+    spatial = "DHW"[-conv.rank :]
+    layout = f"N{spatial}C" if plan.channels_last else f"NC{spatial}"
+    ends = [(amount, amount) for amount in conv.padding]
+    if conv.circular:
+        axes = spatial_axes(conv.rank, channels_last=plan.channels_last)
+        around: list[tuple[int, int]] = [(0, 0)] * x.ndim
+        for axis, amounts in zip(axes, ends, strict=True):
+            around[axis] = amounts
+        x, ends = jnp.pad(x, around, mode="wrap"), [(0, 0)] * conv.rank
+    y = jax.lax.conv_general_dilated(
+        x,
+        weight,
+        (1,) * conv.rank,
+        ends,
+        rhs_dilation=conv.dilation,
+        dimension_numbers=(layout, f"OI{spatial}", layout),
+        feature_group_count=conv.groups,
+    )
+    if bias is not None:
+        y = y + (bias if plan.channels_last else bias.reshape(-1, *(1,) * conv.rank))
+    y = y.reshape(*lead, *y.shape[1:])
+    arrays = (y,) if strides is None else (y, strides)
+    return attach(backend, resample.forward, resample.vjp, plan.resize, *arrays)
 
 
 def value_and_pullback(
     backend: JaxBackend,
     forward: Callable[..., jax.Array],
-    vjp: Callable[..., tuple[jax.Array, ...]],
+    vjp: Callable[..., tuple[jax.Array | None, ...]] | None,
     plan: Any,
     *arrays: jax.Array,
 ) -> tuple[jax.Array, Pullback[jax.Array]]:
@@ -211,12 +268,12 @@ def value_and_pullback(
 
 plain_autodiff = PlainAutodiff()
 BACKEND = JaxBackend()
-FUNCTIONAL: Functional[jax.Array, jax.Array] = Functional(BACKEND, attach)
+FUNCTIONAL: Functional[jax.Array, jax.Array] = Functional(BACKEND, attach, convolve_then_resize)
 FRAMEWORK = Framework(
     "jax",
     BACKEND,
     FUNCTIONAL,
-    Functional(BACKEND, value_and_pullback),
+    Functional(BACKEND, value_and_pullback, convolve_then_resize),
     double_precision=partial(jax.enable_x64, True),
     plain_autodiff=plain_autodiff,
 )

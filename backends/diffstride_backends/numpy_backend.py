@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import numpy as np
 import scipy.fft
@@ -13,7 +13,6 @@ from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_backends.registry import Framework
 from diffstride_core import bases
 from diffstride_core.ops import Factors
-from diffstride_core.plan import Plan
 
 
 class NumpyBackend(eager.EagerBackend):
@@ -28,7 +27,11 @@ class NumpyBackend(eager.EagerBackend):
         return bases.tables(basis)
 
     def kept(  # noqa: D102
-        self, make: Callable[..., Factors], plan: Plan, strides: HostArray | None, like: HostArray
+        self,
+        make: Callable[..., Factors],
+        plan: Hashable,
+        strides: HostArray | None,
+        like: HostArray,
     ) -> Factors:
         values = None if strides is None else self.host_values(strides)
         return host.factors(make, plan, values, like.dtype.name)

@@ -21,8 +21,14 @@ Pullback: TypeAlias = Callable[[ArrayT], tuple[ArrayT | None, ...]]
 class Backend(ArrayOps, Protocol[ArrayT]):
     """One framework, as the functions common to all adapters need it."""
 
-    def check_input(self, x: object) -> None:
-        """Raise TypeError unless `x` is a real floating-point array of the framework."""
+    def check_input(self, x: object, name: str = "x", like: ArrayT | None = None) -> None:
+        """Raise TypeError unless `x` is a real floating-point array of the framework.
+
+        Likewise if its dtype is not that of `like`, and ValueError if its device is not.
+        """
+
+    def as_convolved(self, *arrays: Any) -> tuple[Any, ...]:
+        """Return arrays in the dtype that the framework itself would now convolve them in."""
 
     def is_array(self, x: object) -> bool:
         """Return whether `x` is an array of the framework."""
@@ -61,14 +67,15 @@ class Attach(Protocol[ResultT_co]):
 
     Called with the functions ``forward(backend, plan, *arrays)`` and
     ``vjp(backend, plan, cotangent, *arrays, needs=...)``, what they are to be given, and returns
-    what the framework's user expects: a differentiable array, or a value and its pullback.
+    what the framework's user expects: a differentiable array, or a value and its pullback. Without
+    ``vjp`` the framework differentiates ``forward`` as it is.
     """
 
     def __call__(
         self,
         backend: Any,
         forward: Callable[..., Any],
-        vjp: Callable[..., tuple[Any, ...]],
+        vjp: Callable[..., tuple[Any, ...]] | None,
         plan: Any,
         *arrays: Any,
     ) -> ResultT_co:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
@@ -11,16 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.autograd import forward_ad
+from torch.nn import functional
 
 from diffstride_backends import host
 from diffstride_backends.functional import Functional
 from diffstride_backends.plain import PlainAutodiff
 from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_backends.registry import Framework
-from diffstride_core import bases
+from diffstride_core import bases, fused, resample
 from diffstride_core._namespace import namespace_of
+from diffstride_core.convolution import ConvPlan
 from diffstride_core.ops import Factors
-from diffstride_core.plan import Plan
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -51,7 +53,7 @@ class TorchBackend:
     def kept(  # noqa: D102
         self,
         make: Callable[..., Factors],
-        plan: Plan,
+        plan: Hashable,
         strides: torch.Tensor | None,
         like: torch.Tensor,
     ) -> Factors:
@@ -79,6 +81,13 @@ class TorchBackend:
     ) -> torch.Tensor:
         return torch.matmul(a, b) if out is None else torch.matmul(a, b, out=out)
 
+    def add_matmul(  # noqa: D102
+        self, total: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor
+    ) -> torch.Tensor:
+        if total is None:
+            return torch.bmm(a, b)
+        return torch.baddbmm(total, a, b) if _is_followed() else total.baddbmm_(a, b)
+
     def stop_gradient(self, array: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return array.detach()
 
@@ -100,11 +109,28 @@ class TorchBackend:
     def is_array(self, x: object) -> bool:  # noqa: D102
         return isinstance(x, torch.Tensor)
 
-    def check_input(self, x: object) -> None:  # noqa: D102
+    def check_input(  # noqa: D102
+        self, x: object, name: str = "x", like: torch.Tensor | None = None
+    ) -> None:
         if not isinstance(x, torch.Tensor):
-            raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
         if x.dtype not in _FLOATS:
-            raise TypeError(f"x must be real floating point, got dtype {x.dtype}")
+            raise TypeError(f"{name} must be real floating point, got dtype {x.dtype}")
+        if like is None:
+            return
+        if x.dtype != like.dtype:
+            raise TypeError(f"{name} must have the dtype of x, {like.dtype}, got {x.dtype}")
+        if x.device != like.device:
+            raise ValueError(f"{name} must be on the device of x, {like.device}, got {x.device}")
+
+    def as_convolved(self, *arrays: Any) -> tuple[Any, ...]:  # noqa: D102
+        kind = next((a.device.type for a in arrays if isinstance(a, torch.Tensor)), None)
+        if kind is None or not torch.is_autocast_enabled(kind):
+            return arrays
+        dtype = torch.get_autocast_dtype(kind)
+        return tuple(
+            a.to(dtype) if isinstance(a, torch.Tensor) and a.dtype in _FLOATS else a for a in arrays
+        )
 
     def check_strides(self, strides: torch.Tensor, like: torch.Tensor | None) -> None:  # noqa: D102
         if strides.dtype not in (torch.float32, torch.float64):
@@ -194,7 +220,7 @@ def _is_on_host(tensor: torch.Tensor) -> bool:
 @lru_cache(maxsize=128)
 def _factors(
     make: Callable[..., Factors],
-    plan: Plan,
+    plan: Hashable,
     strides: tuple[float, ...] | None,
     dtype: torch.dtype,
     device: torch.device,
@@ -296,7 +322,7 @@ class _Attached(torch.autograd.Function):
 def attach(
     backend: TorchBackend,
     forward: Callable[..., torch.Tensor],
-    vjp: Callable[..., tuple[torch.Tensor | None, ...]],
+    vjp: Callable[..., tuple[torch.Tensor | None, ...]] | None,
     plan: Any,
     *arrays: torch.Tensor,
 ) -> torch.Tensor:
@@ -304,6 +330,8 @@ def attach(
 
     Forward-mode differentiation finds no attached derivative and so takes that of the forward pass.
     """
+    if vjp is None:
+        return forward(backend, plan, *arrays)
     # Autocast would run the small products that build the operator in half precision.
     with _no_autocast(arrays[0].device):
         if (
@@ -321,10 +349,44 @@ def _has_gradient(arrays: tuple[torch.Tensor, ...]) -> bool:
     return torch.is_grad_enabled() and any(array.requires_grad for array in arrays)
 
 
+def convolve_then_resize(
+    backend: TorchBackend,
+    plan: ConvPlan,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    *rest: torch.Tensor,
+) -> torch.Tensor:
+    """Convolve an array by PyTorch's own convolution, and resize what comes of it."""
+    conv = plan.convolution
+    strides, bias = fused.strides_and_bias(plan, rest)
+    lead = x.shape[: -conv.rank - 1]
+    x = x.reshape(math.prod(lead), *x.shape[len(lead) :])
+    if plan.channels_last:
+        x = x.movedim(-1, 1)
+    padding: tuple[int, ...] = conv.padding
+    if conv.circular:
+        ends = [amount for amount in reversed(padding) for _ in range(2)]
+        x, padding = functional.pad(x, ends, mode="circular"), (0,) * conv.rank
+    convolve = _CONVOLUTIONS[conv.rank]
+    y = convolve(x, weight, bias, 1, padding, conv.dilation, conv.groups)
+    if plan.channels_last:
+        y = y.movedim(1, -1)
+    y = y.reshape(*lead, *y.shape[1:])
+    arrays = (y,) if strides is None else (y, strides)
+    return attach(backend, resample.forward, resample.vjp, plan.resize, *arrays)
+
+
+_CONVOLUTIONS: dict[int, Callable[..., torch.Tensor]] = {
+    1: functional.conv1d,
+    2: functional.conv2d,
+    3: functional.conv3d,
+}
+
+
 def value_and_pullback(
     backend: TorchBackend,
     forward: Callable[..., torch.Tensor],
-    vjp: Callable[..., tuple[torch.Tensor | None, ...]],
+    vjp: Callable[..., tuple[torch.Tensor | None, ...]] | None,
     plan: Any,
     *arrays: torch.Tensor,
 ) -> tuple[torch.Tensor, Pullback[torch.Tensor]]:
@@ -341,11 +403,13 @@ def value_and_pullback(
 
 plain_autodiff = PlainAutodiff()
 BACKEND = TorchBackend()
-FUNCTIONAL: Functional[torch.Tensor, torch.Tensor] = Functional(BACKEND, attach)
+FUNCTIONAL: Functional[torch.Tensor, torch.Tensor] = Functional(
+    BACKEND, attach, convolve_then_resize
+)
 FRAMEWORK = Framework(
     "torch",
     BACKEND,
     FUNCTIONAL,
-    Functional(BACKEND, value_and_pullback),
+    Functional(BACKEND, value_and_pullback, convolve_then_resize),
     plain_autodiff=plain_autodiff,
 )

@@ -1,0 +1,284 @@
+"""A convolution and the resize behind it: what is decided before an array is touched.
+
+At stride 1 a convolution costs what it costs at full resolution, however much of it the resize
+discards. Both are linear, so the sum over the kernel can be taken after the resize instead:
+`diffstride_core.fused` evaluates that. Here is which of the two orders costs less.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from diffstride_core.arguments import axis_sizes, integers, option
+from diffstride_core.plan import Plan
+
+PADDING_MODES = ("zeros", "circular")
+CONV_METHODS = ("auto", "fused", "separate")
+
+LARGEST_FUSED = 2048
+"""The longest axis of the fused evaluation, which knows matrices alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """A convolution of stride 1 that keeps the size of its input; in fact, a correlation.
+
+    Attributes
+    ----------
+    in_channels, out_channels : int
+    kernel : tuple of int
+        Per spatial axis, odd.
+    dilation : tuple of int
+        Per spatial axis.
+    groups : int
+    circular : bool
+        Whether the map goes on with its other end beyond its border, rather than with zeros.
+    has_bias : bool
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+    circular: bool = False
+    has_bias: bool = False
+
+    @property
+    def rank(self) -> int:
+        """The number of spatial axes."""
+        return len(self.kernel)
+
+    @property
+    def offsets(self) -> tuple[tuple[int, ...], ...]:
+        """How far from the output's place each tap reads, per spatial axis."""
+        return tuple(
+            tuple(dilation * (tap - size // 2) for tap in range(size))
+            for size, dilation in zip(self.kernel, self.dilation, strict=True)
+        )
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """How many samples it reads beyond either end of each spatial axis."""
+        return tuple(own[-1] for own in self.offsets)
+
+
+@dataclass(frozen=True, slots=True)
+class ConvPlan:
+    """A convolution and a resize of all its spatial axes, fully decided but for the stride's value.
+
+    Attributes
+    ----------
+    convolution : Convolution
+    resize : Plan
+        Of arrays of the layout that `channels_last` says.
+    channels_last : bool
+        Whether arrays are (..., N_1, ..., N_d, C) rather than (..., C, N_1, ..., N_d).
+    """
+
+    convolution: Convolution
+    resize: Plan
+    channels_last: bool = False
+
+    @property
+    def by_matrices(self) -> Plan:
+        """The resize of channels-last arrays, by matrices alone."""
+        rank = self.convolution.rank
+        first = min(axis.axis for axis in self.resize.axes)
+        axes = tuple(
+            replace(axis, axis=axis.axis - first - rank - 1, use_fft=False)
+            for axis in self.resize.axes
+        )
+        return replace(self.resize, axes=axes)
+
+    @property
+    def spatial_order(self) -> tuple[int, ...]:
+        """The indices of the resize's axes in the order of the array's, which is the kernel's."""
+        axes = self.resize.axes
+        return tuple(sorted(range(len(axes)), key=lambda i: axes[i].axis))
+
+
+def checked_convolution(
+    shape: Sequence[int],
+    weight_shape: Sequence[int],
+    *,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    channels_last: bool = False,
+    bias_shape: Sequence[int] | None = None,
+) -> Convolution:
+    """Return the convolution of an array by a kernel, once every argument has been checked.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Of the input.
+    weight_shape : sequence of int
+        (out_channels, in_channels / groups, k_1, ..., k_d).
+    dilation, groups, padding_mode, channels_last
+        See `Functional.conv_diff_stride`.
+    bias_shape : sequence of int, optional
+        None without a bias.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, its value and what is allowed.
+    """
+    option("padding_mode", padding_mode, PADDING_MODES)
+    if not isinstance(channels_last, bool):
+        raise TypeError(f"channels_last must be True or False, got {channels_last!r}")
+    rank = len(weight_shape) - 2
+    if not 1 <= rank <= 3:
+        raise ValueError(
+            "weight must have the shape (out_channels, in_channels / groups, k_1, ..., k_d) with "
+            f"d from 1 to 3, got {tuple(weight_shape)}"
+        )
+    if len(shape) < rank + 1:
+        raise ValueError(
+            f"x must have channels and {rank} spatial axes, at least {rank + 1} dimensions, for a "
+            f"weight of shape {tuple(weight_shape)}, got shape {tuple(shape)}"
+        )
+    out_channels, per_group, *kernel = map(int, weight_shape)
+    if 0 in weight_shape or any(size % 2 == 0 for size in kernel):
+        raise ValueError(
+            "weight must have odd kernel sizes, so that the output stands where the input does, "
+            f"and no empty axis, got shape {tuple(weight_shape)}"
+        )
+    (number,) = _per_axis("groups", groups, 1)
+    in_channels = int(shape[-1 if channels_last else -rank - 1])
+    if in_channels != per_group * number or out_channels % number:
+        raise ValueError(
+            "weight must have out_channels divisible by groups, and in_channels / groups of x, got "
+            f"shape {tuple(weight_shape)} with groups {number} for {in_channels} channels"
+        )
+    if bias_shape is not None and tuple(bias_shape) != (out_channels,):
+        raise ValueError(f"bias must have shape ({out_channels},), got {tuple(bias_shape)}")
+    made = Convolution(
+        in_channels,
+        out_channels,
+        tuple(kernel),
+        _per_axis("dilation", dilation, rank),
+        number,
+        padding_mode == "circular",
+        bias_shape is not None,
+    )
+    sizes = axis_sizes(spatial_axes(rank, channels_last=channels_last), shape)
+    if made.circular and any(p > n for p, n in zip(made.padding, sizes, strict=True)):
+        raise ValueError(
+            "padding_mode must be 'zeros' where the kernel reaches further than the map's size, "
+            f"got 'circular' for a reach of {made.padding} and sizes {sizes}"
+        )
+    return made
+
+
+def spatial_axes(rank: int, *, channels_last: bool) -> tuple[int, ...]:
+    """Return the spatial axes of an array, counted from the end."""
+    return tuple(range(-rank - 1, -1)) if channels_last else tuple(range(-rank, 0))
+
+
+def _per_axis(name: str, value: Any, count: int) -> tuple[int, ...]:
+    values = integers(name, value)
+    if len(values) not in (1, count) or min(values) < 1:
+        entries = "one entry" if count == 1 else f"1 or {count} entries"
+        raise ValueError(f"{name} must have {entries} of at least 1, got {value!r}")
+    return values * count if len(values) == 1 else values
+
+
+class Product(NamedTuple):
+    """A matrix product, or several alike, as the multiply-adds it takes for one image.
+
+    Attributes
+    ----------
+    work : int
+        Multiply-adds per combination of the indices below.
+    inputs, outputs : tuple of int
+        The resized axes, as indices into those of the plan, along which it runs over the N samples
+        of the input, and over the M of the output.
+    """
+
+    work: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    def multiply_adds(self, plan: Plan) -> int:
+        """Return the multiply-adds for the sizes of a plan."""
+        return (
+            self.work
+            * math.prod(plan.axes[i].size for i in self.inputs)
+            * math.prod(plan.axes[i].output_size for i in self.outputs)
+        )
+
+
+def resize_products(plan: Plan, maps: int) -> list[Product]:
+    """Return the matrix products of a resize; an axis that is transformed has none.
+
+    Parameters
+    ----------
+    plan : Plan
+    maps : int
+        How many maps of one image are resized: the channels, times the sizes of other axes.
+    """
+    terms = len(plan.window.terms(plan.axes))
+    products, done = [], list[int]()
+    for i in plan.order:
+        left = tuple(j for j in range(len(plan.axes)) if j not in done)
+        done.append(i)
+        if not plan.axes[i].use_fft:
+            products.append(Product(maps * terms, left, tuple(done)))
+    return products
+
+
+def separate_products(plan: ConvPlan) -> list[Product]:
+    """Return the products of a convolution that is resized after it."""
+    conv, everywhere = plan.convolution, tuple(range(plan.convolution.rank))
+    taps = math.prod(conv.kernel) * conv.in_channels // conv.groups
+    own = Product(conv.out_channels * taps, everywhere, ())
+    return [own, *resize_products(plan.resize, conv.out_channels)]
+
+
+def fused_products(plan: ConvPlan) -> list[Product]:
+    """Return the products of the fused evaluation, the pointwise convolution first."""
+    conv, order = plan.convolution, plan.spatial_order
+    terms = len(plan.resize.window.terms(plan.resize.axes))
+    taps = math.prod(conv.kernel) * conv.in_channels // conv.groups
+    products = [Product(conv.out_channels * taps * terms, (), order)]
+    for step in range(conv.rank):
+        # The taps of the last axis are made at once, those of the others one after the other.
+        done = conv.kernel if step == conv.rank - 1 else conv.kernel[:-1]
+        count = conv.in_channels * terms * math.prod(done)
+        products.append(Product(count, order[step:], order[: step + 1]))
+    return products
+
+
+# Per multiply-add, in units of those of a convolution: what benchmarks/fused.py measures.
+_POINTWISE, _RESIZE_FUSED, _RESIZE = 1.1, 3.0, 3.0
+
+
+def is_fused_cheaper(plan: ConvPlan) -> bool:
+    """Return whether the fused evaluation is expected to take less time than the separate one."""
+    if not can_fuse(plan):
+        return False
+    pointwise, *shifted = (product.multiply_adds(plan.resize) for product in fused_products(plan))
+    own, *resizes = (product.multiply_adds(plan.resize) for product in separate_products(plan))
+    fused = _POINTWISE * pointwise + _RESIZE_FUSED * sum(shifted)
+    return fused < own + _RESIZE * sum(resizes)
+
+
+def can_fuse(plan: ConvPlan) -> bool:
+    """Return whether the matrices of the fused evaluation are of a reasonable size."""
+    return all(max(axis.size, axis.output_size) <= LARGEST_FUSED for axis in plan.resize.axes)
+
+
+def check_fused(plan: ConvPlan) -> None:
+    """Raise ValueError unless the fused evaluation is possible."""
+    if not can_fuse(plan):
+        sizes = tuple(axis.size for axis in plan.resize.axes)
+        raise ValueError(
+            f"x must have at most {LARGEST_FUSED} samples along its spatial axes for method "
+            f"'fused', which multiplies by matrices, got sizes {sizes}"
+        )

@@ -1,0 +1,427 @@
+r"""A convolution and the resize behind it, evaluated at the resize's resolution.
+
+Tap i of a kernel multiplies the input shifted by i, :math:`Z_i x`, zeros or the other end coming in
+at the border. Along one axis
+
+.. math:: A (w * x) = \sum_i w_i\, A Z_i x,
+
+and :math:`A Z_i` is A with its columns shifted; of several axes each has its own. So the input is
+resized once per tap, and one pointwise convolution, over taps and channels a plain matrix product,
+adds the results up. The operator's derivative dA/dS is shifted alike.
+
+Arrays are laid out (groups, batch, N_1, ..., N_d, channels), in which every product is a wide one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from diffstride_core.axis_operator import AxisOperator, Others
+from diffstride_core.blocks import Part, in_blocks
+from diffstride_core.convolution import ConvPlan
+from diffstride_core.matrix import MatrixOperator
+from diffstride_core.ops import Array, ArrayOps, Factors
+from diffstride_core.resample import operator_slopes, operator_weights
+from diffstride_core.window import gather_slopes
+
+
+def forward(ops: ArrayOps, plan: ConvPlan, x: Array, weight: Array, *rest: Array) -> Array:
+    """Convolve and resize an array.
+
+    Parameters
+    ----------
+    ops : ArrayOps
+    plan : ConvPlan
+    x : array, shape (..., C, N_1, ..., N_d)
+        Channels last where the plan says so.
+    weight : array, shape (O, C / groups, k_1, ..., k_d)
+        Of the dtype of `x`.
+    *rest : array
+        The strides, shape (), (1,) or (d,), if the resize has any; the bias, shape (O,), if the
+        convolution has one.
+
+    Returns
+    -------
+    array, shape (..., O, M_1, ..., M_d)
+        Channels last if the input is; of its dtype.
+    """
+    strides, bias = strides_and_bias(plan, rest)
+    factors = ops.kept(shifted_weights, plan, strides, x)
+    return convolve(ops, plan, factors, x, weight, bias)
+
+
+def convolve(
+    ops: ArrayOps, plan: ConvPlan, factors: Factors, x: Array, weight: Array, bias: Array | None
+) -> Array:
+    """Convolve and resize an array by operators from `shifted_weights`; else as `forward`."""
+    xp, layout = ops.xp, _Layout(ops, plan, x)
+    weights, row_sums = factors
+    terms = [_taps(ops, plan, own) for own in weights]
+    kernels = _kernels(ops, plan, weight)
+    offset = None
+    if bias is not None:
+        offset = layout.per_group(bias) * _of_constant(xp, row_sums)[..., None]
+
+    def evaluate(_: Array | None, x: Array) -> Part:
+        wide_x, y = layout.canonical(x), None
+        for term in terms:
+            for kernel, operators in zip(kernels, term, strict=True):
+                u = wide_x
+                for operator in operators:
+                    u = operator.apply(u)
+                y = ops.add_matmul(y, layout.rows(u, kernel.shape[1]), kernel)
+        assert y is not None
+        y = xp.reshape(y, (*wide_x.shape[:2], *layout.output_sizes, kernels[0].shape[2]))
+        if offset is not None:
+            y = y + offset
+        return xp.astype(layout.original(y), x.dtype, copy=False), ()
+
+    y, _ = in_blocks(ops, evaluate, layout.output_shape, (layout.x,), layout.elements)
+    return layout.restored(y)
+
+
+def vjp(
+    ops: ArrayOps,
+    plan: ConvPlan,
+    g: Array,
+    x: Array,
+    weight: Array,
+    *rest: Array,
+    needs: tuple[bool, ...],
+) -> tuple[Array | None, ...]:
+    """Return the vector-Jacobian product of `forward`, for which its inputs are kept alone.
+
+    Parameters
+    ----------
+    ops, plan, x, weight, *rest
+        As for `forward`.
+    g : array
+        Cotangent of the output.
+    needs : tuple of bool
+        Which of the gradients of `x`, `weight` and `rest` to compute.
+
+    Returns
+    -------
+    tuple of array or None
+        The gradients, in the order of the arrays and each of its array's shape and dtype.
+    """
+    xp, layout = ops.xp, _Layout(ops, plan, x)
+    strides, bias = strides_and_bias(plan, rest)
+    needs_x, needs_weight, *needs_rest = needs
+    needs_strides, needs_bias = map(bool, strides_and_bias(plan, needs_rest))
+    sums_g = plan.convolution.has_bias and (needs_bias or needs_strides)
+    weights, row_sums = ops.kept(shifted_weights, plan, strides, x)
+    slopes, slope_sums = ((None,) * len(weights), ())
+    if needs_strides:
+        slopes, slope_sums = ops.kept(_shifted_slopes, plan, strides, x)
+    terms = [_taps(ops, plan, *own) for own in zip(weights, slopes, strict=True)]
+    kernels = _kernels(ops, plan, weight)
+
+    def pull_back(_: Array | None, x: Array, g: Array) -> Part:
+        wide_x, wide_g = layout.canonical(x), layout.canonical(g)
+        g_rows = layout.rows(wide_g, wide_g.shape[-1])
+        dx: Array | None = None
+        dkernels: list[Array | None] = [None] * len(kernels)
+        dstrides: list[Array | None] = [None] * plan.convolution.rank
+        for term in terms:
+            for tap, operators in enumerate(term):
+                seen = [wide_x]
+                for operator in operators:
+                    seen.append(operator.apply(seen[-1]))
+                if needs_weight:
+                    rows = layout.rows(seen[-1], kernels[tap].shape[1])
+                    columns = xp.matrix_transpose(rows)
+                    dkernels[tap] = ops.add_matmul(dkernels[tap], columns, g_rows)
+                if not (needs_x or needs_strides):
+                    continue
+                u = ops.matmul(g_rows, xp.matrix_transpose(kernels[tap]))
+                u = xp.reshape(u, seen[-1].shape)
+                for step, operator in reversed(list(enumerate(operators))):
+                    if needs_strides:
+                        slope = operator.slope(u, seen[step], _no_others)
+                        dstrides[step] = _plus(dstrides[step], slope)
+                    if needs_x or step:
+                        u = operator.adjoint(u)
+                if needs_x:
+                    dx = _plus(dx, u)
+        return (
+            xp.astype(layout.original(dx), x.dtype, copy=False) if needs_x else None,
+            (
+                *((xp.stack(dkernels),) if needs_weight else ()),
+                *((xp.stack(dstrides),) if needs_strides else ()),
+                *((xp.sum(wide_g, axis=1),) if sums_g else ()),
+            ),
+        )
+
+    shape, arrays = layout.x.shape if needs_x else None, (layout.x, layout.flattened(g))
+    dx, sums = in_blocks(ops, pull_back, shape, arrays, layout.elements)
+    gradients = [layout.restored(dx) if needs_x else None]
+    remaining = iter(sums)
+    gradients.append(_as_weight(ops, plan, next(remaining), weight) if needs_weight else None)
+    dstrides = next(remaining) if needs_strides else None
+    summed_g = next(remaining) if sums_g else None
+    if needs_strides and bias is not None:
+        assert summed_g is not None
+        g_of_constant = xp.sum(summed_g * layout.per_group(bias)[:, 0, ...], axis=(0, -1))
+        dstrides = dstrides + _slopes_of_constant(ops, g_of_constant, row_sums, slope_sums)
+    if strides is not None:
+        if dstrides is not None:
+            order = plan.spatial_order
+            dstrides = xp.stack([dstrides[order.index(i)] for i in range(len(order))])
+            dstrides = gather_slopes(ops, dstrides, strides)
+        gradients.append(dstrides)
+    if bias is not None:
+        dbias = None
+        if needs_bias:
+            assert summed_g is not None
+            weighted = summed_g * _of_constant(xp, row_sums)[..., None]
+            dbias = xp.sum(weighted, axis=tuple(range(1, plan.convolution.rank + 1)))
+            dbias = xp.astype(xp.reshape(dbias, bias.shape), bias.dtype, copy=False)
+        gradients.append(dbias)
+    return tuple(gradients)
+
+
+class _Layout:
+    """How a user's array is laid out, and the way to the layout of all products and back."""
+
+    def __init__(self, ops: ArrayOps, plan: ConvPlan, x: Array) -> None:
+        conv = plan.convolution
+        self._ops, self._rank, self._groups = ops, conv.rank, conv.groups
+        self._channels_last = plan.channels_last
+        self._order = None
+        if not plan.channels_last and x.ndim == conv.rank + 2:
+            # What is channels last in memory needs no copy.
+            self._order = ops.memory_order(x)
+        self._channels_last = plan.channels_last or self._order is not None
+        self._lead = tuple(x.shape[: -conv.rank - 1])
+        self.x = self.flattened(x)
+        batch = self.x.shape[0]
+        sizes = [plan.resize.axes[i].size for i in plan.spatial_order]
+        self.output_sizes = tuple(plan.resize.axes[i].output_size for i in plan.spatial_order)
+        place = -1 if self._channels_last else 1
+        shape: list[int] = [batch, *self.output_sizes]
+        shape.insert(len(shape) if place == -1 else place, conv.out_channels)
+        self.output_shape = tuple(shape)
+        # Of what is made of the whole batch, the largest array at a time.
+        maps = batch * conv.in_channels
+        made = [
+            math.prod((maps, *self.output_sizes[:step], *sizes[step:]))
+            for step in range(1, conv.rank)
+        ]
+        made.append(maps * conv.kernel[-1] * math.prod(self.output_sizes))
+        self.elements = max(made)
+
+    def flattened(self, array: Array) -> Array:
+        """Return an array with a single batch axis, its axes in the order of memory."""
+        xp = self._ops.xp
+        if self._order is not None:
+            return xp.permute_dims(array, self._order)
+        # Not -1: of an array without entries it would be anything.
+        return xp.reshape(array, (math.prod(self._lead), *array.shape[len(self._lead) :]))
+
+    def restored(self, array: Array) -> Array:
+        """Return what `flattened` was given."""
+        xp = self._ops.xp
+        if self._order is not None:
+            back = tuple(self._order.index(i) for i in range(len(self._order)))
+            return xp.permute_dims(array, back)
+        return xp.reshape(array, (*self._lead, *array.shape[1:]))
+
+    def canonical(self, array: Array) -> Array:
+        """Return a flattened array as (groups, batch, sizes..., channels), in the wide dtype."""
+        xp, rank = self._ops.xp, self._rank
+        array = xp.astype(array, self._ops.compute_dtype(array), copy=False)
+        at = array.ndim - 1 if self._channels_last else 1
+        shape = tuple(array.shape)
+        split = (*shape[:at], self._groups, shape[at] // self._groups, *shape[at + 1 :])
+        spatial = range(1, rank + 1) if self._channels_last else range(3, rank + 3)
+        array = xp.permute_dims(xp.reshape(array, split), (at, 0, *spatial, at + 1))
+        # Flat in between, so that what must be copied is copied once, not by every product.
+        flat = xp.reshape(array, (*array.shape[:2], math.prod(array.shape[2:])))
+        return xp.reshape(flat, array.shape)
+
+    def original(self, array: Array) -> Array:
+        """Return what `canonical` was given."""
+        xp, rank = self._ops.xp, self._rank
+        spatial = range(2, rank + 2)
+        order = (1, *spatial, 0, rank + 2) if self._channels_last else (1, 0, rank + 2, *spatial)
+        array = xp.permute_dims(array, order)
+        at = array.ndim - 2 if self._channels_last else 1
+        shape = tuple(array.shape)
+        return xp.reshape(array, (*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :]))
+
+    def rows(self, array: Array, width: int) -> Array:
+        """Return a canonical array as (groups, rows, width)."""
+        groups, *others = array.shape
+        return self._ops.xp.reshape(array, (groups, math.prod(others) // width, width))
+
+    def per_group(self, bias: Array) -> Array:
+        """Return a bias that adds to canonical arrays."""
+        shape = (self._groups, *(1,) * (self._rank + 1), bias.shape[0] // self._groups)
+        wide = self._ops.xp.astype(bias, self._ops.compute_dtype(bias), copy=False)
+        return self._ops.xp.reshape(wide, shape)
+
+
+class _AllTaps(MatrixOperator):
+    """The shifted resizes along the last axis at once: to (..., M * taps, channels)."""
+
+    def slope(self, u: Array, x: Array, others: Others) -> Array:
+        """Return <u, (dA/dS) x>, summed over the taps."""
+        xp, taps = self._ops.xp, u.shape[-2] // self._plan.output_size
+
+        def with_channels(array: Array) -> Array:
+            """Count the taps to the channels: dA/dS is the same for all but for the shift."""
+            *before, rows, channels = array.shape
+            return xp.reshape(array, (*before, rows // taps, taps * channels))
+
+        return super().slope(with_channels(u), x, with_channels)
+
+
+def _no_others(x: Array) -> Array:
+    return x
+
+
+def _taps(
+    ops: ArrayOps, plan: ConvPlan, weights: Factors, slopes: Factors | None = None
+) -> list[list[AxisOperator]]:
+    """Return the operators of each tap of all axes but the last, whose taps are taken at once."""
+    resized = plan.by_matrices.axes
+    axes = [resized[i] for i in plan.spatial_order]
+    found = []
+    for taps in itertools.product(*map(range, plan.convolution.kernel[:-1])):
+        operators: list[AxisOperator] = []
+        for step, tap in enumerate(taps):
+            slope = None
+            if slopes is not None:
+                synthesis, analysis = slopes[step]
+                slope = synthesis, analysis[tap, ...]
+            operators.append(MatrixOperator(ops, axes[step], weights[step][tap, ...], slope))
+        last = None if slopes is None else slopes[-1]
+        found.append([*operators, _AllTaps(ops, axes[-1], weights[-1], last)])
+    return found
+
+
+def shifted_weights(ops: ArrayOps, plan: ConvPlan, strides: Array | None, like: Array) -> Factors:
+    """Return the shifted operators, and what a constant is resized to.
+
+    Returns
+    -------
+    terms : tuple of tuple of array
+        Per term and spatial axis, every tap's matrix: shape (taps, M, N), for the last axis
+        (M * taps, N).
+    row_sums : tuple of tuple of array, shape (M,)
+        The sums of the rows of the matrices without a shift.
+    """
+    xp, order = ops.xp, plan.spatial_order
+    weights = operator_weights(ops, plan.by_matrices, strides, like)
+    terms = tuple(
+        tuple(_shifted(xp, plan, step, term[i]) for step, i in enumerate(order)) for term in weights
+    )
+    return terms, tuple(tuple(xp.sum(term[i], axis=-1) for i in order) for term in weights)
+
+
+def _shifted_slopes(ops: ArrayOps, plan: ConvPlan, strides: Array | None, like: Array) -> Factors:
+    """Return the factors of the derivatives of `shifted_weights`, in the same order."""
+    xp, order = ops.xp, plan.spatial_order
+    slopes = operator_slopes(ops, plan.by_matrices, strides, like)
+    terms, row_sums = [], []
+    for term in slopes:
+        factors, sums = [], []
+        for step, i in enumerate(order):
+            synthesis, analysis = term[i]
+            factors.append((synthesis, _shifted(xp, plan, step, analysis)))
+            sums.append(synthesis @ xp.sum(analysis, axis=-1))
+        terms.append(tuple(factors))
+        row_sums.append(tuple(sums))
+    return tuple(terms), tuple(row_sums)
+
+
+def _shifted(xp: Any, plan: ConvPlan, step: int, matrix: Array) -> Array:
+    """Return the product of a matrix (rows, N) with the shift by each tap of a spatial axis.
+
+    Shape (taps, rows, N); for the last axis (rows * taps, N).
+    """
+    conv, size = plan.convolution, matrix.shape[1]
+    made = []
+    for offset in conv.offsets[step]:
+        # The column that met sample n meets n - offset, which the output's place sees at n.
+        if conv.circular:
+            start = (size - offset) % size
+            made.append(xp.concat([matrix[:, start:], matrix[:, :start]], axis=1))
+            continue
+        gap = xp.zeros_like(matrix[:, : min(abs(offset), size)])
+        kept = size - gap.shape[1]
+        parts = [gap, matrix[:, :kept]] if offset > 0 else [matrix[:, size - kept :], gap]
+        made.append(xp.concat(parts, axis=1))
+    if step < conv.rank - 1:
+        return xp.stack(made)
+    return xp.reshape(xp.stack(made, axis=1), (matrix.shape[0] * len(made), size))
+
+
+def _kernels(ops: ArrayOps, plan: ConvPlan, weight: Array) -> list[Array]:
+    """Return what each tap of all axes but the last is multiplied by.
+
+    Each of shape (groups, taps of the last axis * channels per group, outputs per group).
+    """
+    xp, conv = ops.xp, plan.convolution
+    wide = xp.astype(weight, ops.compute_dtype(weight), copy=False)
+    split = (conv.groups, conv.out_channels // conv.groups, *weight.shape[1:])
+    leading, last = range(3, conv.rank + 2), conv.rank + 2
+    kernels = xp.permute_dims(xp.reshape(wide, split), (*leading, 0, last, 2, 1))
+    width = conv.kernel[-1] * split[2]
+    shape = (math.prod(conv.kernel[:-1]), conv.groups, width, split[1])
+    kernels = xp.reshape(kernels, shape)
+    return [kernels[tap, ...] for tap in range(shape[0])]
+
+
+def _as_weight(ops: ArrayOps, plan: ConvPlan, kernels: Array, weight: Array) -> Array:
+    """Return the gradient of the weight from those of the `_kernels`."""
+    xp, conv = ops.xp, plan.convolution
+    *leading, last = conv.kernel
+    split = (*leading, conv.groups, last, weight.shape[1], conv.out_channels // conv.groups)
+    at = len(leading)
+    order = (at, at + 3, at + 2, *range(at), at + 1)
+    gradient = xp.reshape(xp.permute_dims(xp.reshape(kernels, split), order), weight.shape)
+    return xp.astype(gradient, weight.dtype, copy=False)
+
+
+def _of_constant(xp: Any, row_sums: Sequence[Sequence[Array]]) -> Array:
+    """Return what a map of ones is resized to, shape (M_1, ..., M_d)."""
+    resized = None
+    for term in row_sums:
+        resized = _plus(resized, _outer(xp, term))
+    return resized
+
+
+def _slopes_of_constant(
+    ops: ArrayOps, g: Array, row_sums: Sequence[Sequence[Array]], slopes: Sequence[Sequence[Array]]
+) -> Array:
+    """Return the gradients in the strides, shape (d,), for the cotangent of what ones become."""
+    xp, found = ops.xp, []
+    for step in range(g.ndim):
+        total = None
+        for sums, own in zip(row_sums, slopes, strict=True):
+            varied = _outer(xp, [*sums[:step], own[step], *sums[step + 1 :]])
+            total = _plus(total, xp.sum(g * varied, dtype=ops.precise_dtype(g)))
+        found.append(total)
+    return xp.stack(found)
+
+
+def _outer(xp: Any, vectors: Sequence[Array]) -> Array:
+    product = vectors[0]
+    for vector in vectors[1:]:
+        product = product[..., None] * vector
+    return product
+
+
+def _plus(total: Array | None, summand: Array) -> Array:
+    return summand if total is None else total + summand
+
+
+def strides_and_bias(plan: ConvPlan, rest: Sequence[Any]) -> tuple[Any, Any]:
+    """Return the strides and the bias of what follows the weight, None where there are none."""
+    *strides, bias = rest if plan.convolution.has_bias else (*rest, None)
+    return strides[0] if strides else None, bias
