@@ -255,18 +255,39 @@ def fused_products(plan: ConvPlan) -> list[Product]:
     return products
 
 
-# Per multiply-add, in units of those of a convolution: what benchmarks/fused.py measures.
-_POINTWISE, _RESIZE_FUSED, _RESIZE = 1.1, 3.0, 3.0
+def costs(plan: ConvPlan) -> dict[str, tuple[int, ...]]:
+    """Return what the time of each evaluation is made of, for one image.
+
+    Returns
+    -------
+    dict
+        ``"separate"``: multiply-adds of the convolution, and of the resize. ``"fused"``: those of
+        the pointwise convolution, those of the shifted resizes, and the samples that they make,
+        which count where there are few channels to make of each.
+    """
+    conv, resize = plan.convolution, plan.resize
+    own, *resizes = (product.multiply_adds(resize) for product in separate_products(plan))
+    pointwise, *shifted = (product.multiply_adds(resize) for product in fused_products(plan))
+    samples = conv.in_channels * math.prod(conv.kernel) * math.prod(resize.output_sizes)
+    return {"separate": (own, sum(resizes)), "fused": (pointwise, sum(shifted), samples)}
+
+
+UNITS: dict[str, tuple[float, ...]] = {"separate": (1.0, 3.0), "fused": (1.2, 2.5, 32.0)}
+"""What a unit of each part of `costs` takes, in units of a convolution's multiply-add.
+
+Of several that benchmarks/fused.py tries, those by which its grid is decided best.
+"""
 
 
 def is_fused_cheaper(plan: ConvPlan) -> bool:
     """Return whether the fused evaluation is expected to take less time than the separate one."""
     if not can_fuse(plan):
         return False
-    pointwise, *shifted = (product.multiply_adds(plan.resize) for product in fused_products(plan))
-    own, *resizes = (product.multiply_adds(plan.resize) for product in separate_products(plan))
-    fused = _POINTWISE * pointwise + _RESIZE_FUSED * sum(shifted)
-    return fused < own + _RESIZE * sum(resizes)
+    expected = {
+        method: sum(part * unit for part, unit in zip(parts, UNITS[method], strict=True))
+        for method, parts in costs(plan).items()
+    }
+    return expected["fused"] < expected["separate"]
 
 
 def can_fuse(plan: ConvPlan) -> bool:

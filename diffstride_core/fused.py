@@ -315,8 +315,12 @@ def shifted_weights(ops: ArrayOps, plan: ConvPlan, strides: Array | None, like: 
     row_sums : tuple of tuple of array, shape (M,)
         The sums of the rows of the matrices without a shift.
     """
+    return shifted(ops, plan, operator_weights(ops, plan.by_matrices, strides, like))
+
+
+def shifted(ops: ArrayOps, plan: ConvPlan, weights: Sequence[Sequence[Array]]) -> Factors:
+    """Return `shifted_weights` for the matrices of a resize: per term, one per axis."""
     xp, order = ops.xp, plan.spatial_order
-    weights = operator_weights(ops, plan.by_matrices, strides, like)
     terms = tuple(
         tuple(_shifted(xp, plan, step, term[i]) for step, i in enumerate(order)) for term in weights
     )

@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from diffstride_core.arguments import Limits, checked_shape, initial_strides
+from diffstride_core.convolution import spatial_axes
 from diffstride_core.plan_cache import PlanCache
 from diffstride_core.planning import plan_pool
 from diffstride_core.settings import Settings, make_settings
 from diffstride_jax.layers import (
+    check_new_convolution,
+    convolve_and_downsample,
     current_plan,
     downsample,
     make_plans,
@@ -21,6 +24,7 @@ from diffstride_jax.layers import (
     pool,
     projected,
     read_strides,
+    strides_dtype,
 )
 
 ModelT = TypeVar("ModelT")
@@ -134,6 +138,146 @@ class DiffStride(eqx.Module):
         ``DiffStride(**layer.to_dict())``. Strides below 1, which count as 1, are given as 1.
         """
         return self.plans.settings.layer_arguments(self.strides.tolist())
+
+
+class DiffStrideConv(eqx.nn.Conv):
+    """A convolution that keeps the size of its input, and a DiffStride layer behind it.
+
+    In place of a strided convolution. Equal to an `equinox.nn.Conv` and a `DiffStride` in a row,
+    but where it is cheaper nothing is computed at the resolution of the input, see
+    `conv_diff_stride`. It is an `equinox.nn.Conv` of stride 1 itself, so that its parameters have
+    the same names and shapes.
+
+    Parameters
+    ----------
+    num_spatial_dims : int
+        1, 2 or 3.
+    in_channels, out_channels : int
+    kernel_size : int or sequence of int
+        Odd.
+    stride : float or sequence of float
+        Initial strides, at least 1: one per spatial axis or one for all.
+    dilation, groups, use_bias
+        See `equinox.nn.Conv`.
+    padding_mode : {"zeros", "circular"}
+        What is beyond the border: zeros, or the other end of the map. In any case, as for
+        `equinox.nn.Conv`.
+    method : {"auto", "fused", "separate"}
+        See `conv_diff_stride`.
+    shared, smoothness, limits, cropping, norm, convention
+        See `DiffStride`.
+    dtype : dtype, optional
+        Of all parameters, but strides are never in half precision; by default as for
+        `equinox.nn.Conv`.
+    key : jax.Array
+        For the initial weight and bias.
+
+    Attributes
+    ----------
+    weight : jax.Array, shape (out_channels, in_channels / groups, k_1, ..., k_d)
+    bias : jax.Array, shape (out_channels, 1, ..., 1), or None
+    pool : DiffStride
+        The layer, with the strides.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `DiffStride` and `equinox.nn.Conv`, and for an even kernel.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from diffstride_jax.equinox_modules import DiffStrideConv
+    >>> key = jax.random.key(0)
+    >>> conv = DiffStrideConv(2, 3, 16, 3, stride=[2.0, 3.0], convention="relative", key=key)
+    >>> jax.vmap(conv)(jnp.ones((8, 3, 32, 32))).shape
+    (8, 16, 20, 14)
+    """
+
+    pool: DiffStride
+    method: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        num_spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: float | Sequence[float],
+        *,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        use_bias: bool = True,
+        padding_mode: str = "zeros",
+        method: str = "auto",
+        shared: bool = False,
+        smoothness: float | None = None,
+        limits: Limits | None = (None, None),
+        cropping: bool = True,
+        norm: str | None = None,
+        convention: str = "paper",
+        dtype: Any = None,
+        key: jax.Array,
+    ) -> None:
+        super().__init__(
+            num_spatial_dims,
+            in_channels,
+            out_channels,
+            kernel_size,
+            padding="SAME",
+            dilation=dilation,
+            groups=groups,
+            use_bias=use_bias,
+            padding_mode=padding_mode,
+            dtype=dtype,
+            key=key,
+        )
+        self.method = method
+        check_new_convolution(in_channels, self.weight.shape, method, **self._options())
+        self.pool = DiffStride(
+            stride,
+            axes=spatial_axes(num_spatial_dims, channels_last=False),
+            shared=shared,
+            smoothness=smoothness,
+            limits=limits,
+            cropping=cropping,
+            norm=norm,
+            convention=convention,
+            dtype=strides_dtype(self.weight.dtype),
+        )
+
+    def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """Convolve and downsample an array.
+
+        Parameters
+        ----------
+        x : jax.Array, shape (..., in_channels, N_1, ..., N_d)
+            Of the dtype of weight and bias. A batch needs no `jax.vmap`.
+        key : ignored
+            So that the layer fits into `equinox.nn.Sequential`.
+
+        Returns
+        -------
+        jax.Array, shape (..., out_channels, M_1, ..., M_d)
+        """
+        return convolve_and_downsample(
+            self.pool.plans,
+            x,
+            self.weight,
+            self.pool.strides,
+            None if self.bias is None else self.bias.reshape(-1),
+            method=self.method,
+            channels_last=False,
+            **self._options(),
+        )
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "dilation": self.dilation,
+            "groups": self.groups,
+            "padding_mode": self.padding_mode.lower(),
+        }
 
 
 class SpectralPool(eqx.Module):

@@ -7,6 +7,7 @@ output size differs, so a compiled function is reused until one does.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ import jax
 import numpy as np
 from diffstride_backends.jax_backend import BACKEND, FUNCTIONAL
 
-from diffstride_core.arguments import checked_shape, initial_strides
+from diffstride_core.arguments import checked_shape, initial_strides, option
+from diffstride_core.convolution import CONV_METHODS, ConvPlan, checked_convolution
 from diffstride_core.plan import Plan
 from diffstride_core.plan_cache import PlanCache
 from diffstride_core.planning import plan_pool
@@ -45,6 +47,61 @@ def downsample(plans: PlanCache, x: jax.Array, strides: jax.Array) -> jax.Array:
     BACKEND.check_input(x)
     BACKEND.check_strides(strides, x)
     return FUNCTIONAL.resample(current_plan(plans, x.shape, strides), x, strides)
+
+
+def check_new_convolution(
+    channels: int, weight_shape: Sequence[int], method: str, **options: Any
+) -> None:
+    """Raise what a new layer's first call would raise whatever its input's size.
+
+    Parameters
+    ----------
+    channels : int
+        Of the input.
+    weight_shape : sequence of int
+        (out_channels, in_channels / groups, k_1, ..., k_d).
+    method : str
+    **options
+        For `checked_convolution`.
+    """
+    option("method", method, CONV_METHODS)
+    # A map so large that no kernel reaches beyond it.
+    sizes = (sys.maxsize,) * (len(weight_shape) - 2)
+    checked_convolution((channels, *sizes), weight_shape, **options)
+
+
+def strides_dtype(dtype: Any) -> Any:
+    """Return the dtype of strides beside parameters of a dtype: never half precision."""
+    return jax.numpy.promote_types(dtype, np.float32)
+
+
+def convolve_and_downsample(
+    plans: PlanCache,
+    x: jax.Array,
+    weight: jax.Array,
+    strides: jax.Array,
+    bias: jax.Array | None,
+    *,
+    method: str,
+    channels_last: bool,
+    **options: Any,
+) -> jax.Array:
+    """Return the output of a layer with a convolution before it; `checked_convolution` has more."""
+    BACKEND.check_input(x)
+    BACKEND.check_input(weight, "weight", x)
+    if bias is not None:
+        BACKEND.check_input(bias, "bias", x)
+    BACKEND.check_strides(strides, x)
+    convolution = checked_convolution(
+        x.shape,
+        weight.shape,
+        channels_last=channels_last,
+        bias_shape=None if bias is None else bias.shape,
+        **options,
+    )
+    # The convolution keeps the size of its input, which so is the one that the layer sees.
+    plan = ConvPlan(convolution, current_plan(plans, x.shape, strides), channels_last)
+    return FUNCTIONAL.convolve(plan, x, weight, strides, bias, method=method)
 
 
 def pool(settings: Settings, x: jax.Array, stride: tuple[float, ...]) -> jax.Array:

@@ -8,11 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.linear import default_bias_init, default_kernel_init
 
 from diffstride_core.arguments import Limits, checked_shape, initial_strides
+from diffstride_core.convolution import spatial_axes
 from diffstride_core.planning import plan_pool
 from diffstride_core.settings import make_settings
 from diffstride_jax.layers import (
+    check_new_convolution,
+    convolve_and_downsample,
     current_plan,
     downsample,
     make_plans,
@@ -20,6 +24,7 @@ from diffstride_jax.layers import (
     pool,
     projected,
     read_strides,
+    strides_dtype,
 )
 
 
@@ -131,6 +136,145 @@ class DiffStride(nnx.Module):
         ``DiffStride(**layer.to_dict())``. Strides below 1, which count as 1, are given as 1.
         """
         return self.plans.settings.layer_arguments(self.strides[...].tolist())
+
+
+class DiffStrideConv(nnx.Conv):
+    """A convolution that keeps the size of its input, and a DiffStride layer behind it.
+
+    In place of a strided convolution. Equal to an `nnx.Conv` and a `DiffStride` in a row, but where
+    it is cheaper nothing is computed at the resolution of the input, see `conv_diff_stride`. It is
+    an `nnx.Conv` of stride 1 itself, so that its parameters have the same names and shapes.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    kernel_size : int or sequence of int
+        Odd; an int for one spatial axis, as `nnx.Conv` has it.
+    stride : float or sequence of float
+        Initial strides, at least 1: one per spatial axis or one for all.
+    padding_mode : {"zeros", "circular"}
+        What is beyond the border: zeros, or the other end of the map.
+    kernel_dilation, feature_group_count, use_bias
+        See `nnx.Conv`.
+    method : {"auto", "fused", "separate"}
+        See `conv_diff_stride`.
+    shared, smoothness, limits, cropping, norm, convention
+        See `DiffStride`.
+    dtype, kernel_init, bias_init
+        See `nnx.Conv`.
+    param_dtype : dtype
+        Of all parameters, but strides are never in half precision.
+    rngs : nnx.Rngs
+
+    Attributes
+    ----------
+    kernel : nnx.Param, shape (k_1, ..., k_d, in_features / feature_group_count, out_features)
+    bias : nnx.Param, shape (out_features,), or None
+    pool : DiffStride
+        The layer, with the strides.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `DiffStride`, and for a kernel that is even or does not fit the features.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from diffstride_jax.nnx_modules import DiffStrideConv
+    >>> from flax import nnx
+    >>> conv = DiffStrideConv(3, 16, (3, 3), [2.0, 3.0], convention="relative", rngs=nnx.Rngs(0))
+    >>> conv(jnp.ones((8, 32, 32, 3))).shape
+    (8, 20, 14, 16)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | Sequence[int],
+        stride: float | Sequence[float],
+        *,
+        padding_mode: str = "zeros",
+        kernel_dilation: int | Sequence[int] = 1,
+        feature_group_count: int = 1,
+        use_bias: bool = True,
+        method: str = "auto",
+        shared: bool = False,
+        smoothness: float | None = None,
+        limits: Limits | None = (None, None),
+        cropping: bool = True,
+        norm: str | None = None,
+        convention: str = "paper",
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        kernel_init: nnx.Initializer = default_kernel_init,
+        bias_init: nnx.Initializer = default_bias_init,
+        rngs: nnx.Rngs,
+    ) -> None:
+        super().__init__(
+            in_features,
+            out_features,
+            kernel_size,
+            padding="CIRCULAR" if padding_mode == "circular" else "SAME",
+            kernel_dilation=kernel_dilation,
+            feature_group_count=feature_group_count,
+            use_bias=use_bias,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            rngs=rngs,
+        )
+        self.padding_mode, self.method = padding_mode, method
+        *kernel, per_group, features = self.kernel_shape
+        check_new_convolution(
+            in_features, (features, per_group, *kernel), method, **self._options()
+        )
+        self.pool = DiffStride(
+            stride,
+            axes=spatial_axes(len(kernel), channels_last=True),
+            shared=shared,
+            smoothness=smoothness,
+            limits=limits,
+            cropping=cropping,
+            norm=norm,
+            convention=convention,
+            param_dtype=strides_dtype(param_dtype),
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Convolve and downsample an array.
+
+        Parameters
+        ----------
+        x : jax.Array, shape (..., N_1, ..., N_d, in_features)
+            Promoted together with the parameters, or to `dtype`, as by `nnx.Conv`.
+
+        Returns
+        -------
+        jax.Array, shape (..., M_1, ..., M_d, out_features)
+        """
+        bias = None if self.bias is None else self.bias[...]
+        x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
+        rank = kernel.ndim - 2
+        return convolve_and_downsample(
+            self.pool.plans,
+            x,
+            kernel.transpose(rank + 1, rank, *range(rank)),
+            self.pool.strides[...],
+            bias,
+            method=self.method,
+            channels_last=True,
+            **self._options(),
+        )
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "dilation": self.kernel_dilation,
+            "groups": self.feature_group_count,
+            "padding_mode": self.padding_mode,
+        }
 
 
 class SpectralPool(nnx.Module):

@@ -2,6 +2,9 @@
 
 from diffstride_core import NothingToCropWarning as NothingToCropWarning
 from diffstride_core import __version__ as __version__
+from diffstride_torch.conv_modules import DiffStrideConv1d as DiffStrideConv1d
+from diffstride_torch.conv_modules import DiffStrideConv2d as DiffStrideConv2d
+from diffstride_torch.conv_modules import DiffStrideConv3d as DiffStrideConv3d
 from diffstride_torch.costs import FlopsPenalty as FlopsPenalty
 from diffstride_torch.costs import flops_penalty as flops_penalty
 from diffstride_torch.downsampling import AntiAliasing as AntiAliasing

@@ -9,10 +9,21 @@ import torch
 from torch import nn
 
 from diffstride_core.arguments import axis_sizes, normalized_axes
+from diffstride_core.convolution import Product, fused_products, resize_products
 from diffstride_core.plan import AxisPlan, Plan
 from diffstride_core.planning import never_cropped, plan_diff_stride
+from diffstride_torch.joining import fused_plan
 from diffstride_torch.modules import DiffStride, read_together
-from diffstride_torch.tracing import Call, Constant, Learnt, Pooled, Size, Step, Trace
+from diffstride_torch.tracing import (
+    Call,
+    Constant,
+    Learnt,
+    Pooled,
+    ResizeCall,
+    Size,
+    Step,
+    Trace,
+)
 
 
 def flops_penalty(model: nn.Module, example_input: Any) -> FlopsPenalty:
@@ -143,7 +154,7 @@ class _Evaluation:
         for call in trace.calls:
             self._add_call(call, math.prod(trace.size_at(call.at)))
         for resize in trace.resizes:
-            self._add_products(resize.step, resize.channels)
+            self._add_resize(resize)
         for step in reversed(trace.steps):
             self._pull_back(step)
 
@@ -184,24 +195,42 @@ class _Evaluation:
                 self._slopes[call.at][axis] += cost / n
         self.total += cost
 
-    def _add_products(self, step: Step, channels: int) -> None:
-        plan, after = self._plans[step], self._slopes[step]
-        size, done = list(self._sizes[step.before]), set()
-        for i in plan.order:
-            axis = plan.axes[i]
-            at = len(size) + axis.axis
-            if not axis.use_fft:
-                terms = len(plan.window.terms(plan.axes))
-                cost = channels * terms * math.prod(size) * axis.output_size
-                self.total += cost
-                if isinstance(step.rule, Learnt):
-                    self.of_layer[step.rule.layer] += cost
-                for other, n in enumerate(size):
-                    slopes = after if other in done else self._slopes[step.before]
-                    slopes[other] += cost / n
-                after[at] += cost / axis.output_size
-            size[at] = axis.output_size
-            done.add(at)
+    def _add_resize(self, resize: ResizeCall) -> None:
+        """Count a layer's products, and those of the convolution that it is called with."""
+        step, conv = resize.step, resize.conv
+        plan, size = self._plans[step], self._sizes[step.before]
+        at = [len(size) + axis.axis for axis in plan.axes]
+        others = [axis for axis in range(len(size)) if axis not in at]
+        elsewhere = math.prod(size[axis] for axis in others)
+        own = resize_products(plan, resize.channels * elsewhere)
+        if conv is not None:
+            shape = (1, conv.in_channels, *size)
+            joined = fused_plan(conv, shape, lambda: plan, resize.method)
+            place = step.before
+            of_conv = Product(conv.weight.numel() * elsewhere, tuple(range(len(at))), ())
+            if joined is not None:
+                place = step
+                of_conv, *own = fused_products(joined)
+            self._add_product(of_conv, resize, at, others)
+            if (last := _last_layer(place)) is not None:
+                self.at_output_of[last] += of_conv.multiply_adds(plan)
+        for product in own:
+            self._add_product(product, resize, at, others)
+            if isinstance(step.rule, Learnt):
+                self.of_layer[step.rule.layer] += product.multiply_adds(plan)
+
+    def _add_product(
+        self, product: Product, resize: ResizeCall, at: list[int], others: list[int]
+    ) -> None:
+        plan, step = self._plans[resize.step], resize.step
+        cost, before = product.multiply_adds(plan), self._slopes[step.before]
+        self.total += cost
+        for i in product.inputs:
+            before[at[i]] += cost / plan.axes[i].size
+        for i in product.outputs:
+            self._slopes[step][at[i]] += cost / plan.axes[i].output_size
+        for axis in others:
+            before[axis] += cost / self._sizes[step.before][axis]
 
     def _pull_back(self, step: Step) -> None:
         """Add to the slopes before a step, and to its stride's, what comes of those after it."""

@@ -11,66 +11,20 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from diffstride_torch.conv_modules import (
+    DiffStrideConv,
+    DiffStrideConv1d,
+    DiffStrideConv2d,
+    DiffStrideConv3d,
+    pad_argument,
+)
 from diffstride_torch.modules import DiffStride, SpectralPool2d
-from diffstride_torch.tracing import Window, window_of
+from diffstride_torch.tracing import window_of
 
-
-class _ConvDiffStride(nn.Module):
-    """What the convolutions of every rank share; see `ConvDiffStride2d`."""
-
-    pool: nn.Module
-    padding_mode: str
-    _is_pooled_first: bool
-    _end_padding: list[int] | None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply convolution and layer to a tensor of shape (N, C, ...)."""
-        if self._is_pooled_first:
-            return super().forward(self.pool(x))
-        if self._end_padding is not None:
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x = functional.pad(x, self._end_padding, mode=mode)
-        return self.pool(super().forward(x))
-
-    def _take_over(self, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, pool: DiffStride) -> None:
-        window = window_of(conv)
-        assert window is not None
-        self.weight, self.bias = conv.weight, conv.bias
-        self.training = conv.training
-        self.pool = pool
-        is_pointwise = set(window.kernel) == {1} and set(window.padding) == {0}
-        # Which commutes with the layer, and costs less on the smaller map. So does a bias where the
-        # layer leaves constants as they are.
-        self._is_pooled_first = is_pointwise and (
-            conv.bias is None or pool.settings.norm == "forward"
-        )
-        self._end_padding = None
-        if any(window.end_padding):
-            self._end_padding = _pad_argument(window)
-            self.padding = (0,) * len(window.kernel)
-            self._reversed_padding_repeated_twice = [0, 0] * len(window.kernel)
-
-
-class ConvDiffStride1d(_ConvDiffStride, nn.Conv1d):
-    """A stride-1 `torch.nn.Conv1d` followed by a DiffStride layer, `pool`."""
-
-
-class ConvDiffStride2d(_ConvDiffStride, nn.Conv2d):
-    """A stride-1 `torch.nn.Conv2d` followed by a DiffStride layer, `pool`.
-
-    The names of the convolution's parameters stay what they were. A pointwise convolution comes
-    after the layer, with which it commutes.
-    """
-
-
-class ConvDiffStride3d(_ConvDiffStride, nn.Conv3d):
-    """A stride-1 `torch.nn.Conv3d` followed by a DiffStride layer, `pool`."""
-
-
-_CONVOLUTIONS: dict[type[nn.Module], type[_ConvDiffStride]] = {
-    nn.Conv1d: ConvDiffStride1d,
-    nn.Conv2d: ConvDiffStride2d,
-    nn.Conv3d: ConvDiffStride3d,
+_CONVOLUTIONS: dict[type[nn.Module], type[DiffStrideConv]] = {
+    nn.Conv1d: DiffStrideConv1d,
+    nn.Conv2d: DiffStrideConv2d,
+    nn.Conv3d: DiffStrideConv3d,
 }
 _MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
@@ -127,7 +81,7 @@ class PoolDiffStride(nn.Module):
             options["count_include_pad"] = operation.count_include_pad
         self.operation = type(operation)(**options)
         self.pool: nn.Module = pool
-        self._end_padding = _pad_argument(window, first=False) if any(window.end_padding) else None
+        self._end_padding = pad_argument(window, first=False) if any(window.end_padding) else None
         self.train(operation.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -164,30 +118,10 @@ def why_not_replaceable(module: nn.Module) -> str | None:
     return None
 
 
-def made_anew(module: nn.Module, pool: DiffStride) -> nn.Module:
+def made_anew(module: nn.Module, pool: DiffStride, method: str) -> nn.Module:
     """Return a strided operation at stride 1 with a DiffStride layer, sharing its parameters."""
     if isinstance(module, AntiAliasing):
         return pool
     if type(module) not in _CONVOLUTIONS:
         return PoolDiffStride(module, pool)
-    conv = _CONVOLUTIONS[type(module)](
-        module.in_channels,
-        module.out_channels,
-        module.kernel_size,
-        padding=module.padding,
-        dilation=module.dilation,
-        groups=module.groups,
-        padding_mode=module.padding_mode,
-        bias=False,
-        device="meta",
-    )
-    conv._take_over(module, pool)
-    return conv
-
-
-def _pad_argument(window: Window, *, first: bool = True) -> list[int]:
-    """Return the argument of `functional.pad`, the last axis first."""
-    amounts: list[int] = []
-    for padding, missing in reversed(list(zip(window.padding, window.end_padding, strict=True))):
-        amounts += [padding, padding + missing] if first else [0, missing]
-    return amounts
+    return _CONVOLUTIONS[type(module)].of(module, pool, method)

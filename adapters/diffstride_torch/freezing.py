@@ -5,23 +5,26 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from diffstride_backends import host
+from diffstride_backends.torch_backend import BACKEND
 from numpy.typing import NDArray
 from torch import nn
 
-from diffstride_core import NothingToCropWarning
+from diffstride_core import NothingToCropWarning, fused
+from diffstride_core.convolution import ConvPlan
 from diffstride_core.plan import Plan
+from diffstride_torch.joining import Resize
 from diffstride_torch.modules import DiffStride, SpectralPool
 from diffstride_torch.precision import KeepsPrecision
 from diffstride_torch.tracing import Size, checked_example, evaluation, swap_modules
 
 
-class FixedResize(KeepsPrecision):
+class FixedResize(KeepsPrecision, Resize):
     """A resize by constant matrices, one per axis: what a DiffStride layer is without its stride.
 
     Parameters
@@ -39,6 +42,7 @@ class FixedResize(KeepsPrecision):
 
     def __init__(self, plan: Plan, terms: Sequence[Sequence[NDArray[np.floating]]]) -> None:
         super().__init__()
+        self._plan = plan
         self.axes = tuple(axis.axis for axis in plan.axes)
         self.input_sizes: Size = tuple(axis.size for axis in plan.axes)
         self.output_sizes: Size = plan.output_sizes
@@ -48,36 +52,33 @@ class FixedResize(KeepsPrecision):
             for i, matrix in enumerate(matrices):
                 self.register_buffer(f"matrix_{t}_{i}", torch.tensor(matrix))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Resize a tensor.
-
-        Parameters
-        ----------
-        x : Tensor, shape (..., N_1, ..., N_d, ...)
-
-        Returns
-        -------
-        Tensor, shape (..., M_1, ..., M_d, ...)
-
-        Raises
-        ------
-        ValueError
-            If `x` has other sizes along the resized axes.
-        """
+    def _plan_for(self, x: torch.Tensor) -> Plan:
         sizes = tuple(x.shape[axis] for axis in self.axes)
         if sizes != self.input_sizes:
             raise ValueError(
                 f"x must have the sizes {self.input_sizes} along the axes {self.axes}, for which "
                 f"the layer was frozen, got {sizes}"
             )
-        kind = x.device.type
-        # Half precision would spoil the matrices; it is left to the convolutions.
-        in_full = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else None
-        with in_full or nullcontext():
+        return self._plan
+
+    def _resize(self, x: torch.Tensor) -> torch.Tensor:
+        self._plan_for(x)  # Which checks the sizes.
+        with _in_full(x):
             y = self._term(0, x)
             for t in range(1, self._terms):
                 y = y + self._term(t, x)
             return y.to(x.dtype)
+
+    def _convolve(
+        self, plan: ConvPlan, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        terms = [
+            [self.get_buffer(f"matrix_{t}_{i}") for i in range(len(self.axes))]
+            for t in range(self._terms)
+        ]
+        with _in_full(x):
+            factors = fused.shifted(BACKEND, plan, terms)
+            return fused.convolve(BACKEND, plan, factors, x, weight, bias)
 
     def _term(self, t: int, x: torch.Tensor) -> torch.Tensor:
         for i in self._order:
@@ -91,6 +92,12 @@ class FixedResize(KeepsPrecision):
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"{self.input_sizes} -> {self.output_sizes}, axes={self.axes}"
+
+
+def _in_full(x: torch.Tensor) -> AbstractContextManager[object]:
+    """Return a context without autocast: half precision would spoil the matrices."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def freeze(model: nn.Module, example_input: Any = None) -> nn.Module:

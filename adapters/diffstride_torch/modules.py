@@ -15,10 +15,12 @@ from diffstride_core.arguments import (
     checked_shape,
     initial_strides,
 )
+from diffstride_core.convolution import ConvPlan
 from diffstride_core.plan import Plan
 from diffstride_core.plan_cache import PlanCache
 from diffstride_core.planning import plan_pool
 from diffstride_core.settings import make_settings
+from diffstride_torch.joining import Resize
 from diffstride_torch.precision import KeepsPrecision
 
 _steps = 0
@@ -64,7 +66,7 @@ def _token(strides: torch.Tensor) -> Any:
     return _Version(strides)
 
 
-class DiffStride(KeepsPrecision):
+class DiffStride(KeepsPrecision, Resize):
     """Downsampling with learnt strides; base of the modules of fixed rank.
 
     Parameters
@@ -151,21 +153,18 @@ class DiffStride(KeepsPrecision):
         if not self.strides.is_meta:
             self._refresh()  # So that a module compiled before its first call knows its strides.
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Downsample a tensor.
-
-        Parameters
-        ----------
-        x : torch.Tensor, shape (..., N_1, ..., N_d, ...)
-
-        Returns
-        -------
-        torch.Tensor, shape (..., M_1, ..., M_d, ...)
-        """
-        BACKEND.check_input(x)
+    def _plan_for(self, x: torch.Tensor) -> Plan:
         BACKEND.check_strides(self.strides, x)
         self._refresh()
-        return FUNCTIONAL.resample(self._plans.plan(x.shape), x, self.strides)
+        return self._plans.plan(x.shape)
+
+    def _resize(self, x: torch.Tensor) -> torch.Tensor:
+        return FUNCTIONAL.resample(self._plan_for(x), x, self.strides)
+
+    def _convolve(
+        self, plan: ConvPlan, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        return FUNCTIONAL.convolve(plan, x, weight, self.strides, bias, method="fused")
 
     def output_sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the sizes along the resized axes for an input of the given shape."""
@@ -238,7 +237,7 @@ class DiffStride3d(DiffStride):
     rank = 3
 
 
-class SpectralPool(torch.nn.Module):
+class SpectralPool(Resize):
     """Spectral pooling with fixed strides; base of the modules of fixed rank.
 
     Parameters
@@ -275,19 +274,16 @@ class SpectralPool(torch.nn.Module):
         _check_rank(self.rank, self.settings.axes)
         self.stride = initial_strides(stride, self.rank, shared=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Downsample a tensor.
+    def _plan_for(self, x: torch.Tensor) -> Plan:
+        return plan_pool(self.settings, x.shape, self.stride)
 
-        Parameters
-        ----------
-        x : torch.Tensor, shape (..., N_1, ..., N_d, ...)
+    def _resize(self, x: torch.Tensor) -> torch.Tensor:
+        return FUNCTIONAL.resample(self._plan_for(x), x)
 
-        Returns
-        -------
-        torch.Tensor, shape (..., M_1, ..., M_d, ...)
-        """
-        BACKEND.check_input(x)
-        return FUNCTIONAL.resample(plan_pool(self.settings, x.shape, self.stride), x)
+    def _convolve(
+        self, plan: ConvPlan, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        return FUNCTIONAL.convolve(plan, x, weight, bias=bias, method="fused")
 
     def output_sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the sizes along the resized axes for an input of the given shape."""

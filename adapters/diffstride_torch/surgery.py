@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from diffstride_core import NothingToCropWarning
-from diffstride_core.arguments import Limits
+from diffstride_core.arguments import Limits, option
+from diffstride_core.convolution import CONV_METHODS
 from diffstride_core.planning import never_cropped
 from diffstride_torch.costs import traced_multiply_adds
 from diffstride_torch.downsampling import AntiAliasing, made_anew, why_not_replaceable
@@ -126,6 +127,7 @@ def replace_downsampling(
     smoothness: float | None = None,
     limits: Limits | None = (None, None),
     skip: Iterable[str] = (),
+    method: str = "auto",
 ) -> ReplacementReport:
     """Replace a model's strided convolutions and poolings by stride-1 operations and DiffStride.
 
@@ -143,6 +145,8 @@ def replace_downsampling(
         Of the layers, see `DiffStride`.
     skip : iterable of str
         Qualified names of modules to leave as they are, with all that is in them.
+    method : {"auto", "fused", "separate"}
+        How convolutions and the layers behind them are evaluated, see `conv_diff_stride`.
 
     Returns
     -------
@@ -163,6 +167,7 @@ def replace_downsampling(
         "limits": limits,
     }
     DiffStride2d(1.0, **options)  # Refuses bad options before any work.
+    option("method", method, CONV_METHODS)
     device = checked_example(model, example_input)[0].device
     skipped = _skipped(model, skip)
     before = Trace(model, example_input)
@@ -176,7 +181,7 @@ def replace_downsampling(
                 stride = _stride(step)
                 assert stride is not None
                 layers[group] = _LAYERS[len(stride)](stride, device=device, **options)
-            new[step.module] = made_anew(step.module, layers[group])
+            new[step.module] = made_anew(step.module, layers[group], method)
     if not new:
         found = "; ".join(str(kept) for kept in _kept(before, groups))
         raise ValueError(

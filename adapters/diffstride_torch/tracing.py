@@ -21,6 +21,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride_core.arguments import normalized_axes
+from diffstride_torch.joining import AnyConv
 from diffstride_torch.modules import DiffStride, SpectralPool
 
 Size: TypeAlias = tuple[int, ...]
@@ -197,11 +198,24 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Resize:
-    """A call of a DiffStride layer: its step, and the channels of the map that it resizes."""
+class ResizeCall:
+    """A call of a layer that resizes.
+
+    Attributes
+    ----------
+    step : Step
+    channels : int
+        Of the output.
+    conv : torch.nn.Module or None
+        The convolution that it is called with, whose output it resizes.
+    method : str
+        How it and the convolution are evaluated.
+    """
 
     step: Step
     channels: int
+    conv: AnyConv | None
+    method: str
 
 
 class Trace:
@@ -219,7 +233,7 @@ class Trace:
     input_size : tuple of int
         Of the first argument.
     calls : list of Call
-    resizes : list of Resize
+    resizes : list of ResizeCall
     steps : list of Step
         Every change of size. As the other lists, in the order of execution.
     meetings : list of Meeting
@@ -236,7 +250,7 @@ class Trace:
         arguments = checked_example(model, example_input)
         self.input_size: Size = tuple(arguments[0].shape[2:])
         self.calls: list[Call] = []
-        self.resizes: list[Resize] = []
+        self.resizes: list[ResizeCall] = []
         self.steps: list[Step] = []
         self.meetings: list[Meeting] = []
         with evaluation(model), _unseen(model):
@@ -291,11 +305,18 @@ class Trace:
         name = self._name(node)
         step = self._at[node] = self._step_at(node, name, module, sources)
         if step is not None and step.module is module and isinstance(step.rule, Learnt | Pooled):
-            self.resizes.append(Resize(step, self._shapes[node][1]))
+            self.resizes.append(self._resize_call(node, step))
         elif multiply_adds:
             per_position = isinstance(module, _PER_POSITION) or node.target in _PER_POSITION_CALLS
             cost = multiply_adds // self._batch
             self.calls.append(Call(name, cost, step, per_position))
+
+    def _resize_call(self, node: fx.Node, step: Step) -> ResizeCall:
+        given = _arguments(node, ("x", "conv"))
+        conv = given.get("conv")
+        if conv is not None:
+            conv = self._modules[str(conv.target)]
+        return ResizeCall(step, self._shapes[node][1], conv, given.get("method", "auto"))
 
     def _step_at(
         self, node: fx.Node, name: str, module: nn.Module | None, sources: list[fx.Node]
@@ -421,6 +442,12 @@ def _unseen(model: nn.Module) -> Iterator[None]:
 
 
 class _Tracer(fx.Tracer):
+    def create_arg(self, a: Any) -> Any:
+        # The convolution that a layer is called with.
+        if isinstance(a, nn.Module):
+            return self.create_node("get_attr", self.path_of_module(a), (), {})
+        return super().create_arg(a)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, DiffStride | SpectralPool):
             return True

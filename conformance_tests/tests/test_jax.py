@@ -9,7 +9,13 @@ import pytest
 from diffstride_backends import jax_backend, registry
 from diffstride_conformance.cases import all_cases
 from diffstride_conformance.run import run_case
-from diffstride_jax import complexity, diff_stride, output_sizes, plain_autodiff
+from diffstride_jax import (
+    complexity,
+    conv_diff_stride,
+    diff_stride,
+    output_sizes,
+    plain_autodiff,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +122,90 @@ def test_shard_map_over_the_batch(method):
     expected = jax.grad(lambda x, s: jnp.sum(jnp.sin(f(x, s))), argnums=(0, 1))(x, s)
     for a, b in zip(found, expected, strict=True):
         assert jnp.allclose(a, b, atol=1e-12)
+
+
+def convolved(x, weight, s, bias):
+    """Convolve a (..., C, H, W) array by JAX's own function, dilated by 2, and resize it."""
+    y = jax.lax.conv_general_dilated(
+        x.reshape(-1, *x.shape[-3:]), weight, (1, 1), "SAME", rhs_dilation=(2, 2)
+    )
+    y = y.reshape(*x.shape[:-3], *y.shape[1:]) + bias[:, None, None]
+    return diff_stride(y, s, sizes=(12, 10), smoothness=1.5)
+
+
+def conv(x, weight, s, bias, method, sizes=(12, 10)):
+    options = {"bias": bias, "sizes": sizes, "dilation": 2, "smoothness": 1.5, "method": method}
+    return conv_diff_stride(x, weight, s, **options)
+
+
+def convolution_arrays():
+    """Return a batch, a weight, strides and a bias."""
+    weight, bias = random(4, 3, 3, 3, seed=1), random(4, seed=2)
+    return random(8, 3, 12, 15), weight, jnp.asarray([1.7, 2.4]), bias
+
+
+def value_and_gradients(f, *arrays):
+    def sine(*arrays):
+        y = f(*arrays)
+        return jnp.sum(jnp.sin(y)), y
+
+    (_, y), gradients = jax.value_and_grad(sine, range(len(arrays)), has_aux=True)(*arrays)
+    return y, *gradients
+
+
+def assert_all_close(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        assert jnp.allclose(a, b, rtol=0, atol=1e-11)
+
+
+METHODS = pytest.mark.parametrize("method", ["fused", "separate"])
+
+
+@METHODS
+def test_convolution_under_jit_and_its_derivatives(method):
+    arrays, f = convolution_arrays(), partial(conv, method=method)
+    expected = value_and_gradients(convolved, *arrays)
+    assert_all_close(jax.jit(partial(value_and_gradients, f))(*arrays), expected)
+    with plain_autodiff():
+        assert_all_close(value_and_gradients(f, *arrays), expected)
+        forward = jax.jacfwd(lambda s: jnp.sum(jnp.sin(f(*arrays[:2], s, arrays[3]))))(arrays[2])
+    assert_all_close([forward], [expected[3]])
+
+
+@METHODS
+def test_convolution_under_jit_needs_sizes(method):
+    with pytest.raises(ValueError, match="sizes must be given where the strides are traced"):
+        jax.jit(partial(conv, method=method, sizes=None))(*convolution_arrays())
+
+
+@METHODS
+def test_convolution_under_vmap(method):
+    x, weight, s, bias = convolution_arrays()
+    f = partial(value_and_gradients, partial(conv, method=method))
+    g = partial(value_and_gradients, convolved)
+    many = [jnp.stack([array, array + 0.1]) for array in (weight, s, bias)]
+    for axes, arrays in (
+        ((0, None, None, None), (x, weight, s, bias)),
+        ((None, 0, 0, 0), (x, *many)),
+    ):
+        found, expected = (jax.jit(jax.vmap(h, axes))(*arrays) for h in (f, g))
+        assert_all_close(found, expected)
+
+
+@METHODS
+def test_convolution_under_shard_map(method):
+    devices = jax.devices()[:4]
+    mesh = jax.sharding.Mesh(devices, ("batch",))
+    specs = (jax.P("batch"), *(jax.P(),) * 3)
+
+    def mapped(*arrays):
+        f = partial(conv, method=method)
+        return jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=jax.P("batch"))(*arrays)
+
+    arrays = convolution_arrays()
+    y, *gradients = jax.jit(partial(value_and_gradients, mapped))(*arrays)
+    assert y.sharding.device_set == set(devices)
+    assert_all_close([y, *gradients], value_and_gradients(convolved, *arrays))
 
 
 def test_complexity_under_jit():

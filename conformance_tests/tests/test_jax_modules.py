@@ -383,6 +383,270 @@ def test_spectral_pool(library):
     np.testing.assert_allclose(apply(layer, x), expected, rtol=0, atol=1e-5)
 
 
+def dtype_option(library, dtype):
+    return {"param_dtype" if library is nnx_modules else "dtype": dtype}
+
+
+def make_conv(library, *stride, kernel=(3, 3), dilation=1, groups=1, **options):
+    """Return a convolution of 4 channels to 6: the library's own, or with strides to learn."""
+    if library is nnx_modules:
+        make = library.DiffStrideConv if stride else nnx.Conv
+        options = {"kernel_dilation": dilation, "feature_group_count": groups, **options}
+        return make(
+            4, 6, kernel, *stride, bias_init=nnx.initializers.normal(), rngs=nnx.Rngs(3), **options
+        )
+    make = library.DiffStrideConv if stride else eqx.nn.Conv
+    options = {"dilation": dilation, "groups": groups, "key": jax.random.key(3), **options}
+    return make(len(kernel), 4, 6, kernel, *stride, **options)
+
+
+def channels_at(library):
+    return -1 if library is nnx_modules else 1
+
+
+def make_pair(library, stride, *, padding_mode="zeros", pool_options, **options):
+    """Return the library's own convolution and a `DiffStride` behind it."""
+    rank = len(options.get("kernel", (3, 3)))
+    if library is nnx_modules:
+        padding, axes = (
+            {"zeros": "SAME", "circular": "CIRCULAR"}[padding_mode],
+            range(-rank - 1, -1),
+        )
+    else:
+        padding, axes = "SAME", range(-rank, 0)
+        options = {"padding_mode": padding_mode, **options}
+    dtype = dtype_option(library, jnp.float64)
+    conv = make_conv(library, padding=padding, **options, **dtype)
+    pool = library.DiffStride(stride, axes=tuple(axes), **pool_options, **dtype)
+    return nnx.Sequential(conv, pool) if library is nnx_modules else eqx.nn.Sequential([conv, pool])
+
+
+def parameters_and_call(library, model):
+    """Return a model's arrays, and how it is called with others on a batch."""
+    if library is nnx_modules:
+        definition, state = nnx.split(model)
+        return state, lambda state, x: nnx.merge(definition, state)(x)
+    arrays, others = eqx.partition(model, eqx.is_array)
+    return arrays, lambda arrays, x: jax.vmap(eqx.combine(arrays, others))(x)
+
+
+def value_and_gradients(library, model, x):
+    """Return the output, and the gradients in its bias, kernel, strides and input."""
+    arrays, call = parameters_and_call(library, model)
+
+    @jax.jit
+    def evaluated(arrays, x):
+        def sine(arrays, x):
+            y = call(arrays, x)
+            return jnp.sum(jnp.sin(y)), y
+
+        (_, y), gradients = jax.value_and_grad(sine, (0, 1), has_aux=True)(arrays, x)
+        return y, gradients
+
+    return jax.tree.leaves(evaluated(arrays, x))
+
+
+# What the convolution is made with, and what the layer behind it.
+CONVOLUTIONS = (
+    ({}, {}),
+    (
+        {"dilation": (1, 2), "groups": 2, "padding_mode": "circular"},
+        {"convention": "relative", "norm": "ortho"},
+    ),
+    ({"kernel": (5, 1), "use_bias": False}, {"shared": True, "smoothness": 2.0}),
+    ({"kernel": (3,), "groups": 2}, {"limits": (None, 1.4), "smoothness": 1.0, "cropping": False}),
+    ({"kernel": (1, 1, 3), "padding_mode": "circular"}, {"limits": None, "smoothness": 2.0}),
+)
+
+
+@pytest.mark.parametrize(("options", "pool_options"), CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+def test_convolution_is_the_librarys_own_and_a_layer(library, options, pool_options):
+    rank = len(options.get("kernel", (3, 3)))
+    stride = 2.25 if "shared" in pool_options else [1.5, 2.25, 2.0][:rank]
+    with jax.enable_x64(True):
+        x = jnp.moveaxis(random(2, 4, *(14, 15, 10)[:rank]), 1, channels_at(library))
+        x = x.astype(jnp.float64)
+        pair = make_pair(library, stride, pool_options=pool_options, **options)
+        expected = value_and_gradients(library, pair, x)
+        assert len(expected) == (4 if "use_bias" in options else 5)
+        for method in ("fused", "separate"):
+            dtype = dtype_option(library, jnp.float64)
+            layer = make_conv(library, stride, method=method, **options, **pool_options, **dtype)
+            found = value_and_gradients(library, layer, x)
+            for a, b in zip(found, expected, strict=True):
+                assert a.dtype == jnp.float64
+                np.testing.assert_allclose(a, b, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+def test_convolution_of_an_image_and_of_axes_of_images(library):
+    layer = make_conv(library, [2.0, 2.6], convention="relative")
+    x = random(2, 3, 4, 14, 15)
+    x = jnp.moveaxis(x, 2, -1) if library is nnx_modules else x
+    arrays, call = parameters_and_call(library, layer)
+    found = layer(x)
+    sizes = layer.pool.output_sizes(x.shape)
+    assert found.shape == ((2, 3, *sizes, 6) if library is nnx_modules else (2, 3, 6, *sizes))
+    expected = [jax.jit(call)(arrays, images) for images in x]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(layer(x[0, 1]), found[0, 1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "strides", "is_convolved"),
+    [
+        ("auto", (1.1, 1.1), True),
+        ("auto", (9.0, 9.0), False),
+        ("fused", (1.1, 1.1), False),
+        ("separate", (9.0, 9.0), True),
+    ],
+)
+@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+def test_method_decides_what_a_convolution_evaluates(library, method, strides, is_convolved):
+    layer = make_conv(library, strides, kernel=(5, 5), method=method, convention="relative")
+    x = jnp.moveaxis(random(2, 4, 32, 32), 1, channels_at(library))
+    arrays, call = parameters_and_call(library, layer)
+    assert ("conv_general_dilated" in str(jax.make_jaxpr(call)(arrays, x))) is is_convolved
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+def test_parameters_of_a_convolution(library):
+    for dtype in (jnp.float32, jnp.bfloat16):
+        layer = make_conv(library, 2.0, groups=2, **dtype_option(library, dtype))
+        own = make_conv(library, groups=2, **dtype_option(library, dtype))
+        named = [("bias", layer.bias, own.bias)]
+        if library is nnx_modules:
+            named.append(("kernel", layer.kernel, own.kernel))
+        else:
+            named.append(("weight", layer.weight, own.weight))
+        for name, found, expected in named:
+            assert found[...].dtype == dtype, name
+            np.testing.assert_array_equal(found[...], expected[...])
+        assert strides_of(layer.pool).dtype == jnp.float32
+        x = jnp.moveaxis(random(2, 4, 20, 24), 1, channels_at(library)).astype(dtype)
+        arrays, call = parameters_and_call(library, layer)
+        assert jax.eval_shape(call, arrays, x).dtype == dtype
+    without = make_conv(library, 2.0, use_bias=False)
+    assert without.bias is None
+    assert len(jax.tree.leaves(parameters_and_call(library, without)[0])) == 2
+
+
+def test_dtypes_of_an_nnx_convolution_are_promoted_as_by_nnx():
+    x = random(2, 20, 24, 4)
+    for dtype, array, expected in (
+        (None, x, jnp.float32),
+        (jnp.bfloat16, x, jnp.bfloat16),
+        (None, x.astype(jnp.bfloat16), jnp.float32),
+        (None, (100 * x).astype(jnp.int32), jnp.float32),
+    ):
+        layer, own = make_conv(nnx_modules, 2.0, dtype=dtype), make_conv(nnx_modules, dtype=dtype)
+        for conv in (layer, own):
+            arrays, call = parameters_and_call(nnx_modules, conv)
+            assert jax.eval_shape(call, arrays, array).dtype == expected
+    layer = make_conv(equinox_modules, 2.0)
+    with pytest.raises(TypeError, match="weight must have the dtype of x, bfloat16"):
+        layer(jnp.ones((4, 20, 24), jnp.bfloat16))
+
+
+def with_pool_strides(layer, *values):
+    pool = with_strides(layer.pool, *values)
+    if isinstance(layer, eqx.Module):
+        return eqx.tree_at(lambda layer: layer.pool, layer, pool)
+    return layer
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+def test_convolution_compiles_exactly_when_a_size_changes(library):
+    traced = []
+
+    def traced_call(layer, x):
+        traced.append(x.shape)
+        return layer(x)
+
+    def sizes(y):
+        return jnp.moveaxis(y, channels_at(library), 1).shape[2:]
+
+    apply = compiled(library, traced_call)
+    layer = make_conv(library, [2.0, 2.0])
+    x = jnp.moveaxis(random(2, 4, 32, 28), 1, channels_at(library))
+    for step in range(3):
+        layer = replanned(library, with_pool_strides(layer, 2.0 + 0.001 * step, 2.0))
+        assert sizes(apply(layer, x)) == layer.pool.output_sizes(x.shape) == (24, 22)
+    assert len(traced) == 1
+    layer = with_pool_strides(layer, 2.0, 3.0)
+    # Not read yet, but where it has a value.
+    assert sizes(apply(layer, x)) == (24, 22)
+    assert sizes(layer(x)) == (24, 18)
+    assert len(traced) == 1
+    layer = replanned(library, layer)
+    for _ in range(2):
+        assert sizes(apply(layer, x)) == (24, 18)
+    assert len(traced) == 2
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+def test_strides_of_convolutions_are_projected(library):
+    model = [make_conv(library, 2.0, limits=(None, 5.0)), make_conv(library, 2.0, shared=True)]
+    model = nnx.List(model) if library is nnx_modules else model
+    x = jnp.moveaxis(random(1, 4, 32, 24), 1, channels_at(library))
+    compiled(library, lambda model, x: (model[0](x), model[1](x)))(model, x)
+    assert float(library.complexity_penalty([layer.pool for layer in model])) == pytest.approx(
+        1 / 4 + 1 / 16
+    )
+    changed = [with_pool_strides(model[0], 0.5, 9.0), with_pool_strides(model[1], 100.0)]
+    model = projected(library, nnx.List(changed) if library is nnx_modules else changed)
+    assert strides_of(model[0].pool).tolist() == pytest.approx([32 / 28, 5.0], rel=1e-7)
+    assert strides_of(model[1].pool).tolist() == [12.0]
+    assert model[0].pool.plans.plan(x.shape).output_sizes == (32, 14)
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+def test_wrong_arguments_of_a_convolution_are_refused_when_it_is_made(library):
+    for options, error, message in (
+        ({"kernel": (3, 4)}, ValueError, "weight must have odd kernel sizes"),
+        ({"kernel": (1,) * 4}, ValueError, "weight must have the shape"),
+        ({"dilation": (0, 1)}, ValueError, "dilation must have 1 or 2 entries of at least 1"),
+        ({"groups": 4}, ValueError, "weight must have out_channels divisible by groups"),
+        ({"padding_mode": "reflect"}, ValueError, "padding_mode must be one of 'zeros'"),
+        ({"method": "fast"}, ValueError, "method must be one of 'auto', 'fused', 'separate'"),
+        ({"method": None}, TypeError, "method must be one of"),
+        ({"convention": "papr"}, ValueError, "convention must be one of"),
+    ):
+        with pytest.raises(error, match=message):
+            make_conv(library, 2.0, **options)
+    with pytest.raises(ValueError, match="stride must have one entry per axis"):
+        make_conv(library, [2.0] * 3)
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+def test_wrong_inputs_of_a_convolution_are_refused(library):
+    layer = make_conv(library, 2.0, kernel=(1, 7), padding_mode="circular", method="fused")
+    for shape, error in (
+        ((5, 20, 24), r"in_channels / groups of x, .* for 5 channels"),
+        ((4, 20), "x must have channels and 2 spatial axes"),
+        ((4, 20, 2), "padding_mode must be 'zeros' where the kernel reaches further"),
+        ((4, 3000, 24), "method 'fused'"),
+    ):
+        x = jnp.ones(shape)
+        with pytest.raises(ValueError, match=error):
+            layer(jnp.moveaxis(x, 0, -1) if library is nnx_modules else x)
+    with pytest.raises(TypeError, match="x must be real floating point"):
+        layer(jnp.ones((4, 20, 24), complex))
+
+
+def test_convolutions_in_the_libraries_own_sequences_and_filters():
+    x = random(2, 4, 32, 32)
+    layer = make_conv(equinox_modules, 2.0, padding_mode="CIRCULAR", convention="relative")
+    sequence = eqx.nn.Sequential([layer, eqx.nn.Lambda(jax.nn.relu)])
+    assert jax.vmap(sequence)(x).shape == (2, 6, 20, 20)
+    layer = make_conv(nnx_modules, 2.0, convention="relative")
+    sequence = nnx.Sequential(layer, jax.nn.relu)
+    assert sequence(jnp.moveaxis(x, 1, -1)).shape == (2, 20, 20, 6)
+    strides = nnx.state(sequence, nnx_modules.StrideParam)
+    assert [value.shape for value in jax.tree.leaves(strides)] == [(2,)]
+
+
 def test_doctests():
     import doctest
 

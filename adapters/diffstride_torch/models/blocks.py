@@ -2,9 +2,10 @@
 
 from typing import Literal, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
 from diffstride_core.arguments import Limits, option
+from diffstride_torch.joining import PooledConvolution
 from diffstride_torch.models.pooling import (
     Pair,
     Pooling,
@@ -25,7 +26,7 @@ def convolution(
     return nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=size // 2, bias=False)
 
 
-class Stem(nn.Conv2d):
+class Stem(PooledConvolution, nn.Conv2d):
     """The first convolution and the layer that downsamples after it.
 
     Being a convolution itself, it has the parameters of a plain one, and the layer's.
@@ -45,6 +46,8 @@ class Stem(nn.Conv2d):
         Whether a stride was given.
     pool : torch.nn.Module
         The layer after the convolution; an identity where nothing is pooled.
+    method : {"auto", "fused", "separate"}
+        How both are evaluated, see `conv_diff_stride`; "auto" unless it is set.
     strides : pair of float
         Strides of height and width: those learnt so far, the fixed ones or the convolution's.
 
@@ -84,10 +87,6 @@ class Stem(nn.Conv2d):
     def strides(self) -> Pair:  # noqa: D102
         return current_strides(self, self.pool)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the stem to images of shape (N, in_channels, H, W)."""
-        return self.pool(super().forward(x))
-
 
 class ResidualBlock(nn.Module):
     """Base of the residual blocks: one downsampling layer for both of their branches.
@@ -120,6 +119,9 @@ class ResidualBlock(nn.Module):
     pool : torch.nn.Module
         The layer both branches share; an identity where nothing is pooled or the convolutions are
         strided.
+    method : {"auto", "fused", "separate"}
+        How the first convolution and the layer behind it are evaluated, see `conv_diff_stride`;
+        "auto" unless it is set.
     strides : pair of float
         Strides of height and width: those learnt so far, the fixed ones or the convolutions'.
 
@@ -131,6 +133,7 @@ class ResidualBlock(nn.Module):
     """
 
     conv1: nn.Conv2d
+    method: str = "auto"
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diffstride_core.arguments import Limits
+from diffstride_torch.joining import convolve_and_pool
 from diffstride_torch.models.architecture import (
     RESNET18,
     RESNET56,
@@ -61,7 +62,7 @@ class PreActBlock(ResidualBlock):
         """
         h = torch.relu(self.norm1(x))
         skip = self.pool(x) if self.shortcut is None else self.shortcut(self.pool(h))
-        h = torch.relu(self.norm2(self.pool(self.conv1(h))))
+        h = torch.relu(self.norm2(convolve_and_pool(self.conv1, self.pool, h, method=self.method)))
         return skip + self.conv2(h)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diffstride_core.arguments import Limits
+from diffstride_torch.joining import convolve_and_pool
 from diffstride_torch.models.architecture import RESNET18, Design, Strides
 from diffstride_torch.models.blocks import ResidualBlock, ResidualNetwork, StemKind, convolution
 from diffstride_torch.models.pooling import Pooling
@@ -50,7 +51,8 @@ class BasicBlock(ResidualBlock):
         Tensor, shape (N, out_channels, H', W')
             Feature maps of the size that the downsampling gives, else of the input's size.
         """
-        h = torch.relu(self.bn1(self.pool(self.conv1(x))))
+        h = convolve_and_pool(self.conv1, self.pool, x, method=self.method)
+        h = torch.relu(self.bn1(h))
         return torch.relu(self.downsample(self.pool(x)) + self.bn2(self.conv2(h)))
 
 

@@ -1,0 +1,216 @@
+"""Convolutions with learnt strides as PyTorch modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from diffstride_core.arguments import Limits, integers, option
+from diffstride_core.convolution import CONV_METHODS
+from diffstride_torch.joining import AnyConv, PooledConvolution
+from diffstride_torch.modules import DiffStride, DiffStride1d, DiffStride2d, DiffStride3d
+from diffstride_torch.tracing import Window, window_of
+
+
+class DiffStrideConv(PooledConvolution):
+    """A convolution that keeps the size of its input, and a DiffStride layer behind it.
+
+    In place of a strided convolution; base of the modules of fixed rank, which are PyTorch's own
+    convolutions too, parameters and their names included. Equal to a `torch.nn.Conv2d` of stride 1
+    and a `DiffStride2d` in a row, but where it is cheaper nothing is computed at the resolution of
+    the input, see `conv_diff_stride`.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    kernel_size : int or sequence of int
+        Odd.
+    stride : float or sequence of float
+        Initial strides, at least 1: one per spatial axis or one for all.
+    dilation, groups, bias
+        See `torch.nn.Conv2d`.
+    padding_mode : {"zeros", "circular", "reflect", "replicate"}
+        The last two are always evaluated separately.
+    method : {"auto", "fused", "separate"}
+        See `conv_diff_stride`.
+    smoothness, shared, limits, cropping, trainable, norm, convention
+        See `DiffStride`.
+    device, dtype : optional
+        Of all parameters; strides are never in half precision.
+
+    Attributes
+    ----------
+    pool : DiffStride
+        The layer, with the strides.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `DiffStride` and `torch.nn.Conv2d`, and for an even kernel.
+
+    Examples
+    --------
+    >>> import torch
+    >>> conv = DiffStrideConv2d(3, 16, 3, stride=(2.0, 3.0), convention="relative")
+    >>> conv(torch.zeros(8, 3, 32, 32)).shape
+    torch.Size([8, 16, 20, 14])
+    """
+
+    _layer: ClassVar[type[DiffStride]]
+    _is_pooled_first: bool
+    _end_padding: list[int] | None = None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: float | Sequence[float] = 2.0,
+        *,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        method: str = "auto",
+        smoothness: float | None = None,
+        shared: bool = False,
+        limits: Limits | None = (None, None),
+        cropping: bool = True,
+        trainable: bool = True,
+        norm: str | None = None,
+        convention: str = "paper",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        rank = self._layer.rank
+        option("method", method, CONV_METHODS)
+        kernel = _per_axis("kernel_size", kernel_size, rank)
+        if any(size % 2 == 0 for size in kernel):
+            raise ValueError(
+                f"kernel_size must be odd, so that the size is kept, got {kernel_size!r}"
+            )
+        dilations = _per_axis("dilation", dilation, rank)
+        pool = self._layer(
+            stride,
+            smoothness=smoothness,
+            shared=shared,
+            limits=limits,
+            cropping=cropping,
+            trainable=trainable,
+            norm=norm,
+            convention=convention,
+            device=device,
+            dtype=torch.float64 if dtype == torch.float64 else None,
+        )
+        super().__init__(  # type: ignore[call-arg]
+            in_channels,
+            out_channels,
+            kernel,
+            padding=tuple(d * (k // 2) for d, k in zip(dilations, kernel, strict=True)),
+            dilation=dilations,
+            groups=groups,
+            bias=bias,
+            padding_mode=padding_mode,
+            device=device,
+            dtype=dtype,
+        )
+        self._set_up(pool, method)
+
+    @classmethod
+    def of(cls, conv: AnyConv, pool: DiffStride, method: str = "auto") -> AnyConv:
+        """Return a strided convolution at stride 1 with a layer behind it, sharing its parameters.
+
+        At stride 1 it keeps the size of its input, whatever its kernel: output n is the one that
+        the strided convolution computes at n.
+        """
+        made: Any = cls.__new__(cls)
+        super(PooledConvolution, made).__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            padding_mode=conv.padding_mode,
+            bias=False,
+            device="meta",
+        )
+        made.weight, made.bias = conv.weight, conv.bias
+        made.training = conv.training
+        window = window_of(conv)
+        assert window is not None
+        if any(window.end_padding):
+            made._end_padding = pad_argument(window)
+            made.padding = (0,) * len(window.kernel)
+            made._reversed_padding_repeated_twice = [0, 0] * len(window.kernel)
+        made._set_up(pool, method)
+        return made
+
+    def _set_up(self, pool: DiffStride, method: str) -> None:
+        self.pool, self.method = pool, method
+        # A pointwise convolution commutes with the layer, and costs less on the smaller map. So
+        # does a bias where the layer leaves constants as they are.
+        is_pointwise = set(self.kernel_size) == {1} and set(self.padding) == {0}  # type: ignore[attr-defined]
+        has_bias = self.bias is not None  # type: ignore[attr-defined]
+        self._is_pooled_first = (
+            is_pointwise
+            and method != "separate"
+            and (not has_bias or pool.settings.norm == "forward")
+        )
+
+    def extra_repr(self) -> str:  # noqa: D102
+        shown: str = super().extra_repr()  # type: ignore[misc]
+        return shown if self.method == "auto" else f"{shown}, method={self.method!r}"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply convolution and layer to a tensor of shape (N, C, ...)."""
+        if self._is_pooled_first:
+            return self.convolve(self.pool(x))
+        if self._end_padding is not None:
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode  # type: ignore[attr-defined]
+            return self.pool(self.convolve(functional.pad(x, self._end_padding, mode=mode)))
+        return super().forward(x)
+
+
+class DiffStrideConv1d(DiffStrideConv, nn.Conv1d):
+    """A one-dimensional convolution with a learnt stride, see `DiffStrideConv`."""
+
+    _layer = DiffStride1d
+
+
+class DiffStrideConv2d(DiffStrideConv, nn.Conv2d):
+    """A two-dimensional convolution with learnt strides, see `DiffStrideConv`."""
+
+    _layer = DiffStride2d
+
+
+class DiffStrideConv3d(DiffStrideConv, nn.Conv3d):
+    """A three-dimensional convolution with learnt strides, see `DiffStrideConv`."""
+
+    _layer = DiffStride3d
+
+
+def pad_argument(window: Window, *, first: bool = True) -> list[int]:
+    """Return the argument of `functional.pad` that keeps the size, the last axis first.
+
+    Parameters
+    ----------
+    window : Window
+    first : bool
+        Whether to pad what the window pads itself, too.
+    """
+    amounts: list[int] = []
+    for padding, missing in reversed(list(zip(window.padding, window.end_padding, strict=True))):
+        amounts += [padding, padding + missing] if first else [0, missing]
+    return amounts
+
+
+def _per_axis(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    values = integers(name, value)
+    if len(values) not in (1, rank) or min(values) < 1:
+        raise ValueError(f"{name} must have 1 or {rank} entries of at least 1, got {value!r}")
+    return values * rank if len(values) == 1 else values

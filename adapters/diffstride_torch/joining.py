@@ -1,0 +1,216 @@
+"""Layers that resize, and the convolutions in front of them that they can take into their hands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from diffstride_backends.torch_backend import BACKEND
+from torch import nn
+
+from diffstride_core.arguments import option
+from diffstride_core.convolution import (
+    CONV_METHODS,
+    PADDING_MODES,
+    Convolution,
+    ConvPlan,
+    check_fused,
+    checked_convolution,
+    is_fused_cheaper,
+)
+from diffstride_core.plan import Plan
+
+AnyConv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class Resize(nn.Module):
+    """Base of the layers that resize."""
+
+    def forward(
+        self, x: torch.Tensor, conv: AnyConv | None = None, *, method: str = "auto"
+    ) -> torch.Tensor:
+        """Downsample a tensor, or what a convolution makes of it.
+
+        ``layer(x, conv)`` is ``layer(conv(x))``, but where it is cheaper computes nothing at the
+        resolution of `x`: see `conv_diff_stride`.
+
+        Parameters
+        ----------
+        x : torch.Tensor, shape (..., N_1, ..., N_d, ...)
+        conv : torch.nn.Conv1d, Conv2d or Conv3d, optional
+            Of stride 1 and with padding that keeps the size. It is called, and what it returns is
+            resized, where it has hooks, an even kernel, or another padding than zeros or circular.
+        method : {"auto", "fused", "separate"}
+            As for `conv_diff_stride`.
+
+        Returns
+        -------
+        torch.Tensor, shape (..., M_1, ..., M_d, ...)
+
+        Raises
+        ------
+        TypeError
+            If `x` is not real floating point, or `conv` no convolution.
+        ValueError
+            If `conv` does not keep the size or `method` is unknown or not possible.
+        """
+        BACKEND.check_input(x)
+        if conv is None:
+            return self._resize(x)
+        plan = fused_plan(conv, x.shape, lambda: self._plan_for(x), method)
+        if plan is None:
+            return self._resize(_convolved(conv, x))
+        x, weight, bias = BACKEND.as_convolved(x, conv.weight, conv.bias)
+        BACKEND.check_input(weight, "conv.weight", x)
+        return self._convolve(plan, x, weight, bias)
+
+    def _plan_for(self, x: torch.Tensor) -> Plan:
+        """Return the plan for an input, which counts as seen."""
+        raise NotImplementedError
+
+    def _resize(self, x: torch.Tensor) -> torch.Tensor:
+        """Resize a tensor."""
+        raise NotImplementedError
+
+    def _convolve(
+        self, plan: ConvPlan, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Convolve and resize a tensor by the fused evaluation."""
+        raise NotImplementedError
+
+
+def fused_plan(
+    conv: AnyConv, shape: Sequence[int], resize: Callable[[], Plan], method: str
+) -> ConvPlan | None:
+    """Return the plan of the fused evaluation, None where the convolution is to be called.
+
+    Parameters
+    ----------
+    conv : torch.nn.Conv1d, Conv2d or Conv3d
+    shape : sequence of int
+        Of its input.
+    resize : callable
+        Returns the plan of the resize behind it.
+    method : {"auto", "fused", "separate"}
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `Resize.forward`.
+    """
+    option("method", method, CONV_METHODS)
+    _check_keeps_size(conv)
+    if method == "separate":
+        return None
+    reason = _why_not_fused(conv, shape)
+    if reason is None:
+        plan = ConvPlan(convolution_of(conv, shape), resize())
+        if sorted(axis.axis for axis in plan.resize.axes) == list(range(2 - len(shape), 0)):
+            if method == "fused":
+                check_fused(plan)
+                return plan
+            return plan if is_fused_cheaper(plan) else None
+        reason = "the layer must resize all spatial axes, and no other"
+    if method == "fused":
+        raise ValueError(
+            f"method must be 'separate' or 'auto' here, got 'fused', for which {reason}"
+        )
+    return None
+
+
+class PooledConvolution:
+    """A convolution and the layer behind it, `pool`: put in front of one of PyTorch's classes.
+
+    Attributes
+    ----------
+    pool : torch.nn.Module
+    method : {"auto", "fused", "separate"}
+        How a convolution and a layer that resizes are evaluated, see `conv_diff_stride`.
+    """
+
+    pool: nn.Module
+    method: str = "auto"
+
+    def convolve(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the convolution alone."""
+        return super().forward(x)  # type: ignore[misc]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply convolution and layer to a tensor of shape (N, C, ...)."""
+        return convolve_and_pool(self, self.pool, x, method=self.method)  # type: ignore[arg-type]
+
+
+def convolve_and_pool(
+    conv: AnyConv, pool: nn.Module, x: torch.Tensor, *, method: str = "auto"
+) -> torch.Tensor:
+    """Return ``pool(conv(x))``, by the cheaper way where the layer is one that resizes."""
+    if isinstance(pool, Resize):
+        y: torch.Tensor = pool(x, conv, method=method)
+        return y
+    return pool(_convolved(conv, x))
+
+
+def _convolved(conv: AnyConv, x: torch.Tensor) -> torch.Tensor:
+    return conv.convolve(x) if isinstance(conv, PooledConvolution) else conv(x)
+
+
+def convolution_of(conv: AnyConv, shape: Sequence[int]) -> Convolution:
+    """Return a module's convolution, with which an input of the given shape must fit."""
+    return checked_convolution(
+        shape,
+        conv.weight.shape,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        padding_mode=conv.padding_mode,
+        bias_shape=None if conv.bias is None else conv.bias.shape,
+    )
+
+
+def _check_keeps_size(conv: Any) -> None:
+    if not isinstance(conv, _CONVOLUTIONS):
+        raise TypeError(
+            f"conv must be a torch.nn.Conv1d, Conv2d or Conv3d, got {type(conv).__name__}"
+        )
+    if set(conv.stride) != {1} or conv.transposed or not _pads_as_much_as_it_takes(conv):
+        raise ValueError(
+            "conv must have stride 1 and padding that keeps the size, 'same' or half of "
+            f"dilation * (kernel_size - 1), got {conv}"
+        )
+
+
+def _pads_as_much_as_it_takes(conv: AnyConv) -> bool:
+    if isinstance(conv.padding, str):
+        return conv.padding == "same"
+    return all(
+        2 * padding == dilation * (kernel - 1)
+        for padding, dilation, kernel in zip(
+            conv.padding, conv.dilation, conv.kernel_size, strict=True
+        )
+    )
+
+
+def _why_not_fused(conv: AnyConv, shape: Sequence[int]) -> str | None:
+    """Return what the fused evaluation would need that a convolution does not have."""
+    if any(kernel % 2 == 0 for kernel in conv.kernel_size):
+        return f"the kernel must be odd along every axis, but is {conv.kernel_size}"
+    if conv.padding_mode not in PADDING_MODES:
+        return f"padding_mode must be 'zeros' or 'circular', but is {conv.padding_mode!r}"
+    if len(shape) != len(conv.kernel_size) + 2:
+        return f"x must have {len(conv.kernel_size) + 2} dimensions, but has {len(shape)}"
+    if any(getattr(conv, hooks) for hooks in _HOOKS) and not isinstance(conv, PooledConvolution):
+        return "conv must have no hooks, which would not be called"
+    if not isinstance(conv, PooledConvolution) and not _is_plain(conv):
+        return f"conv must compute what PyTorch's own class does, but is a {type(conv).__name__}"
+    return None
+
+
+def _is_plain(conv: AnyConv) -> bool:
+    own = type(conv)
+    return any(
+        own.forward is base.forward and own._conv_forward is base._conv_forward
+        for base in _CONVOLUTIONS
+    )
