@@ -10,6 +10,8 @@ DiffStride computes. It follows the equations one by one and never uses an FFT:
 5. multiply the input by the matrices, and the cotangent by their transposes
    (:func:`diff_stride`).
 
+A convolution before it is a sum over its taps, at full resolution (:func:`conv_diff_stride`).
+
 The names are those of the paper: ``N`` is an axis's input size, ``M`` its output size, ``S`` the
 stride, ``R`` the smoothness, ``k`` a frequency and ``mu(k)`` its weight in the mask.
 
@@ -25,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +35,7 @@ import numpy.typing as npt
 
 Convention = Literal["paper", "relative", "tensorflow"]
 Norm = Literal["forward", "ortho", "backward"]
+Padding = Literal["zeros", "circular"]
 Limits = tuple[float | None, float | None]
 FloatArray = npt.NDArray[np.float64]
 ComplexArray = npt.NDArray[np.complex128]
@@ -66,12 +69,16 @@ class Reference:
     bound : ndarray or None
         An upper bound ``B`` of ``|dstrides|``, of the same shape. Errors of `dstrides` are measured
         in units of it, since the derivative is a sum that may cancel to almost nothing.
+    dweight, dbias : ndarray or None
+        Its gradients in a convolution's weight and bias; None without them.
     """
 
     output: FloatArray
     dx: FloatArray | None = None
     dstrides: FloatArray | None = None
     bound: FloatArray | None = None
+    dweight: FloatArray | None = None
+    dbias: FloatArray | None = None
 
 
 @dataclass(frozen=True)
@@ -477,6 +484,120 @@ def diff_stride(
         dstrides=np.reshape(np.asarray(dstrides), strides.shape),
         bound=np.reshape(np.asarray(bound), strides.shape),
     )
+
+
+def conv_diff_stride(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    strides: npt.ArrayLike,
+    cotangent: npt.ArrayLike | None = None,
+    *,
+    bias: npt.ArrayLike | None = None,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: Padding = "zeros",
+    channels_last: bool = False,
+    **options: Any,
+) -> Reference:
+    """Convolve at full resolution, then downsample by learnt strides.
+
+    The convolution is deep learning's, a correlation, and keeps the size of its input. With taps
+    ``i`` counted from the kernel's middle, and ``Z_i`` the shift that sees at ``n`` what is at
+    ``n + dilation i`` (:func:`_shifted`)::
+
+        y = sum_i w_i Z_i x + b
+        dw_i = <dy, Z_i x>,   dx = sum_i w_i^T Z_{-i} dy,   db = sum_n dy
+
+    where ``dy`` is the gradient in ``y`` of :func:`diff_stride`, which also gives those in the
+    strides; `bound` is that of ``y``.
+
+    Parameters
+    ----------
+    x : array_like, shape (..., C, N_1, ..., N_d)
+    weight : array_like, shape (O, C / groups, k_1, ..., k_d)
+        With odd kernel sizes.
+    strides, cotangent
+        As for :func:`diff_stride`, along ``N_1 ... N_d``.
+    bias : array_like, shape (O,), optional
+    dilation : int or sequence of int
+        Distance of the taps, per axis or for all.
+    groups : int
+        Each of so many parts of the channels is convolved to its own part of the output's.
+    padding_mode : {"zeros", "circular"}
+        What is seen beyond the border: zeros, or the other end.
+    channels_last : bool
+        Whether input and output are (..., N_1, ..., N_d, C) instead.
+    **options
+        As for :func:`diff_stride`, but for `axes`.
+
+    Returns
+    -------
+    Reference
+        `dbias` is None without a bias.
+    """
+    x = np.asarray(x, dtype=np.float64)
+    weight = np.asarray(weight, dtype=np.float64)
+    out_channels, _, *kernel = weight.shape
+    d = len(kernel)
+    channel_axis = -1 if channels_last else -d - 1
+    axes = tuple(range(-d - 1, -1)) if channels_last else tuple(range(-d, 0))
+    circular = padding_mode == "circular"
+
+    def by_group(array: FloatArray) -> FloatArray:
+        """Return an input or output as (groups, channels of one, ..., N_1, ..., N_d)."""
+        array = np.moveaxis(array, channel_axis, 0)
+        return np.reshape(array, (groups, array.shape[0] // groups, *array.shape[1:]))
+
+    def as_given(array: FloatArray) -> FloatArray:
+        """Undo `by_group`."""
+        array = np.reshape(array, (groups * array.shape[1], *array.shape[2:]))
+        return np.moveaxis(array, 0, channel_axis)
+
+    x = by_group(x)
+    w = np.reshape(weight, (groups, out_channels // groups, *weight.shape[1:]))
+    taps = {
+        tap: [
+            step * (i - k // 2)
+            for i, k, step in zip(tap, kernel, np.broadcast_to(dilation, d), strict=True)
+        ]
+        for tap in np.ndindex(*kernel)
+    }
+    y = np.zeros((*w.shape[:2], *x.shape[2:]))
+    for tap, offsets in taps.items():
+        y += np.einsum("goc,gc...->go...", w[..., *tap], _shifted(x, offsets, circular=circular))
+    if bias is not None:
+        y += np.reshape(np.asarray(bias, dtype=np.float64), w.shape[:2] + (1,) * (y.ndim - 2))
+    resized = diff_stride(as_given(y), strides, cotangent, axes=axes, **options)
+    if resized.dx is None:
+        return resized
+
+    dy = by_group(resized.dx)
+    dx = np.zeros_like(x)
+    dw = np.zeros_like(w)
+    places = tuple(range(2, dy.ndim))
+    for tap, offsets in taps.items():
+        back = [-offset for offset in offsets]
+        dx += np.einsum("goc,go...->gc...", w[..., *tap], _shifted(dy, back, circular=circular))
+        seen = _shifted(x, offsets, circular=circular)
+        for c in range(w.shape[2]):
+            dw[:, :, c, *tap] = np.sum(dy * seen[:, c, None], axis=places)
+    return replace(
+        resized,
+        dx=as_given(dx),
+        dweight=np.reshape(dw, weight.shape),
+        dbias=None if bias is None else np.ravel(np.sum(dy, axis=places)),
+    )
+
+
+def _shifted(x: FloatArray, offsets: Sequence[int], *, circular: bool) -> FloatArray:
+    """Return what is seen at ``n`` of the last axes: what is at ``n + offset``, if anything is."""
+    for axis, offset in zip(range(-len(offsets), 0), offsets, strict=True):
+        n = np.arange(x.shape[axis]) + offset
+        x = np.take(x, n % len(n), axis)
+        if not circular:
+            beyond = (n < 0) | (n >= len(n))
+            x = x * np.reshape(~beyond, (-1,) + (1,) * (-axis - 1))
+    return x
 
 
 def spectral_resize(

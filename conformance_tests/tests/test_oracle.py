@@ -190,6 +190,19 @@ DERIVATIVE_CASES = [
 ]
 
 
+def check_away_from_ties(sizes, strides, *, smoothness, convention):
+    per_axis = np.broadcast_to(strides, len(sizes))
+    for j, (size, stride) in enumerate(zip(sizes, per_axis, strict=True)):
+        v, _ = oracle.ramp(
+            size,
+            stride,
+            smoothness=smoothness,
+            last=j == len(sizes) - 1,
+            convention=convention,
+        )
+        assert min(np.min(np.abs(v)), np.min(np.abs(v - 1))) > 2 * oracle.TIE
+
+
 @pytest.mark.parametrize("norm", ["forward", "ortho", "backward"])
 @pytest.mark.parametrize(("convention", "shape", "strides", "smoothness", "axes"), DERIVATIVE_CASES)
 def test_stride_derivative_against_central_differences(
@@ -198,16 +211,9 @@ def test_stride_derivative_against_central_differences(
     rng = np.random.default_rng(7)
     x = rng.standard_normal((2, *shape))
     options = {"axes": axes, "smoothness": smoothness, "convention": convention}
-    per_axis = np.broadcast_to(strides, len(axes))
-    for j, (axis, stride) in enumerate(zip(axes, per_axis, strict=True)):
-        v, _ = oracle.ramp(
-            x.shape[axis],
-            stride,
-            smoothness=smoothness,
-            last=j == len(axes) - 1,
-            convention=convention,
-        )
-        assert min(np.min(np.abs(v)), np.min(np.abs(v - 1))) > 2 * oracle.TIE
+    check_away_from_ties(
+        [x.shape[axis] for axis in axes], strides, smoothness=smoothness, convention=convention
+    )
     sizes = oracle.output_sizes(x.shape, strides, **options)
     options |= {"sizes": sizes, "norm": norm}
     g = rng.standard_normal(oracle.diff_stride(x, strides, **options).output.shape)
@@ -273,6 +279,131 @@ def test_dx_is_the_adjoint(operator, convention):
         scale = np.linalg.norm(g) * np.linalg.norm(array)
         assert abs(product - np.sum(reference.dx * array)) <= 1e-14 * scale
     np.testing.assert_array_equal(reference.dx, apply(other, g).dx)
+
+
+# --- A convolution before it -------------------------------------------------------------------
+
+# (shape of x, weight, strides, options): dilated and grouped, one tap and more than the map holds.
+CONVOLUTIONS = [
+    ((2, 3, 17), (4, 3, 5), (1.93,), {}),
+    ((3, 13), (2, 3, 3), (1.63,), {"padding_mode": "circular", "dilation": 3}),
+    ((2, 4, 9, 10), (6, 2, 3, 1), (1.63, 1.77), {"groups": 2, "smoothness": 2.0}),
+    ((2, 9, 10, 2), (2, 1, 3, 3), (1.63,), {"groups": 2, "channels_last": True, "smoothness": 2.0}),
+    (
+        (2, 1, 2, 12, 9),
+        (3, 2, 1, 3),
+        (2.23, 3.31),
+        {"dilation": (1, 5), "convention": "relative"},
+    ),
+    (
+        (7, 8, 6, 2),
+        (2, 1, 1, 3, 3),
+        (1.63, 1.77, 2.23),
+        {
+            "padding_mode": "circular", "channels_last": True, "dilation": (1, 2, 1), "groups": 2,
+            "smoothness": 2.0, "norm": "ortho",
+        },
+    ),
+]  # fmt: skip
+over_convolutions = pytest.mark.parametrize(
+    ("shape", "weight_shape", "strides", "options"), CONVOLUTIONS
+)
+
+
+def axes_of_convolution(weight_shape, options):
+    rank = len(weight_shape) - 2
+    last = options.get("channels_last", False)
+    return tuple(range(-rank - last, -int(last)))
+
+
+@over_convolutions
+def test_convolution_against_scipy(shape, weight_shape, strides, options):
+    rng = np.random.default_rng(10)
+    x, weight = rng.standard_normal(shape), rng.standard_normal(weight_shape)
+    bias = rng.standard_normal(weight_shape[0])
+    axes = axes_of_convolution(weight_shape, options)
+    channel_axis = -1 if options.get("channels_last") else axes[0] - 1
+    dilation = np.broadcast_to(options.get("dilation", 1), len(axes))
+    reached = (np.array(weight_shape[2:]) - 1) * dilation + 1
+    spread = np.zeros((*weight_shape[:2], *reached))
+    spread[:, :, *(slice(None, None, d) for d in dilation)] = weight
+    reach = [(0, 0)] * (x.ndim - 1 - len(axes)) + [(k // 2, k // 2) for k in reached]
+    mode = "wrap" if options.get("padding_mode") == "circular" else "constant"
+    channels = [np.pad(channel, reach, mode) for channel in np.moveaxis(x, channel_axis, 0)]
+    per_group = weight_shape[0] // options.get("groups", 1)
+    y = []
+    for o, kernels in enumerate(spread):
+        first = o // per_group * len(kernels)
+        seen = channels[first : first + len(kernels)]
+        one = (1,) * (x.ndim - 1 - len(axes))
+        y.append(
+            bias[o]
+            + sum(
+                scipy.signal.correlate(channel, kernel.reshape(one + kernel.shape), "valid")
+                for channel, kernel in zip(seen, kernels, strict=True)
+            )
+        )
+    resize = {key: options[key] for key in options if key in ("smoothness", "convention", "norm")}
+    expected = oracle.diff_stride(np.stack(y, axis=channel_axis), strides, axes=axes, **resize)
+    found = oracle.conv_diff_stride(x, weight, strides, bias=bias, **options).output
+    scale = np.max(np.abs(expected.output))
+    np.testing.assert_allclose(found, expected.output, rtol=0, atol=1e-14 * scale)
+
+
+@over_convolutions
+def test_convolution_derivatives_against_differences(shape, weight_shape, strides, options):
+    rng = np.random.default_rng(11)
+    strides = np.asarray(strides)
+    axes = axes_of_convolution(weight_shape, options)
+    check_away_from_ties(
+        [shape[axis] for axis in axes],
+        strides,
+        smoothness=options.get("smoothness"),
+        convention=options.get("convention", "paper"),
+    )
+    arrays = {
+        "x": rng.standard_normal(shape),
+        "weight": rng.standard_normal(weight_shape),
+        "strides": strides,
+        "bias": rng.standard_normal(weight_shape[0]),
+    }
+    output = oracle.conv_diff_stride(**arrays, **options).output
+    options = {**options, "sizes": [output.shape[axis] for axis in axes]}
+    g = rng.standard_normal(output.shape)
+    reference = oracle.conv_diff_stride(**arrays, cotangent=g, **options)
+    assert np.all(np.abs(reference.dstrides) <= reference.bound)
+    np.testing.assert_array_equal(reference.output, output)
+
+    def change(name, index, step):
+        """Return how <g, y> changes with an entry of an array, by central differences."""
+        products = []
+        for sign in (1, -1):
+            varied = arrays[name].copy()
+            varied[index] += sign * step
+            y = oracle.conv_diff_stride(**{**arrays, name: varied}, **options).output
+            products.append(np.sum(g * y))
+        return (products[0] - products[1]) / (2 * step)
+
+    for name in ("x", "weight", "bias"):
+        gradient = getattr(reference, f"d{name}")
+        assert gradient.shape == arrays[name].shape
+        every = list(np.ndindex(gradient.shape))
+        for index in every[:: len(every) // 40 + 1]:  # linear in each, so that any step is exact
+            assert change(name, index, 0.5) == pytest.approx(gradient[index], rel=0, abs=1e-11)
+    for j in range(strides.size):
+        error = change("strides", j, 1e-6) - reference.dstrides[j]
+        assert abs(error) <= 1e-8 * reference.bound[j]
+
+
+def test_convolution_of_one_tap_without_a_bias():
+    x = np.random.default_rng(12).standard_normal((3, 2, 16))
+    weight = np.array([[[2.0], [-1.0]]])
+    reference = oracle.conv_diff_stride(x, weight, 1.9)
+    expected = oracle.diff_stride(2 * x[:, :1] - x[:, 1:], 1.9, axes=(-1,))
+    np.testing.assert_allclose(reference.output, expected.output, rtol=0, atol=1e-14)
+    assert reference.dx is reference.dweight is reference.dbias is None
+    g = np.ones_like(reference.output)
+    assert oracle.conv_diff_stride(x, weight, 1.9, g).dbias is None
 
 
 def test_derivative_on_ties_is_the_right_hand_one():
