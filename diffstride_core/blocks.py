@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -56,5 +57,5 @@ def in_blocks(
         part, summands = function(out, *(array[block] for array in arrays))
         if result is not None and part is not out:
             result[block] = part
-        sums = tuple(a + b for a, b in zip(sums, summands, strict=True)) if sums else summands
+        sums = tuple(map(operator.iadd, sums, summands)) if sums else summands
     return result, sums

@@ -72,7 +72,7 @@ def convolve(
                 u = wide_x
                 for operator in operators:
                     u = operator.apply(u)
-                y = ops.add_matmul(y, layout.rows(u, kernel.shape[1]), kernel)
+                y = ops.pointwise(layout.rows(u, kernel.shape[1]), kernel, y)
         assert y is not None
         y = xp.reshape(y, (*wide_x.shape[:2], *layout.output_sizes, kernels[0].shape[2]))
         if offset is not None:
@@ -133,11 +133,10 @@ def vjp(
                     seen.append(operator.apply(seen[-1]))
                 if needs_weight:
                     rows = layout.rows(seen[-1], kernels[tap].shape[1])
-                    columns = xp.matrix_transpose(rows)
-                    dkernels[tap] = ops.add_matmul(dkernels[tap], columns, g_rows)
+                    dkernels[tap] = _plus(dkernels[tap], ops.pointwise_kernel(rows, g_rows))
                 if not (needs_x or needs_strides):
                     continue
-                u = ops.matmul(g_rows, xp.matrix_transpose(kernels[tap]))
+                u = ops.pointwise(g_rows, xp.matrix_transpose(kernels[tap]))
                 u = xp.reshape(u, seen[-1].shape)
                 for step, operator in reversed(list(enumerate(operators))):
                     if needs_strides:
@@ -150,7 +149,7 @@ def vjp(
         return (
             xp.astype(layout.original(dx), x.dtype, copy=False) if needs_x else None,
             (
-                *((xp.stack(dkernels),) if needs_weight else ()),
+                *(dkernels if needs_weight else ()),
                 *((xp.stack(dstrides),) if needs_strides else ()),
                 *((xp.sum(wide_g, axis=1),) if sums_g else ()),
             ),
@@ -160,7 +159,10 @@ def vjp(
     dx, sums = in_blocks(ops, pull_back, shape, arrays, layout.elements)
     gradients = [layout.restored(dx) if needs_x else None]
     remaining = iter(sums)
-    gradients.append(_as_weight(ops, plan, next(remaining), weight) if needs_weight else None)
+    dweight = None
+    if needs_weight:
+        dweight = _as_weight(ops, plan, [next(remaining) for _ in kernels], weight)
+    gradients.append(dweight)
     dstrides = next(remaining) if needs_strides else None
     summed_g = next(remaining) if sums_g else None
     if needs_strides and bias is not None:
@@ -381,14 +383,13 @@ def _kernels(ops: ArrayOps, plan: ConvPlan, weight: Array) -> list[Array]:
     return [kernels[tap, ...] for tap in range(shape[0])]
 
 
-def _as_weight(ops: ArrayOps, plan: ConvPlan, kernels: Array, weight: Array) -> Array:
+def _as_weight(ops: ArrayOps, plan: ConvPlan, kernels: Sequence[Array], weight: Array) -> Array:
     """Return the gradient of the weight from those of the `_kernels`."""
     xp, conv = ops.xp, plan.convolution
-    *leading, last = conv.kernel
-    split = (*leading, conv.groups, last, weight.shape[1], conv.out_channels // conv.groups)
-    at = len(leading)
-    order = (at, at + 3, at + 2, *range(at), at + 1)
-    gradient = xp.reshape(xp.permute_dims(xp.reshape(kernels, split), order), weight.shape)
+    split = (conv.groups, conv.kernel[-1], weight.shape[1], conv.out_channels // conv.groups)
+    taps = [xp.permute_dims(xp.reshape(kernel, split), (0, 3, 2, 1)) for kernel in kernels]
+    # Put together by a single copy: in deep networks weights are larger than maps.
+    gradient = xp.reshape(xp.stack(taps, axis=3), weight.shape)
     return xp.astype(gradient, weight.dtype, copy=False)
 
 

@@ -50,6 +50,12 @@ class ArrayOps(Protocol):
         `like` gives dtype and device alone.
         """
 
+    def bins_with_slope(self, slope: Array, most: int) -> int:
+        """Return how many neighbouring bins have all slopes, or `most` where values are not read.
+
+        `most` is an upper bound.
+        """
+
     def memory_order(self, array: Array) -> tuple[int, ...] | None:
         """Return the permutation of the axes into the order of memory; None for their own."""
 
@@ -65,11 +71,14 @@ class ArrayOps(Protocol):
         Both are batches of matrices of equal length, or `a` is a batch of one.
         """
 
-    def add_matmul(self, total: Array | None, a: Array, b: Array) -> Array:
-        """Return total + a @ b, for batches of equal length; the total, if any, may be overwritten.
+    def pointwise(self, x: Array, kernel: Array, total: Array | None = None) -> Array:
+        """Return x @ kernel, a pointwise convolution, added to a total that may be overwritten.
 
-        None stands for 0.
+        Of groups of rows of channels, (groups, rows, inputs) by (groups, inputs, outputs).
         """
+
+    def pointwise_kernel(self, x: Array, g: Array) -> Array:
+        """Return x^T @ g, the gradient of the kernel of `pointwise` for a cotangent `g`."""
 
     def stop_gradient(self, array: Array) -> Array:
         """Return the array, constant to automatic differentiation."""

@@ -34,7 +34,8 @@ def ramp_factors(
     bins = slope.shape[0]
     # In multiples that the kernels of matrix products divide by.
     multiple = 4 if axis.axis == -1 else 2
-    count = min(bins, multiple * -(-axis.sloped_bins // multiple))
+    count = ops.bins_with_slope(slope, axis.sloped_bins)
+    count = min(bins, multiple * -(-count // multiple))
     # Where the ramp begins follows from the stride's value: found by array operations, since it can
     # be traced.
     first = xp.argmax(xp.astype(slope != 0, slope.dtype))

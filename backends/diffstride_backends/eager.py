@@ -65,6 +65,9 @@ class EagerBackend:
     ) -> Factors:
         return make(self, plan, strides, like)
 
+    def bins_with_slope(self, slope: Any, most: int) -> int:  # noqa: D102
+        return most
+
     def memory_order(self, array: Any) -> None:  # noqa: D102
         return None
 
@@ -74,8 +77,11 @@ class EagerBackend:
     def matmul(self, a: Any, b: Any, out: None = None) -> Any:  # noqa: D102
         return a @ b
 
-    def add_matmul(self, total: Any, a: Any, b: Any) -> Any:  # noqa: D102
-        return a @ b if total is None else total + a @ b
+    def pointwise(self, x: Any, kernel: Any, total: Any = None) -> Any:  # noqa: D102
+        return x @ kernel if total is None else total + x @ kernel
+
+    def pointwise_kernel(self, x: Any, g: Any) -> Any:  # noqa: D102
+        return self.xp.matrix_transpose(x) @ g
 
     def stop_gradient(self, array: Any) -> Any:  # noqa: D102
         return array

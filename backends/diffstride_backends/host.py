@@ -29,6 +29,11 @@ class _Host(EagerBackend):
     def tables(self, basis: bases.AxisBasis, like: Any) -> tuple[Any, Any]:
         return bases.tables(basis)
 
+    def bins_with_slope(self, slope: Any, most: int) -> int:
+        # At most of all strides the ramp holds fewer bins than at that with the widest.
+        found = np.flatnonzero(slope)
+        return int(found[-1] - found[0]) + 1 if found.size else min(most, 1)
+
 
 _HOST = _Host(np.empty(0))
 

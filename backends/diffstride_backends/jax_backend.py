@@ -50,6 +50,9 @@ class JaxBackend:
     ) -> Factors:
         return make(self, plan, strides, like)
 
+    def bins_with_slope(self, slope: jax.Array, most: int) -> int:  # noqa: D102
+        return most
+
     def memory_order(self, array: jax.Array) -> None:  # noqa: D102
         return None
 
@@ -59,10 +62,13 @@ class JaxBackend:
     def matmul(self, a: jax.Array, b: jax.Array, out: None = None) -> jax.Array:  # noqa: D102
         return a @ b
 
-    def add_matmul(  # noqa: D102
-        self, total: jax.Array | None, a: jax.Array, b: jax.Array
+    def pointwise(  # noqa: D102
+        self, x: jax.Array, kernel: jax.Array, total: jax.Array | None = None
     ) -> jax.Array:
-        return a @ b if total is None else total + a @ b
+        return x @ kernel if total is None else total + x @ kernel
+
+    def pointwise_kernel(self, x: jax.Array, g: jax.Array) -> jax.Array:  # noqa: D102
+        return x.mT @ g
 
     def stop_gradient(self, array: jax.Array) -> jax.Array:  # noqa: D102
         return jax.lax.stop_gradient(array)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.autograd import forward_ad
 from torch.nn import functional
+from torch.nn.grad import conv2d_weight
 
 from diffstride_backends import host
 from diffstride_backends.functional import Functional
@@ -62,6 +63,9 @@ class TorchBackend:
         values = None if strides is None else tuple(strides.reshape(-1).tolist())
         return _factors(make, plan, values, self.compute_dtype(like), like.device)
 
+    def bins_with_slope(self, slope: torch.Tensor, most: int) -> int:  # noqa: D102
+        return most
+
     def memory_order(self, array: torch.Tensor) -> tuple[int, ...] | None:  # noqa: D102
         # A compiler lays arrays out by itself, and cannot follow the question.
         if torch.compiler.is_compiling() or array.layout != torch.strided:
@@ -81,12 +85,25 @@ class TorchBackend:
     ) -> torch.Tensor:
         return torch.matmul(a, b) if out is None else torch.matmul(a, b, out=out)
 
-    def add_matmul(  # noqa: D102
-        self, total: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor
+    def pointwise(  # noqa: D102
+        self, x: torch.Tensor, kernel: torch.Tensor, total: torch.Tensor | None = None
     ) -> torch.Tensor:
-        if total is None:
-            return torch.bmm(a, b)
-        return torch.baddbmm(total, a, b) if _is_followed() else total.baddbmm_(a, b)
+        lines = _convolved_lines(x)
+        if lines is None:
+            return torch.bmm(x, kernel) if total is None else torch.baddbmm(total, x, kernel)
+        y = functional.conv2d(_as_images(x, lines), kernel[0].mT[:, :, None, None])
+        y = y.movedim(1, -1).reshape(1, x.shape[1], -1)
+        return y if total is None else total.add_(y)
+
+    def pointwise_kernel(self, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        lines = _convolved_lines(x)
+        if lines is None:
+            return torch.bmm(x.mT, g)
+        shape, images = (g.shape[2], x.shape[2], 1, 1), _as_images(g, lines)
+        weight: torch.Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
+            _as_images(x, lines), shape, images
+        )
+        return weight[None, :, :, 0, 0].mT
 
     def stop_gradient(self, array: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return array.detach()
@@ -125,7 +142,10 @@ class TorchBackend:
 
     def as_convolved(self, *arrays: Any) -> tuple[Any, ...]:  # noqa: D102
         kind = next((a.device.type for a in arrays if isinstance(a, torch.Tensor)), None)
-        if kind is None or not torch.is_autocast_enabled(kind):
+        # Of some devices, as the meta device, autocast knows nothing.
+        if kind is None or not torch.amp.is_autocast_available(kind):
+            return arrays
+        if not torch.is_autocast_enabled(kind):
             return arrays
         dtype = torch.get_autocast_dtype(kind)
         return tuple(
@@ -174,6 +194,30 @@ class TorchBackend:
     def to_host(self, array: torch.Tensor) -> HostArray:  # noqa: D102
         array = array.detach().cpu()
         return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+
+
+def _convolved_lines(rows: torch.Tensor) -> int | None:
+    """Return in how many lines of an image to convolve rows pointwise; None to multiply them.
+
+    PyTorch's convolutions on the host are oneDNN's. Its matrix products are MKL's or OpenBLAS's,
+    which on some processors take twice the time.
+    """
+    if (
+        rows.dtype != torch.float32
+        or rows.shape[0] > 1
+        or rows.numel() == 0
+        or not torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        or not _is_on_host(rows)
+        or _is_followed()
+    ):
+        return None
+    # With one thread, PyTorch gives oneDNN batches from 16 on alone.
+    return next((n for n in range(16, 65) if rows.shape[1] % n == 0), None)
+
+
+def _as_images(rows: torch.Tensor, lines: int) -> torch.Tensor:
+    """Return rows of channels, shape (1, rows, channels), as a batch of images of one line."""
+    return rows.reshape(lines, 1, -1, rows.shape[2]).movedim(-1, 1)
 
 
 def _without_entries(array: torch.Tensor, size: int, axis: int) -> torch.Tensor:
