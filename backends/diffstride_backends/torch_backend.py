@@ -203,12 +203,12 @@ def _convolved_lines(rows: torch.Tensor) -> int | None:
     which on some processors take twice the time.
     """
     if (
-        rows.dtype != torch.float32
+        _is_followed()
+        or rows.dtype != torch.float32
         or rows.shape[0] > 1
         or rows.numel() == 0
         or not torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         or not _is_on_host(rows)
-        or _is_followed()
     ):
         return None
     # With one thread, PyTorch gives oneDNN batches from 16 on alone.
