@@ -11,7 +11,13 @@ from torch.nn import functional
 
 from diffstride_core.arguments import Limits, integers, option
 from diffstride_core.convolution import CONV_METHODS
-from diffstride_torch.joining import AnyConv, PooledConvolution
+from diffstride_torch.joining import (
+    AnyConv,
+    PooledConvolution,
+    is_plain,
+    refuse_fused,
+    why_not_fused,
+)
 from diffstride_torch.modules import DiffStride, DiffStride1d, DiffStride2d, DiffStride3d
 from diffstride_torch.tracing import Window, window_of
 
@@ -34,7 +40,7 @@ class DiffStrideConv(PooledConvolution):
     dilation, groups, bias
         See `torch.nn.Conv2d`.
     padding_mode : {"zeros", "circular", "reflect", "replicate"}
-        The last two are always evaluated separately.
+        The last two are evaluated separately.
     method : {"auto", "fused", "separate"}
         See `conv_diff_stride`.
     smoothness, shared, limits, cropping, trainable, norm, convention
@@ -50,7 +56,8 @@ class DiffStrideConv(PooledConvolution):
     Raises
     ------
     TypeError, ValueError
-        As for `DiffStride` and `torch.nn.Conv2d`, and for an even kernel.
+        As for `DiffStride` and `torch.nn.Conv2d`, for an even kernel, and for a `padding_mode` that
+        `method` excludes.
 
     Examples
     --------
@@ -61,7 +68,7 @@ class DiffStrideConv(PooledConvolution):
     """
 
     _layer: ClassVar[type[DiffStride]]
-    _is_pooled_first: bool
+    _keeps_constants: bool
     _end_padding: list[int] | None = None
 
     def __init__(
@@ -118,6 +125,8 @@ class DiffStrideConv(PooledConvolution):
             device=device,
             dtype=dtype,
         )
+        if method == "fused" and (reason := why_not_fused(self)) is not None:  # type: ignore[arg-type]
+            refuse_fused(reason)
         self._set_up(pool, method)
 
     @classmethod
@@ -125,7 +134,8 @@ class DiffStrideConv(PooledConvolution):
         """Return a strided convolution at stride 1 with a layer behind it, sharing its parameters.
 
         At stride 1 it keeps the size of its input, whatever its kernel: output n is the one that
-        the strided convolution computes at n.
+        the strided convolution computes at n. Where that cannot be fused, `method` "fused" is
+        "auto".
         """
         made: Any = cls.__new__(cls)
         super(PooledConvolution, made).__init__(
@@ -147,19 +157,27 @@ class DiffStrideConv(PooledConvolution):
             made._end_padding = pad_argument(window)
             made.padding = (0,) * len(window.kernel)
             made._reversed_padding_repeated_twice = [0, 0] * len(window.kernel)
+        if method == "fused" and (made._end_padding or why_not_fused(made)):
+            method = "auto"
         made._set_up(pool, method)
         return made
 
     def _set_up(self, pool: DiffStride, method: str) -> None:
         self.pool, self.method = pool, method
-        # A pointwise convolution commutes with the layer, and costs less on the smaller map. So
-        # does a bias where the layer leaves constants as they are.
-        is_pointwise = set(self.kernel_size) == {1} and set(self.padding) == {0}  # type: ignore[attr-defined]
-        has_bias = self.bias is not None  # type: ignore[attr-defined]
-        self._is_pooled_first = (
-            is_pointwise
-            and method != "separate"
-            and (not has_bias or pool.settings.norm == "forward")
+        self._keeps_constants = pool.settings.norm == "forward"
+
+    @property
+    def _is_pooled_first(self) -> bool:
+        """Whether the layer comes first, because the convolution costs less on the smaller map.
+
+        A pointwise convolution commutes with it, and its bias does where constants stay.
+        """
+        conv: Any = self
+        return (
+            set(conv.kernel_size) == {1}
+            and option("method", self.method, CONV_METHODS) != "separate"
+            and (self._keeps_constants or conv.bias is None)
+            and is_plain(conv)
         )
 
     def extra_repr(self) -> str:  # noqa: D102

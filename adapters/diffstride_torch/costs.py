@@ -12,7 +12,7 @@ from diffstride_core.arguments import axis_sizes, normalized_axes
 from diffstride_core.convolution import Product, fused_products, resize_products
 from diffstride_core.plan import AxisPlan, Plan
 from diffstride_core.planning import never_cropped, plan_diff_stride
-from diffstride_torch.joining import fused_plan
+from diffstride_torch.joining import fused_plan, weight_shape
 from diffstride_torch.modules import DiffStride, read_together
 from diffstride_torch.tracing import (
     Call,
@@ -205,9 +205,11 @@ class _Evaluation:
         own = resize_products(plan, resize.channels * elsewhere)
         if conv is not None:
             shape = (1, conv.in_channels, *size)
-            joined = fused_plan(conv, shape, lambda: plan, resize.method)
+            axes = tuple(axis.axis for axis in plan.axes)
+            joined = fused_plan(conv, shape, axes, lambda: plan, resize.method)
             place = step.before
-            of_conv = Product(conv.weight.numel() * elsewhere, tuple(range(len(at))), ())
+            taps = math.prod(weight_shape(conv))
+            of_conv = Product(taps * elsewhere, tuple(range(len(at))), ())
             if joined is not None:
                 place = step
                 of_conv, *own = fused_products(joined)

@@ -18,6 +18,7 @@ from diffstride_torch.conv_modules import (
     DiffStrideConv3d,
     pad_argument,
 )
+from diffstride_torch.joining import HOOKS
 from diffstride_torch.modules import DiffStride, SpectralPool2d
 from diffstride_torch.tracing import window_of
 
@@ -92,10 +93,7 @@ class PoolDiffStride(nn.Module):
         return self.pool(self.operation(x))
 
 
-_HOOKS = (
-    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
-    *("_state_dict_hooks", "_load_state_dict_pre_hooks"),
-)
+_HOOKS = (*HOOKS, "_state_dict_hooks", "_load_state_dict_pre_hooks")
 
 
 def why_not_replaceable(module: nn.Module) -> str | None:

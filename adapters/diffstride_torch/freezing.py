@@ -52,6 +52,10 @@ class FixedResize(KeepsPrecision, Resize):
             for i, matrix in enumerate(matrices):
                 self.register_buffer(f"matrix_{t}_{i}", torch.tensor(matrix))
 
+    @property
+    def _axes(self) -> tuple[int, ...]:
+        return self.axes
+
     def _plan_for(self, x: torch.Tensor) -> Plan:
         sizes = tuple(x.shape[axis] for axis in self.axes)
         if sizes != self.input_sizes:
@@ -72,8 +76,9 @@ class FixedResize(KeepsPrecision, Resize):
     def _convolve(
         self, plan: ConvPlan, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
+        dtype = BACKEND.compute_dtype(x)
         terms = [
-            [self.get_buffer(f"matrix_{t}_{i}") for i in range(len(self.axes))]
+            [self.get_buffer(f"matrix_{t}_{i}").to(dtype) for i in range(len(self.axes))]
             for t in range(self._terms)
         ]
         with _in_full(x):
@@ -169,19 +174,22 @@ def _plans_seen(model: nn.Module) -> dict[str, set[Plan]]:
 
 
 def _plans_met(model: nn.Module, example_input: Any) -> dict[str, set[Plan]]:
-    """Return the plans that each layer uses for an input, and leave a hook in each."""
+    """Return the plans that each layer uses for an input, of which each will go on noting."""
     arguments = checked_example(model, example_input)
     plans: dict[str, set[Plan]] = {}
 
-    def noting(name: str) -> Callable[..., None]:
-        def note(layer: Any, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
-            plans[name].add(layer.plan(inputs[0].shape))
+    def noting(plan_for: Callable[[torch.Tensor], Plan], met: set[Plan]) -> Callable[..., Plan]:
+        def note(x: torch.Tensor) -> Plan:
+            plan = plan_for(x)
+            met.add(plan)
+            return plan
 
         return note
 
     for name, layer in _layers(model).items():
         plans[name] = set()
-        layer.register_forward_hook(noting(name))
+        # No hook: what a layer resizes may be what a convolution makes of its input.
+        layer._plan_for = noting(layer._plan_for, plans[name])  # type: ignore[method-assign]
     with evaluation(model), warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingToCropWarning)
         model(*arguments)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from diffstride_backends.torch_backend import BACKEND
 from torch import nn
 
-from diffstride_core.arguments import option
+from diffstride_core.arguments import normalized_axes, option
 from diffstride_core.convolution import (
     CONV_METHODS,
     PADDING_MODES,
@@ -23,8 +23,8 @@ from diffstride_core.plan import Plan
 
 AnyConv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Resize(nn.Module):
@@ -43,7 +43,8 @@ class Resize(nn.Module):
         x : torch.Tensor, shape (..., N_1, ..., N_d, ...)
         conv : torch.nn.Conv1d, Conv2d or Conv3d, optional
             Of stride 1 and with padding that keeps the size. It is called, and what it returns is
-            resized, where it has hooks, an even kernel, or another padding than zeros or circular.
+            resized, where it has hooks, an even kernel, another padding than zeros or circular, or
+            a forward pass of its own.
         method : {"auto", "fused", "separate"}
             As for `conv_diff_stride`.
 
@@ -54,19 +55,31 @@ class Resize(nn.Module):
         Raises
         ------
         TypeError
-            If `x` is not real floating point, or `conv` no convolution.
+            If `x` is not real floating point, or `conv` no convolution, or one with a layer.
         ValueError
             If `conv` does not keep the size or `method` is unknown or not possible.
         """
         BACKEND.check_input(x)
         if conv is None:
             return self._resize(x)
-        plan = fused_plan(conv, x.shape, lambda: self._plan_for(x), method)
+        if isinstance(conv, PooledConvolution) and conv.pool is not self:
+            raise TypeError(
+                "conv must be a convolution alone, got one with a layer of its own, a "
+                f"{type(conv).__name__}"
+            )
+        plan = fused_plan(conv, x.shape, self._axes, lambda: self._plan_for(x), method)
         if plan is None:
             return self._resize(_convolved(conv, x))
         x, weight, bias = BACKEND.as_convolved(x, conv.weight, conv.bias)
         BACKEND.check_input(weight, "conv.weight", x)
+        if bias is not None:
+            BACKEND.check_input(bias, "conv.bias", x)
         return self._convolve(plan, x, weight, bias)
+
+    @property
+    def _axes(self) -> tuple[int, ...]:
+        """The axes that are resized."""
+        raise NotImplementedError
 
     def _plan_for(self, x: torch.Tensor) -> Plan:
         """Return the plan for an input, which counts as seen."""
@@ -84,7 +97,11 @@ class Resize(nn.Module):
 
 
 def fused_plan(
-    conv: AnyConv, shape: Sequence[int], resize: Callable[[], Plan], method: str
+    conv: AnyConv,
+    shape: Sequence[int],
+    axes: Sequence[int],
+    resize: Callable[[], Plan],
+    method: str,
 ) -> ConvPlan | None:
     """Return the plan of the fused evaluation, None where the convolution is to be called.
 
@@ -93,8 +110,10 @@ def fused_plan(
     conv : torch.nn.Conv1d, Conv2d or Conv3d
     shape : sequence of int
         Of its input.
+    axes : sequence of int
+        Those of the resize behind it.
     resize : callable
-        Returns the plan of the resize behind it.
+        Returns that resize's plan; called where `axes` are those of the map.
     method : {"auto", "fused", "separate"}
 
     Raises
@@ -106,20 +125,26 @@ def fused_plan(
     _check_keeps_size(conv)
     if method == "separate":
         return None
-    reason = _why_not_fused(conv, shape)
-    if reason is None:
-        plan = ConvPlan(convolution_of(conv, shape), resize())
-        if sorted(axis.axis for axis in plan.resize.axes) == list(range(2 - len(shape), 0)):
-            if method == "fused":
-                check_fused(plan)
-                return plan
-            return plan if is_fused_cheaper(plan) else None
+    rank = len(conv.kernel_size)
+    reason = why_not_fused(conv)
+    if reason is None and len(shape) not in (rank + 1, rank + 2):
+        reason = f"x must have {rank + 1} or {rank + 2} dimensions, but has {len(shape)}"
+    elif reason is None and sorted(normalized_axes(axes, shape)) != list(range(-rank, 0)):
         reason = "the layer must resize all spatial axes, and no other"
+    if reason is not None:
+        if method == "fused":
+            refuse_fused(reason)
+        return None
+    plan = ConvPlan(convolution_of(conv, shape), resize())
     if method == "fused":
-        raise ValueError(
-            f"method must be 'separate' or 'auto' here, got 'fused', for which {reason}"
-        )
-    return None
+        check_fused(plan)
+        return plan
+    return plan if is_fused_cheaper(plan) else None
+
+
+def refuse_fused(reason: str) -> NoReturn:
+    """Raise ValueError for a convolution that cannot be fused, and the reason for that."""
+    raise ValueError(f"method must be 'separate' or 'auto' here, got 'fused', for which {reason}")
 
 
 class PooledConvolution:
@@ -162,7 +187,7 @@ def convolution_of(conv: AnyConv, shape: Sequence[int]) -> Convolution:
     """Return a module's convolution, with which an input of the given shape must fit."""
     return checked_convolution(
         shape,
-        conv.weight.shape,
+        weight_shape(conv),
         dilation=conv.dilation,
         groups=conv.groups,
         padding_mode=conv.padding_mode,
@@ -170,8 +195,16 @@ def convolution_of(conv: AnyConv, shape: Sequence[int]) -> Convolution:
     )
 
 
+def weight_shape(conv: AnyConv) -> tuple[int, ...]:
+    """Return the shape of a module's weight, which is not computed where it is parametrised."""
+    weight = conv._parameters.get("weight")
+    if weight is not None:
+        return tuple(weight.shape)
+    return conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size
+
+
 def _check_keeps_size(conv: Any) -> None:
-    if not isinstance(conv, _CONVOLUTIONS):
+    if not isinstance(conv, CONVOLUTIONS):
         raise TypeError(
             f"conv must be a torch.nn.Conv1d, Conv2d or Conv3d, got {type(conv).__name__}"
         )
@@ -183,34 +216,38 @@ def _check_keeps_size(conv: Any) -> None:
 
 
 def _pads_as_much_as_it_takes(conv: AnyConv) -> bool:
-    if isinstance(conv.padding, str):
-        return conv.padding == "same"
+    if conv.padding == "same":
+        return True
+    paddings = (0,) * len(conv.kernel_size) if conv.padding == "valid" else conv.padding
     return all(
         2 * padding == dilation * (kernel - 1)
-        for padding, dilation, kernel in zip(
-            conv.padding, conv.dilation, conv.kernel_size, strict=True
-        )
+        for padding, dilation, kernel in zip(paddings, conv.dilation, conv.kernel_size, strict=True)
     )
 
 
-def _why_not_fused(conv: AnyConv, shape: Sequence[int]) -> str | None:
+def why_not_fused(conv: AnyConv) -> str | None:
     """Return what the fused evaluation would need that a convolution does not have."""
     if any(kernel % 2 == 0 for kernel in conv.kernel_size):
         return f"the kernel must be odd along every axis, but is {conv.kernel_size}"
     if conv.padding_mode not in PADDING_MODES:
         return f"padding_mode must be 'zeros' or 'circular', but is {conv.padding_mode!r}"
-    if len(shape) != len(conv.kernel_size) + 2:
-        return f"x must have {len(conv.kernel_size) + 2} dimensions, but has {len(shape)}"
-    if any(getattr(conv, hooks) for hooks in _HOOKS) and not isinstance(conv, PooledConvolution):
+    # Those of a convolution with a layer are called, but not by the layer.
+    if any(getattr(conv, hooks) for hooks in HOOKS) and not isinstance(conv, PooledConvolution):
         return "conv must have no hooks, which would not be called"
-    if not isinstance(conv, PooledConvolution) and not _is_plain(conv):
-        return f"conv must compute what PyTorch's own class does, but is a {type(conv).__name__}"
+    if not is_plain(conv):
+        return f"conv must compute what PyTorch's own does, but {type(conv).__name__} overrides it"
     return None
 
 
-def _is_plain(conv: AnyConv) -> bool:
-    own = type(conv)
-    return any(
-        own.forward is base.forward and own._conv_forward is base._conv_forward
-        for base in _CONVOLUTIONS
+def is_plain(conv: AnyConv) -> bool:
+    """Return whether class and object leave to PyTorch what the convolution alone computes."""
+    base: Any = next(base for base in CONVOLUTIONS if isinstance(conv, base))
+    methods = {"_conv_forward": base}
+    if isinstance(conv, PooledConvolution):
+        methods["convolve"] = PooledConvolution
+    else:
+        methods["forward"] = base
+    return all(
+        name not in vars(conv) and getattr(type(conv), name) is getattr(owner, name)
+        for name, owner in methods.items()
     )

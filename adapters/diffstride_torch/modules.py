@@ -153,6 +153,10 @@ class DiffStride(KeepsPrecision, Resize):
         if not self.strides.is_meta:
             self._refresh()  # So that a module compiled before its first call knows its strides.
 
+    @property
+    def _axes(self) -> tuple[int, ...]:
+        return self.settings.axes
+
     def _plan_for(self, x: torch.Tensor) -> Plan:
         BACKEND.check_strides(self.strides, x)
         self._refresh()
@@ -273,6 +277,10 @@ class SpectralPool(Resize):
         )
         _check_rank(self.rank, self.settings.axes)
         self.stride = initial_strides(stride, self.rank, shared=False)
+
+    @property
+    def _axes(self) -> tuple[int, ...]:
+        return self.settings.axes
 
     def _plan_for(self, x: torch.Tensor) -> Plan:
         return plan_pool(self.settings, x.shape, self.stride)

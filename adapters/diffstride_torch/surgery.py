@@ -146,7 +146,8 @@ def replace_downsampling(
     skip : iterable of str
         Qualified names of modules to leave as they are, with all that is in them.
     method : {"auto", "fused", "separate"}
-        How convolutions and the layers behind them are evaluated, see `conv_diff_stride`.
+        How convolutions and the layers behind them are evaluated, see `conv_diff_stride`; "fused"
+        counts for those with an odd kernel whose padding is half of it, zeros or circular.
 
     Returns
     -------

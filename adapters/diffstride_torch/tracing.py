@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride_core.arguments import normalized_axes
-from diffstride_torch.joining import AnyConv
+from diffstride_torch.joining import CONVOLUTIONS, AnyConv, PooledConvolution
 from diffstride_torch.modules import DiffStride, SpectralPool
 
 Size: TypeAlias = tuple[int, ...]
@@ -254,7 +254,9 @@ class Trace:
         self.steps: list[Step] = []
         self.meetings: list[Meeting] = []
         with evaluation(model), _unseen(model):
-            traced = fx.GraphModule(model, _traced(model))
+            # Alone it would have no name, by which its layer is given it.
+            root = nn.Sequential(model) if isinstance(model, PooledConvolution) else model
+            traced = fx.GraphModule(root, _traced(root))
             recorder = _Recorder(traced)
             try:
                 recorder.run(*arguments)
@@ -502,7 +504,7 @@ def _can_change(rule: Rule) -> bool:
 
 def window_of(module: nn.Module) -> Window | None:
     """Return the window of a convolution or pooling module, None for any other."""
-    if isinstance(module, _CONVOLUTIONS):
+    if isinstance(module, CONVOLUTIONS):
         padding = _numbers(module.padding, len(module.kernel_size))
         if padding is None:
             return None
@@ -517,7 +519,6 @@ def window_of(module: nn.Module) -> Window | None:
     return None
 
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _POOLS_1D = (nn.AvgPool1d, nn.MaxPool1d)
 _POOLS_2D = (nn.AvgPool2d, nn.MaxPool2d)
 _POOLS_3D = (nn.AvgPool3d, nn.MaxPool3d)
@@ -536,7 +537,7 @@ _ADAPTIVE_POOL_CALLS = {
     *(functional.adaptive_avg_pool3d, functional.adaptive_max_pool1d),
     *(functional.adaptive_max_pool2d, functional.adaptive_max_pool3d),
 }
-_PER_POSITION = (*_CONVOLUTIONS, nn.Linear)
+_PER_POSITION = (*CONVOLUTIONS, nn.Linear)
 _CONVOLUTION_CALLS = {functional.conv1d: 1, functional.conv2d: 2, functional.conv3d: 3}
 _PER_POSITION_CALLS = {*_CONVOLUTION_CALLS, functional.linear}
 _AVERAGE_CALLS = {
@@ -553,7 +554,7 @@ _MAXIMUM_CALLS = {
 def _rule(node: fx.Node, module: nn.Module | None, shapes: dict[fx.Node, Size]) -> Rule:
     """Return how a call changes the size of its input; None where it is not one of those known."""
     if isinstance(module, DiffStride | SpectralPool):
-        return _resizing_rule(module, shapes[node.all_input_nodes[0]])
+        return _resizing_rule(module, shapes[_arguments(node, ("x",))["x"]])
     if module is not None and (window := window_of(module)) is not None:
         return window
     output = shapes[node][2:]

@@ -152,8 +152,7 @@ def test_at_stride_one_the_operation_is_the_strided_one_between_its_positions(mo
     model = nn.Sequential(module)
     replace_downsampling(model, x)
     made = model[0]
-    if isinstance(made, nn.Conv2d) and made.kernel_size == (1, 1):
-        made._is_pooled_first = False
+    made.method = "separate"  # A pointwise convolution would come after its layer.
     made.pool = nn.Identity()
     steps = (stride, stride) if isinstance(stride, int) else stride
     dense = made(x)
@@ -171,7 +170,7 @@ def test_a_pointwise_convolution_comes_after_the_layer(bias):
     replace_downsampling(model, x)
     y = model(x)
     assert model[0]._is_pooled_first
-    model[0]._is_pooled_first = False
+    model[0].method = "separate"
     torch.testing.assert_close(model(x), y, rtol=0, atol=1e-13)
 
 
