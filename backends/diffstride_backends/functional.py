@@ -60,6 +60,13 @@ class Functional(Generic[ArrayT, ResultT]):
         self._attach = attach
         self._convolve_then_resize = convolve_then_resize
 
+    @property
+    def conv_methods(self) -> tuple[str, ...]:
+        """The methods that `conv_diff_stride` has here."""
+        if self._convolve_then_resize is not None:
+            return CONV_METHODS
+        return tuple(method for method in CONV_METHODS if method != "separate")
+
     def diff_stride(
         self,
         x: ArrayT,

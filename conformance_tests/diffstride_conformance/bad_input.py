@@ -93,6 +93,11 @@ SHAPE = (2, 12, 10)
 X = FrameworkArray(np.sin(np.arange(math.prod(SHAPE))).reshape(SHAPE))
 """A good input: `diff_stride`, `spectral_resize` and `spectral_pool` take it with a stride of 2."""
 
+IMAGES = FrameworkArray(np.sin(np.arange(960)).reshape(2, 4, 12, 10))
+WEIGHT = FrameworkArray(np.cos(np.arange(216)).reshape(6, 4, 3, 3))
+BIAS = FrameworkArray(np.arange(6.0))
+"""Good together, and with a stride of 2, for `conv_diff_stride`."""
+
 
 @dataclass
 class _Group:
@@ -130,6 +135,8 @@ def all_bad_calls() -> tuple[BadCall, ...]:
         *_pools(),
         *_complexities(),
         *_shapes(),
+        *_convolved_arrays(),
+        *_convolutions(),
     ]
     names = [call.name for call in calls]
     assert len(set(names)) == len(names)
@@ -484,3 +491,149 @@ def _shapes() -> Iterator[BadCall]:
         integers = FrameworkArray([2, 2], "int64")
         group.add("integers", SHAPE, integers, error=TypeError, mentions=mentions)
         yield from group.calls
+
+
+def _convolved_arrays() -> Iterator[BadCall]:
+    arrays = {"x": IMAGES, "weight": WEIGHT, "bias": BIAS}
+
+    def add(
+        group: _Group, what: str, wrong: Any, *mentions: str, error: type[Exception] = ValueError
+    ) -> None:
+        """Add a call with a wrong array in place of the group's."""
+        given = {**arrays, group.argument: wrong}
+        group.add(
+            what, given["x"], given["weight"], 2.0,
+            bias=given["bias"], error=error, mentions=mentions,
+        )  # fmt: skip
+
+    for argument, good in arrays.items():
+        group = _Group("conv_diff_stride", argument)
+        for dtype in ("int64", "bool", "complex64"):
+            mentions = (f"{argument} must be real floating point", f"got dtype {dtype}")
+            wrong = FrameworkArray(np.ones_like(good.values), dtype)
+            add(group, dtype, wrong, *mentions, error=TypeError)
+        for value in ([1.0], 1.0, None):
+            if argument == "bias" and value is None:  # which is no bias
+                continue
+            what = type(value).__name__
+            add(group, what, value, f"{argument} must be a", f"got {what}", error=TypeError)
+        if argument != "x":
+            for dtype in ("float32", "float16"):
+                mentions = (f"{argument} must have the dtype of x", "float64, got", dtype)
+                wrong = FrameworkArray(good.values, dtype)
+                add(group, dtype, wrong, *mentions, error=TypeError)
+        yield from group.calls
+
+    wrong_shapes: tuple[tuple[str, str, tuple[tuple[int, ...], ...]], ...] = (
+        ("x", "channels and 2 spatial axes", ((12, 10), (10,), ())),
+        ("x", "not be empty", ((2, 4, 0, 10), (2, 4, 12, 0))),
+        ("weight", "have the shape (out_channels,", ((), (6,), (6, 4), (6, 4, 3, 3, 3, 3))),
+        ("weight", "have odd kernel sizes", ((6, 4, 3, 2), (6, 4, 4, 3))),
+        ("weight", "no empty axis", ((6, 4, 3, 0), (0, 4, 3, 3), (6, 0, 3, 3))),
+        ("weight", "in_channels / groups of x", ((6, 3, 3, 3), (6, 2, 3, 3), (6, 5, 1, 1))),
+        ("bias", "have shape (6,)", ((), (1,), (4,), (6, 1), (1, 6))),
+    )
+    for argument, allowed, shapes in wrong_shapes:
+        group = _Group("conv_diff_stride", argument)
+        for shape in shapes:
+            mentions = (f"{argument} must", allowed, str(shape))
+            add(group, f"shape {shape}", FrameworkArray(np.ones(shape)), *mentions)
+        yield from group.calls
+    group = _Group("conv_diff_stride", "x")
+    for shape, channels in (((2, 5, 12, 10), 5), ((2, 12, 10, 4), 12), ((3, 12, 10), 3)):
+        mentions = ("in_channels / groups of x", f"for {channels} channels")
+        add(group, f"shape {shape}", FrameworkArray(np.ones(shape)), *mentions)
+    yield from group.calls
+
+
+def _convolutions() -> Iterator[BadCall]:
+    def calls(
+        argument: str,
+        allowed: str,
+        *wrong: Any,
+        error: type[Exception] = ValueError,
+        **others: Any,
+    ) -> Iterator[BadCall]:
+        """One call per wrong value of a keyword argument, with others that are right."""
+        group = _Group("conv_diff_stride", argument)
+        for value in wrong:
+            options = {**others, argument: value}
+            mentions = (f"{argument} must", allowed, f"got {value!r}")
+            what = " ".join([repr(value), *(f"{key} {other}" for key, other in others.items())])
+            group.add(what, IMAGES, WEIGHT, 2.0, error=error, mentions=mentions, **options)
+        yield from group.calls
+
+    integers = "an int or a sequence of ints"
+    yield from calls("dilation", "1 or 2 entries of at least 1", 0, -1, (1, 0), (1, 1, 1))
+    yield from calls("dilation", "at least one entry", ())
+    yield from calls("dilation", integers, 1.0, "2", None, True, (1, 1.5), error=TypeError)
+    yield from calls("groups", "one entry of at least 1", 0, -2, (1, 1))
+    yield from calls("groups", integers, 1.0, "1", None, True, error=TypeError)
+    choices = {
+        "padding_mode": "'zeros', 'circular'",
+        "method": "'auto', 'fused', 'separate'",
+        "norm": "'forward', 'ortho', 'backward'",
+        "convention": "'paper', 'relative', 'tensorflow'",
+    }
+    for argument, names in choices.items():
+        yield from calls(argument, f"be one of {names}", "", "matmul", "same", names[1:4].upper())
+        wrong: tuple[Any, ...] = (1, True, ("zeros",))
+        if argument != "norm":  # whose None is the convention's default
+            wrong = (*wrong, None)
+        yield from calls(argument, f"be one of {names}", *wrong, error=TypeError)
+    yield from calls("channels_last", "be True or False", 1, 0, None, "yes", error=TypeError)
+    yield from calls("cropping", "be True or False", 1, None, error=TypeError)
+    yield from calls("limits", "lower <= upper", (3.0, 2.0))
+    yield from calls("smoothness", "finite number above 0", 0.0, -1.0, math.nan)
+    yield from calls("smoothness", "above 0 and at most 1", 1.5, convention="relative")
+    yield from calls("sizes", "one entry per axis, 2", (6,), (6, 6, 6))
+    yield from calls("sizes", "at least 1", (6, 0))
+
+    group = _Group("conv_diff_stride", "groups")
+    for groups, shape in ((2, (6, 4, 3, 3)), (2, (5, 2, 3, 3)), (3, (6, 1, 3, 3))):
+        weight = FrameworkArray(np.ones(shape))
+        mentions = ("out_channels divisible by groups", f"groups {groups} for 4 channels")
+        what = f"{groups} of {shape}"
+        group.add(what, IMAGES, weight, 2.0, mentions=mentions, groups=groups)
+    yield from group.calls
+
+    group = _Group("conv_diff_stride", "padding_mode")
+    mentions = ("padding_mode must be 'zeros'", "got 'circular' for a reach of (1, 11)", "(12, 10)")
+    group.add(
+        "circular too far", IMAGES, WEIGHT, 2.0,
+        mentions=mentions, padding_mode="circular", dilation=(1, 11),
+    )  # fmt: skip
+    yield from group.calls
+
+    group = _Group("conv_diff_stride", "method")
+    longest = FrameworkArray(np.ones((1, 2049))), FrameworkArray(np.ones((1, 1, 3)))
+    mentions = ("x must have at most 2048 samples", "'fused'", "got sizes (2049,)")
+    group.add("fused too long", *longest, 2.0, mentions=mentions, method="fused")
+    yield from group.calls
+
+    group = _Group("conv_diff_stride", "tensorflow")
+    line = FrameworkArray(np.ones((4, 12))), FrameworkArray(np.ones((6, 4, 3)))
+    mentions = ("axes must name exactly 2 axes", "'tensorflow'")
+    group.add("1 axis", *line, 2.0, mentions=mentions, convention="tensorflow")
+    yield from group.calls
+
+    group = _Group("conv_diff_stride", "strides")
+    for strides, allowed in (
+        (math.nan, "be finite"),
+        (FrameworkArray([2.0, math.inf]), "be finite"),
+        ([2.0] * 3, "have one entry per axis"),
+        (FrameworkArray([2.0] * 4), "have one entry per axis"),
+        ([], "have at least one entry"),
+        ([[2.0, 2.0]], "have at most 1 dimension"),
+    ):
+        values = strides.values if isinstance(strides, FrameworkArray) else strides
+        what = f"{values} {type(strides).__name__}"
+        group.add(what, IMAGES, WEIGHT, strides, mentions=(f"strides must {allowed}",))
+    for dtype in ("float16", "int64"):
+        mentions = ("strides must be float32 or float64", f"got dtype {dtype}")
+        array = FrameworkArray([2, 2], dtype)
+        group.add(dtype, IMAGES, WEIGHT, array, error=TypeError, mentions=mentions)
+    for strides in (None, "2"):
+        mentions = ("strides must be real numbers or an array", f"got {strides!r}")
+        group.add(f"{strides!r}", IMAGES, WEIGHT, strides, error=TypeError, mentions=mentions)
+    yield from group.calls

@@ -10,7 +10,15 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-Operation: TypeAlias = Literal["diff_stride", "spectral_resize", "spectral_pool", "complexity"]
+Operation: TypeAlias = Literal[
+    "diff_stride", "conv_diff_stride", "spectral_resize", "spectral_pool", "complexity"
+]
+
+METHODS: dict[str, tuple[str, ...]] = {
+    "diff_stride": ("matmul", "fft"),
+    "conv_diff_stride": ("fused", "separate"),
+}
+"""The ways to evaluate an operation, which cases ask for; by ``"auto"`` they ask for none."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,10 @@ class Case:
     options : dict
         Keyword arguments, the same for the adapters and the oracle but for ``method``, which the
         oracle does not know.
+    weight_shape : tuple of int
+        Of the weight of ``"conv_diff_stride"``.
+    has_bias : bool
+        Whether that has a bias.
     """
 
     name: str
@@ -37,6 +49,21 @@ class Case:
     shape: tuple[int, ...] = ()
     strides: tuple[Any, ...] = ()
     options: dict[str, Any] = field(default_factory=dict, hash=False)
+    weight_shape: tuple[int, ...] = ()
+    has_bias: bool = False
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The axes that are resized."""
+        if not self.weight_shape:
+            return tuple(self.options.get("axes", (-2, -1)))
+        rank, end = len(self.weight_shape) - 2, -int(self.options.get("channels_last", False))
+        return tuple(range(end - rank, end))
+
+    @property
+    def method(self) -> str:
+        """How the operation is to be evaluated, ``"auto"`` where the case does not say."""
+        return str(self.options.get("method", "auto"))
 
     def random(self) -> np.random.Generator:
         """Return the generator of the case's random arrays: the same in every process."""
@@ -61,6 +88,8 @@ def all_cases() -> tuple[Case, ...]:
         *_resizes(),
         *_pools(),
         *_complexities(),
+        *_kernels(),
+        *_convolutions(),
     ]
     names = [case.name for case in cases]
     assert len(set(names)) == len(names)
@@ -205,3 +234,105 @@ def _complexities() -> Iterator[Case]:
         )
     ):
         yield Case(f"complexity-{i}", "complexity", strides=layers)
+
+
+def _conv_diff_stride(
+    kind: str,
+    shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    strides: tuple[float, ...],
+    *,
+    has_bias: bool = False,
+    **options: Any,
+) -> Case:
+    described = [f"{key}={value}" for key, value in options.items()]
+    sizes = ["x".join(map(str, sizes)) for sizes in (shape, weight_shape)]
+    text = "-".join([kind, *sizes, ",".join(map(str, strides)), *["bias"] * has_bias, *described])
+    return Case(
+        text.replace(" ", ""), "conv_diff_stride", shape, strides, options, weight_shape, has_bias
+    )
+
+
+def _kernels() -> Iterator[Case]:
+    """Kernels of every form before a resize, with either border and by either method; long sums."""
+    for kernel in (
+        (1,), (3,), (5,), (7,),
+        (1, 1), (3, 3), (5, 5), (3, 1), (1, 5),
+        (3, 3, 3), (1, 3, 5), (3, 1, 1),
+    ):  # fmt: skip
+        for padding_mode, method in itertools.product(("zeros", "circular"), ("fused", "separate")):
+            yield _conv_diff_stride(
+                "kernel",
+                (2, 3, *(13, 16, 9)[: len(kernel)]),
+                (4, 3, *kernel),
+                (1.7, 2.4, 1.2)[: len(kernel)],
+                convention="relative",
+                padding_mode=padding_mode,
+                method=method,
+            )
+    for shape, kernel in (((2, 8, 65, 48), (3, 3)), ((3, 8, 700), (5,))):
+        for strides, method in itertools.product(((2.0,), (5.5,)), ("fused", "separate")):
+            yield _conv_diff_stride(
+                "kernel", shape, (6, 8, *kernel), strides, has_bias=True, method=method
+            )
+
+
+def _convolutions() -> Iterator[Case]:
+    """Convolutions before a resize of one, two or three axes, with options as in `_combinations`.
+
+    Some kernels reach beyond maps as small as these.
+    """
+    rng = np.random.default_rng(20150611)
+
+    def pick(values: Any) -> Any:
+        return values[rng.integers(len(values))]
+
+    for number in range(150):
+        rank = (3, 1, 2, 2)[number % 4]
+        most = {1: 26, 2: 20, 3: 12}[rank]
+        sizes = tuple(int(pick(SIZES[:most])) for _ in range(rank))
+        batch = pick(((0,), (3, 0)) if number % 15 == 7 else ((), (2,), (5,), (2, 3), (1, 2, 1)))
+        # Some depthwise, where every channel is a group.
+        groups, inputs, outputs = pick(
+            ((1, 3, 4), (1, 1, 2), (1, 6, 1), (2, 2, 3), (2, 1, 2), (3, 1, 1), (3, 2, 1), (4, 1, 3))
+        )
+        kernel = tuple(pick((1, 3, 3, 5)) for _ in range(rank))
+        conventions = ("paper", "relative", "tensorflow") if rank == 2 else ("paper", "relative")
+        convention = pick(conventions if sizes[-1] > 1 else conventions[:2])
+        options: dict[str, Any] = {
+            "convention": convention,
+            "method": pick(("fused", "fused", "separate", "auto")),
+            "norm": pick((None, "forward", "ortho", "backward")),
+        }
+        if groups > 1:
+            options["groups"] = groups
+        if number % 3 == 0:
+            options["dilation"] = pick((2, 3, {1: (5,), 2: (1, 3), 3: (2, 1, 2)}[rank]))
+        reaches = np.multiply(np.array(kernel) // 2, options.get("dilation", 1))
+        if number % 5 < 2 and np.all(reaches <= sizes):
+            options["padding_mode"] = "circular"
+        if number % 7 < 3:
+            options["channels_last"] = True
+        if number % 6 == 1:
+            options["smoothness"] = {"paper": 1.5, "relative": 0.6, "tensorflow": 2.0}[convention]
+        if number % 8 == 2:
+            options["limits"] = pick((None, (1.5, None), (1.2, 2.5)))
+        if number % 10 == 3:
+            options["cropping"] = False
+        elif number % 5 == 4 and convention != "tensorflow":
+            options["sizes"] = tuple(int(rng.integers(1, size + 4)) for size in sizes)
+        strides = tuple(
+            float(pick((*STRIDES, round(float(rng.uniform(1, 5)), 3))))
+            for _ in range(1 if rng.random() < 0.25 else rank)
+        )
+        shape = (groups * inputs, *sizes)
+        if "channels_last" in options:
+            shape = (*sizes, groups * inputs)
+        yield _conv_diff_stride(
+            f"conv{number}",
+            (*batch, *shape),
+            (groups * outputs, inputs, *kernel),
+            strides,
+            has_bias=bool(rng.random() < 0.5),
+            **options,
+        )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffstride_conformance import frameworks, selection
+from diffstride_conformance.cases import METHODS
 from diffstride_conformance.environment import facts
 from diffstride_conformance.implementation import (
     DTYPES,
@@ -114,9 +115,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--method",
         nargs="+",
-        choices=("matmul", "fft"),
+        choices=[method for methods in METHODS.values() for method in methods],
         metavar="METHOD",
-        help="leave out the cases that ask for an engine other than these, of matmul and fft",
+        help="leave out the cases that ask for another than these, of matmul and fft (resizes) or "
+        "of fused and separate (a convolution before one)",
     )
     parser.add_argument(
         "--all",

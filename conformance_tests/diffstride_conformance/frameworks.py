@@ -36,6 +36,8 @@ class FrameworkImplementation:
         self.plain_autodiff = framework.plain_autodiff
         functions = framework.with_pullback
         self.diff_stride = functions.diff_stride
+        self.conv_diff_stride = functions.conv_diff_stride
+        self.conv_methods = functions.conv_methods
         self.spectral_resize = functions.spectral_resize
         self.spectral_pool = functions.spectral_pool
         self.complexity = functions.complexity

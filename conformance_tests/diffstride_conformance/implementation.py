@@ -18,6 +18,7 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 OPERATIONS = (
     "diff_stride",
+    "conv_diff_stride",
     "spectral_resize",
     "spectral_pool",
     "complexity",
@@ -31,13 +32,15 @@ class Implementation(Protocol):
     """An implementation of the operators, on the arrays of whatever framework it has.
 
     Beside the members below it has the functions of the adapters, under the same names and with
-    the same arguments: ``diff_stride``, ``spectral_resize``, ``spectral_pool`` and ``complexity``,
-    each returning a pair of the value and its pullback, which maps a cotangent to a tuple of
-    gradients (of x, then of the strides; of each layer's strides for ``complexity``);
+    the same arguments: ``diff_stride``, ``conv_diff_stride``, ``spectral_resize``,
+    ``spectral_pool`` and ``complexity``, each returning a pair of the value and its pullback, which
+    maps a cotangent to a tuple of gradients (of x, then of the strides; of x, weight, strides and,
+    if there is one, bias for ``conv_diff_stride``; of each layer's strides for ``complexity``);
     ``output_sizes`` and ``authors_strides``, which return tuples of numbers. What each computes is
     said in `diffstride_backends.functional.Functional` and, as plain sums, in
     `diffstride_conformance.oracle`. A function that is missing, or None, is reported as not
-    offered.
+    offered; so are the methods ``"fused"`` and ``"separate"`` of ``conv_diff_stride`` that are not
+    in ``conv_methods``, where there is such an attribute.
 
     Attributes
     ----------
@@ -78,9 +81,12 @@ class ImplementationError(ValueError):
     """An implementation cannot be used; the message says which and why."""
 
 
-def offers(implementation: Implementation, operation: str) -> bool:
-    """Return whether an implementation has one of the `OPERATIONS`."""
-    return getattr(implementation, operation, None) is not None
+def offers(implementation: Implementation, operation: str, method: str = "auto") -> bool:
+    """Return whether an implementation has one of the `OPERATIONS`, and that by a method."""
+    if getattr(implementation, operation, None) is None:
+        return False
+    methods = getattr(implementation, "conv_methods", None)
+    return operation != "conv_diff_stride" or methods is None or method in ("auto", *methods)
 
 
 def load(location: str) -> Implementation:

@@ -10,7 +10,8 @@ DiffStride computes. It follows the equations one by one and never uses an FFT:
 5. multiply the input by the matrices, and the cotangent by their transposes
    (:func:`diff_stride`).
 
-A convolution before it is a sum over its taps, at full resolution (:func:`conv_diff_stride`).
+A convolution before it is a sum over its taps, at full resolution
+(:func:`conv_diff_stride`).
 
 The names are those of the paper: ``N`` is an axis's input size, ``M`` its output size, ``S`` the
 stride, ``R`` the smoothness, ``k`` a frequency and ``mu(k)`` its weight in the mask.

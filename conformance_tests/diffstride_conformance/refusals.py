@@ -52,7 +52,7 @@ def refusal(implementation: Implementation, call: BadCall) -> str:
         raise Mismatch(f"the message {message!r} does not mention {missing}")
     if after != before:
         raise Mismatch("the call changed its arguments")
-    return re.sub(r"x must be a [\w.]+,", "x must be a ARRAY,", message)
+    return re.sub(r"(x|weight|bias) must be a [\w.]+,", r"\1 must be a ARRAY,", message)
 
 
 def _neutral(message: str) -> str:

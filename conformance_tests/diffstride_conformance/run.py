@@ -124,6 +124,9 @@ def _called(implementation: Any, case: Case, arrays: list[Any]) -> Any:
         return implementation.complexity(arrays)
     if case.operation == "spectral_pool":
         return implementation.spectral_pool(*arrays, case.strides, **case.options)
+    if case.has_bias:
+        *arrays, bias = arrays
+        return implementation.conv_diff_stride(*arrays, bias=bias, **case.options)
     return getattr(implementation, case.operation)(*arrays, **case.options)
 
 

@@ -9,7 +9,7 @@ from itertools import combinations
 from os.path import commonprefix
 
 from diffstride_conformance.bad_input import BadCall, all_bad_calls
-from diffstride_conformance.cases import Case, all_cases
+from diffstride_conformance.cases import METHODS, Case, all_cases
 from diffstride_conformance.golden import GoldenCase, GoldenTrajectory
 from diffstride_conformance.reproduction import recorded_cases, recorded_trajectories
 
@@ -84,10 +84,16 @@ def only(names: Iterable[str]) -> Selection:
 
 
 def with_methods(selection: Selection, methods: Sequence[str]) -> Selection:
-    """Return a selection without the cases that ask for another method than these."""
-    others = {
-        case.name for case in all_cases() if case.options.get("method", methods[0]) not in methods
+    """Return a selection without the cases that ask for another method than these.
+
+    Of an operation that has none of these all cases stay.
+    """
+    left_out = {
+        operation: {*of_operation} - {*methods}
+        for operation, of_operation in METHODS.items()
+        if not {*of_operation}.isdisjoint(methods)
     }
+    others = {case.name for case in all_cases() if case.method in left_out.get(case.operation, ())}
     return _filtered(selection, lambda name: name not in others)
 
 
@@ -126,8 +132,7 @@ def _features(case: Case) -> set[frozenset[str]]:
     options = case.options
     if case.operation == "complexity":
         return {frozenset({case.name})}
-    axes = options.get("axes", (-2, -1))
-    sizes = [case.shape[axis] for axis in axes]
+    sizes = [case.shape[axis] for axis in case.axes]
     # Where there is next to nothing to compute, an option decides next to nothing.
     if 0 in case.shape:
         return {frozenset({f"{case.operation} without entries"})}
@@ -139,11 +144,26 @@ def _features(case: Case) -> set[frozenset[str]]:
         "limits": options.get("limits", (None, None)),
         "cropping": options.get("cropping", True),
         "sizes": "sizes" in options,
-        "shared": len(case.strides) == 1 < len(axes),
-        "axes": len(axes),
+        "shared": len(case.strides) == 1 < len(case.axes),
+        "axes": len(case.axes),
         "parities": {size % 2 for size in sizes},
-        "order": tuple(axes) == tuple(sorted(axes)),
+        "order": case.axes == tuple(sorted(case.axes)),
     }
+    if case.operation == "conv_diff_stride":
+        outputs, inputs, *kernel = case.weight_shape
+        groups = options.get("groups", 1)
+        main |= {
+            "axes": others.pop("axes"),
+            "border": options.get("padding_mode", "zeros"),
+            "channels last": options.get("channels_last", False),
+        }
+        others |= {
+            "kernel": {*kernel},
+            "dilation": options.get("dilation", 1),
+            "groups": (groups, inputs == 1, outputs > groups),
+            "bias": case.has_bias,
+            "batch axes": len(case.shape) - len(case.weight_shape) + 1,
+        }
     if case.operation == "spectral_resize":
         others["targets"] = {
             (target % 2, (target > size) - (target < size))

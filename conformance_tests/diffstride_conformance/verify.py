@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from diffstride_conformance.comparison import Mismatch
 from diffstride_conformance.implementation import OPERATIONS, Implementation, offers
-from diffstride_conformance.problems import Problem, pose
+from diffstride_conformance.problems import Problem, is_posed, pose
 from diffstride_conformance.refusals import possible_calls, refusal
 from diffstride_conformance.reproduction import (
     TRAJECTORY_DTYPE,
@@ -150,6 +150,12 @@ def not_offered(
     """Return what of a run an implementation has no part in."""
     there = implementation.dtypes(implementation.devices()[0])
     lacking = [name for name in OPERATIONS if not offers(implementation, name)]
+    asked = {(case.operation, case.method): None for case in selection.cases}
+    lacking += [
+        f"{operation} by method {method!r}"
+        for operation, method in asked
+        if operation not in lacking and not offers(implementation, operation, method)
+    ]
     lacking += [f"inputs of {dtype}" for dtype in dtypes if dtype not in there]
     if selection.autodiff and implementation.plain_autodiff is None:
         lacking.append("automatic differentiation")
@@ -164,9 +170,10 @@ def count_steps(
     implementations: Sequence[Implementation], selection: Selection, dtypes: Sequence[str]
 ) -> int:
     """Return how many steps `verify` reports."""
-    in_each = len(selection.cases) + len(selection.recorded)
+    cases = sum(is_posed(case, dtype) for case in selection.cases for dtype in dtypes)
+    recorded = len(selection.recorded) * len(dtypes)
     trajectories = len(selection.trajectories) if TRAJECTORY_DTYPE in dtypes else 0
-    return len(implementations) * (in_each * len(dtypes) + trajectories + 1)
+    return len(implementations) * (cases + recorded + trajectories + 1)
 
 
 def verify(
@@ -200,10 +207,13 @@ def verify(
     for dtype in dtypes:
         able = [each for each in implementations if dtype in dtypes_on[each.name][0][1]]
         for case in selection.cases:
+            if not is_posed(case, dtype):
+                continue
             problem, solutions = pose(case, dtype), []
             for implementation in implementations:
                 step(f"{implementation.name}: {case.name}")
-                if implementation not in able or not offers(implementation, case.operation):
+                offered = offers(implementation, case.operation, case.method)
+                if implementation not in able or not offered:
                     continue
                 others = [on for on, have in dtypes_on[implementation.name][1:] if dtype in have]
                 solution, outcomes = _compare(implementation, problem, selection, others)

@@ -10,6 +10,9 @@ from diffstride_conformance.implementation import load
 EAGER = ("numpy", "torch", "array-api-strict")
 """Those that take no time to compile a case."""
 
+CONVOLVING = ("torch", "jax")
+"""Those with a convolution of their own, which alone offer the method "separate"."""
+
 
 def skip(name, reason):
     """Skip a test for want of a backend, or fail it where the environment requires the backend."""

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 from diffstride_backends import registry
-from diffstride_conformance.bad_input import X, all_bad_calls
+from diffstride_conformance.bad_input import BIAS, IMAGES, WEIGHT, X, all_bad_calls
 from diffstride_conformance.refusals import possible_calls, refusal
 from subjects import EAGER, subject
 
@@ -36,7 +36,9 @@ def test_few_calls_are_impossible():
 def test_the_calls_are_good_but_for_what_is_wrong_with_them(name):
     framework = registry.get(name)
     functional, backend = framework.functional, framework.backend
-    x = backend.from_host(X.values, X.dtype)
+    x, images, weight, bias = (
+        backend.from_host(array.values, array.dtype) for array in (X, IMAGES, WEIGHT, BIAS)
+    )
     good = [2, 2.0, [2.0, 2.0], np.full(2, 2.0), np.array(2.0), np.float32(2)]
     good += [backend.from_host(np.full(2, 2.0), dtype) for dtype in ("float32", "float64")]
     with warnings.catch_warnings():
@@ -44,7 +46,9 @@ def test_the_calls_are_good_but_for_what_is_wrong_with_them(name):
         for strides in good:
             for convention in ("paper", "relative", "tensorflow"):
                 for options in ({}, {"sizes": (6, 6)}, {"limits": (1, 3.0)}, {"cropping": False}):
-                    functional.diff_stride(x, strides, convention=convention, **options)
+                    options = {**options, "convention": convention}
+                    functional.diff_stride(x, strides, **options)
+                    functional.conv_diff_stride(images, weight, strides, bias=bias, **options)
                 functional.spectral_pool(x, strides, convention=convention)
             assert len(functional.output_sizes(x.shape, strides)) == 2
             assert len(functional.authors_strides(x.shape, strides)) in (1, 2)
@@ -56,6 +60,7 @@ def test_the_calls_are_good_but_for_what_is_wrong_with_them(name):
 def test_every_function_has_calls_to_refuse():
     assert {call.operation for call in CALLS} == {
         "diff_stride",
+        "conv_diff_stride",
         "output_sizes",
         "spectral_resize",
         "spectral_pool",

@@ -1,11 +1,14 @@
 """Every backend computes what the oracle computes."""
 
+from dataclasses import replace
+
 import pytest
 from diffstride_conformance.cases import all_cases
-from diffstride_conformance.problems import pose
+from diffstride_conformance.implementation import offers
+from diffstride_conformance.problems import is_posed, pose
 from diffstride_conformance.run import agree, judge, run_case, solve
 from diffstride_conformance.selection import representative_cases
-from subjects import EAGER, subject
+from subjects import CONVOLVING, EAGER, subject
 
 # A compilation a case: all of them are slow tests.
 SELECTED = representative_cases()
@@ -16,9 +19,19 @@ def over_cases(cases):
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
 
 
+def is_offered(name, case):
+    return name in CONVOLVING or case.method != "separate"
+
+
+def over_cases_offered(names, cases):
+    pairs = [(name, case) for case in cases for name in names if is_offered(name, case)]
+    return pytest.mark.parametrize(
+        ("name", "case"), pairs, ids=lambda value: getattr(value, "name", value)
+    )
+
+
 @over_dtypes
-@pytest.mark.parametrize("name", EAGER)
-@over_cases(all_cases())
+@over_cases_offered(EAGER, all_cases())
 def test_case(case, name, dtype):
     assert run_case(subject(name), case, dtype)
 
@@ -37,13 +50,37 @@ def test_every_case_on_jax(case, dtype):
 
 
 @over_dtypes
-@over_cases(SELECTED)
-def test_case_on_dask(case, dtype):
-    assert run_case(subject("dask"), case, dtype)
+@over_cases_offered(["dask"], SELECTED)
+def test_case_on_dask(name, case, dtype):
+    assert run_case(subject(name), case, dtype)
 
 
-@over_cases(SELECTED[::2])
-@pytest.mark.parametrize("name", ["torch", "jax", "array-api-strict"])
+SEPARATE = [case for case in SELECTED if case.method == "separate"]
+
+
+@over_cases(SEPARATE[:1])
+@pytest.mark.parametrize("name", [*EAGER, "jax", "dask"])
+def test_separate_is_offered_where_there_is_a_convolution(name, case):
+    implementation = subject(name)
+    assert offers(implementation, case.operation, case.method) == is_offered(name, case)
+    if not is_offered(name, case):
+        with pytest.raises(ValueError, match="method must be 'fused' or 'auto' for a framework"):
+            run_case(implementation, case, "float64")
+
+
+@over_cases(SEPARATE)
+def test_half_precision_is_owed_by_the_fused_convolution_alone(case):
+    for dtype in ("bfloat16", "float16"):
+        for method in ("separate", "auto"):
+            other = replace(case, options={**case.options, "method": method})
+            assert not is_posed(other, dtype)
+            with pytest.raises(ValueError, match=f"is no problem in {dtype}"):
+                run_case(subject("torch"), other, dtype)
+        assert is_posed(replace(case, options={**case.options, "method": "fused"}), dtype)
+    assert is_posed(case, "float32")
+
+
+@over_cases_offered(["torch", "jax", "array-api-strict"], SELECTED[::2])
 def test_case_on_another_device(name, case):
     implementation = subject(name)
     devices = implementation.devices()
@@ -55,8 +92,10 @@ def test_case_on_another_device(name, case):
 
 @over_cases(SELECTED)
 def test_backends_agree_with_each_other(case):
+    names = EAGER if is_offered("numpy", case) else CONVOLVING
     problem = pose(case, "float64")
-    solutions = [solve(subject(name), problem) for name in EAGER]
+    solutions = [solve(subject(name), problem) for name in names]
+    assert len(solutions) > 1
     for i, first in enumerate(solutions):
         for second in solutions[i + 1 :]:
             outcomes = agree(problem, first, second)

@@ -26,12 +26,29 @@ class Compiled(FrameworkImplementation):
         super().__init__(registry.get(name))
         functions = registry.get(name).functional
 
+        def sized(x, strides, axes, options):
+            if not options.get("cropping", True) or "sizes" in options:
+                return options
+            named = ("smoothness", "limits", "convention")
+            known = {key: options[key] for key in named if key in options}
+            return {
+                **options,
+                "sizes": functions.output_sizes(x.shape, strides, axes=axes, **known),
+            }
+
         def diff_stride(x, strides, **options):
-            if options.get("cropping", True) and "sizes" not in options:
-                named = ("axes", "smoothness", "limits", "convention")
-                known = {key: options[key] for key in named if key in options}
-                options["sizes"] = functions.output_sizes(x.shape, strides, **known)
+            options = sized(x, strides, options.get("axes", (-2, -1)), options)
             return self.evaluate(lambda *a: functions.diff_stride(*a, **options), x, strides)
+
+        def conv_diff_stride(x, weight, strides, bias=None, **options):
+            rank, end = weight.ndim - 2, -int(options.get("channels_last", False))
+            options = sized(x, strides, range(end - rank, end), options)
+
+            def function(x, weight, strides, bias=None):
+                return functions.conv_diff_stride(x, weight, strides, bias=bias, **options)
+
+            arrays = (x, weight, strides, bias)[: 3 if bias is None else 4]
+            return self.evaluate(function, *arrays)
 
         def spectral_resize(x, **options):
             return self.evaluate(lambda a: functions.spectral_resize(a, **options), x)
@@ -42,7 +59,8 @@ class Compiled(FrameworkImplementation):
         def complexity(layers):
             return self.evaluate(lambda *a: functions.complexity(a), *layers)
 
-        self.diff_stride, self.spectral_resize = diff_stride, spectral_resize
+        self.diff_stride, self.conv_diff_stride = diff_stride, conv_diff_stride
+        self.spectral_resize = spectral_resize
         self.spectral_pool, self.complexity = spectral_pool, complexity
 
 
@@ -83,6 +101,7 @@ def test_case_under_torch_compile(case):
 def test_every_operation_is_among_them():
     assert {case.operation for case in FRESH} == {
         "diff_stride",
+        "conv_diff_stride",
         "spectral_resize",
         "spectral_pool",
         "complexity",

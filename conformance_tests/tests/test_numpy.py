@@ -10,6 +10,7 @@ import pytest
 from diffstride_backends import registry
 from diffstride_conformance import oracle
 from diffstride_conformance.cases import all_cases
+from diffstride_conformance.problems import is_posed
 from diffstride_conformance.run import run_case
 from diffstride_numpy import modules
 
@@ -222,7 +223,10 @@ def test_pullback_checks_its_cotangent(function, arguments):
 # --- Arrays of any dtype and layout ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", all_cases()[::5], ids=lambda case: case.name)
+HALF_CASES = [case for case in all_cases() if is_posed(case, "float16")]
+
+
+@pytest.mark.parametrize("case", HALF_CASES[::5], ids=lambda case: case.name)
 def test_half_precision(case):
     assert run_case(registry.get("numpy"), case, "float16")
 

@@ -10,6 +10,7 @@ from diffstride_backends import registry, torch_backend
 from diffstride_backends.torch_backend import _tables
 from diffstride_conformance import oracle
 from diffstride_conformance.cases import all_cases
+from diffstride_conformance.problems import is_posed
 from diffstride_conformance.run import run_case
 from diffstride_torch import (
     complexity,
@@ -455,7 +456,9 @@ def test_plain_autodiff_ends_with_its_block():
 
 # --- Half precision and autocast ----------------------------------------------------------------
 
-HALF_CASES = [case for case in all_cases() if math.prod(case.shape) < 20000]
+HALF_CASES = [
+    case for case in all_cases() if math.prod(case.shape) < 20000 and is_posed(case, "bfloat16")
+]
 HALF_CASES = HALF_CASES[:: len(HALF_CASES) // 40]
 
 

@@ -19,7 +19,18 @@ from subjects import subject
 
 MODULE = "third_party_layer"
 CASE = "size-2x48-2.0-axes=(-1,)-convention=relative-method=matmul"
-CASES = (CASE, "resize-16-9-forward", "pool-paper-(2,12,15)-(3.0,2.4)", "complexity-2")
+CONV_CASE = next(
+    case.name
+    for case in all_cases()
+    if case.operation == "conv_diff_stride" and case.has_bias and case.method == "fused"
+)
+CASES = (
+    CASE,
+    "resize-16-9-forward",
+    "pool-paper-(2,12,15)-(3.0,2.4)",
+    "complexity-2",
+    CONV_CASE,
+)
 CALL = "complexity-strides_per_layer-none-[]"
 
 
@@ -172,6 +183,22 @@ WRONG = {
     "pool": (wrong("spectral_pool", with_value(off)), CASES, {"spectral_pool output"}),
     "pool-dx": (wrong("spectral_pool", with_gradients(scaled(0))), CASES, {"spectral_pool dx"}),
     "complexity": (wrong("complexity", with_value(off)), CASES, {"complexity"}),
+    "conv": (
+        wrong("conv_diff_stride", with_value(off)), CASES, {"conv_diff_stride output"}
+    ),
+    **{
+        f"conv-{name}": (
+            wrong("conv_diff_stride", with_gradients(scaled(position))),
+            CASES,
+            {f"conv_diff_stride {name}"},
+        )
+        for position, name in enumerate(("dx", "dweight", "dstrides", "dbias"))
+    },
+    "conv-without-dbias": (
+        wrong("conv_diff_stride", with_gradients(lambda all_four: all_four[:3])),
+        CASES,
+        {"conv_diff_stride dbias"},
+    ),
     "complexity-gradient": (
         wrong("complexity", with_gradients(scaled(3))), CASES, {"complexity gradient"}
     ),
@@ -300,6 +327,43 @@ def test_what_is_not_offered_is_no_pass(install, run):
     assert f"third party: not offered: {', '.join(lacking)}" in printed
     assert {each["dtype"] for each in data["comparisons"]} == {"float64"}
     assert {each["case"] for each in data["comparisons"]} == {*CASES} - {CASES[2]}
+
+
+SEPARATE = "kernel-2x3x13-4x3x3-1.7-convention=relative-padding_mode=zeros-method=separate"
+
+
+def test_a_method_that_is_not_offered_is_no_pass(run):
+    status, data, printed = run("--backends", "numpy", "torch", cases=(SEPARATE, CONV_CASE))
+    assert status == 0
+    lacking = "conv_diff_stride by method 'separate'"
+    assert lacking in data["not_offered"]["numpy"]
+    assert f"numpy: not offered: {lacking}" in printed
+    assert data["not_offered"]["torch"] == []
+    compared = {(each["subject"], each["case"]) for each in data["comparisons"]}
+    pair = {("numpy", CONV_CASE), ("torch", CONV_CASE), ("numpy / torch", CONV_CASE)}
+    assert compared == {*pair, ("torch", SEPARATE)}
+    status, data, _ = run("--backends", "numpy", cases=(SEPARATE,))
+    assert (status, data["comparisons"]) == (1, [])
+
+
+def test_methods_may_be_named_by_who_has_not_all(install, run):
+    location = install(wrong("conv_methods", lambda methods: ("separate",)))
+    status, data, _ = run("--backend", location, cases=(CASE, CONV_CASE))
+    assert status == 0
+    assert data["not_offered"]["third party"][0] == "conv_diff_stride by method 'fused'"
+    assert {each["case"] for each in data["comparisons"]} == {CASE}
+
+
+def test_what_is_not_owed_is_no_pass(run):
+    options = ("--backends", "torch", "--dtype", "bfloat16", "float32")
+    status, data, _ = run(*options, cases=(SEPARATE, CONV_CASE))
+    assert status == 0
+    compared = {(each["dtype"], each["case"]) for each in data["comparisons"]}
+    assert compared == {
+        ("bfloat16", CONV_CASE), ("float32", CONV_CASE), ("float32", SEPARATE)
+    }  # fmt: skip
+    status, data, _ = run("--backends", "torch", "--dtype", "float16", cases=(SEPARATE,))
+    assert (status, data["comparisons"]) == (1, [])
 
 
 def test_nothing_compared_is_no_pass(install, run):
@@ -446,7 +510,9 @@ def test_selection_is_enough_for_its_purposes():
     selected = representative()
     assert len(selected.autodiff) > 6
     assert len(selected.elsewhere) > 5
-    assert {case.operation for case in selected.autodiff} >= {"diff_stride", "complexity"}
+    attached = {"diff_stride", "conv_diff_stride", "complexity"}
+    assert {case.operation for case in selected.autodiff} >= attached
+    assert {case.method for case in selected.autodiff} >= {"fused", "separate"}
     assert selected.calls == everything().calls
     assert {case.layer for case in selected.recorded} == {"DiffStride", "FixedSpectralPooling"}
 
@@ -455,3 +521,11 @@ def test_method_leaves_out_the_other_engine(run):
     fft = CASE.replace("matmul", "fft")
     _, data, _ = run("--backends", "numpy", "--method", "fft", cases=(*CASES, fft))
     assert {each["case"] for each in data["comparisons"]} == {fft, *CASES[1:]}
+
+
+def test_method_leaves_out_the_other_evaluation_of_a_convolution(run):
+    cases = (CASE, CONV_CASE, SEPARATE)
+    _, data, _ = run("--backends", "torch", "--method", "separate", cases=cases)
+    assert {each["case"] for each in data["comparisons"]} == {CASE, SEPARATE}
+    _, data, _ = run("--backends", "torch", "--method", "fft", "fused", cases=cases)
+    assert {each["case"] for each in data["comparisons"]} == {CONV_CASE}

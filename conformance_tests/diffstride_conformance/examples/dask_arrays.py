@@ -41,9 +41,14 @@ class DaskBackend(eager.EagerBackend):
         return super().irfft(array.rechunk({axis: -1}), size, axis)
 
 
-# dask refuses to reshape some arrays without entries.
+# dask refuses to reshape some arrays without entries, and some whose chunks would be torn apart.
 def _reshape(array: Any, shape: tuple[int, ...]) -> Any:
-    return da.reshape(array, shape) if array.size else da.zeros(shape, dtype=array.dtype, chunks=-1)
+    if not array.size:
+        return da.zeros(shape, dtype=array.dtype, chunks=-1)
+    try:
+        return da.reshape(array, shape)
+    except NotImplementedError:
+        return da.reshape(array.rechunk(-1), shape)
 
 
 class Backend(FrameworkImplementation):
