@@ -1193,7 +1193,7 @@ def test_what_a_convolution_does_else_is_done(make_conv, reason):
 @pytest.mark.parametrize("kind", [SquaredConv, DoubledConv])
 @pytest.mark.parametrize("kernel_size", [1, 5])
 def test_a_subclass_of_a_module_convolves_as_it_says(kind, kernel_size):
-    module = kind(16, 16, kernel_size, stride=9.0, dtype=torch.float64)
+    module = kind(16, 16, kernel_size, 9.0, convention="relative", dtype=torch.float64)
     x = random(2, 16, 32, 28)
     assert_near(module(x), module.pool(module.convolve(x)))
 

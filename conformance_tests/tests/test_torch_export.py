@@ -11,6 +11,8 @@ from torch.export import Dim, export
 
 ANY_BATCH = ({0: Dim("batch")},)
 
+each_method = pytest.mark.parametrize("method", ["auto", "fused"])
+
 # Of the exporters' own.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -23,27 +25,32 @@ def images(batch):
     return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(batch))
 
 
-def network(convention="relative", *, frozen):
+def network(convention="relative", *, frozen, method="auto"):
     torch.manual_seed(0)
     model = preact_resnet18(convention=convention, channels=(4, 4, 8, 8, 8)).eval()
     with torch.no_grad():
-        for i, place in enumerate((model.stem, *model.blocks[2::2])):
+        for i, place in enumerate(model.places):
+            place.method = method
             place.pool.strides.copy_(torch.tensor([1.3 + 0.4 * i, 2.6 - 0.3 * i]))
         model(images(2))
     return model, freeze(model) if frozen else model
 
 
 @pytest.mark.parametrize("frozen", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_export(frozen):
-    model, shipped = network(frozen=frozen)
+@each_method
+def test_export(frozen, method):
+    model, shipped = network(frozen=frozen, method=method)
     program = export(shipped, (images(4),), dynamic_shapes=ANY_BATCH)
     with torch.no_grad():
         for batch in (1, 7):
             torch.testing.assert_close(
                 program.module()(images(batch)), model(images(batch)), rtol=1e-5, atol=1e-5
             )
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    # The convolutions of the stem and of the blocks with strides are among the layers' products.
+    convolutions = sum("conv2d" in name for name in called)
+    assert convolutions == 20 - 4 * (method == "fused")
     if frozen:
-        called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
         assert not [name for name in called if "fft" in name or "complex" in name]
         resizes = [m for m in shipped.modules() if isinstance(m, FixedResize)]
         assert len(resizes) == 4
@@ -51,8 +58,9 @@ def test_export(frozen):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("frozen", [True, False])
-def test_compile(frozen):
-    model, shipped = network(frozen=frozen)
+@each_method
+def test_compile(frozen, method):
+    model, shipped = network(frozen=frozen, method=method)
     compiled = torch.compile(shipped, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(images(4)), model(images(4)), rtol=1e-5, atol=1e-5)
@@ -60,8 +68,9 @@ def test_compile(frozen):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
-def test_onnx(convention, tmp_path):
-    model, frozen = network(convention, frozen=True)
+@each_method
+def test_onnx(convention, method, tmp_path):
+    model, frozen = network(convention, frozen=True, method=method)
     path = tmp_path / "model.onnx"
     torch.onnx.export(
         frozen, (images(4),), dynamo=True, dynamic_shapes=ANY_BATCH, verbose=False
