@@ -22,6 +22,7 @@ from diffstride_torch.models import (
     small_resnet,
 )
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 POOLINGS = ("conv", "spectral", "diffstride")
@@ -168,6 +169,81 @@ def test_a_pointwise_convolution_commutes_with_the_pooling(pooling, convention):
         results.append((y, *torch.autograd.grad(y, parameters, torch.cos(y.detach()))))
     for pooled_first, convolved_first in zip(*results, strict=True):
         torch.testing.assert_close(pooled_first, convolved_first, rtol=1e-12, atol=1e-11)
+
+
+class Convolutions(TorchDispatchMode):
+    """Notes the input's size and the kernel of every convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.aten.convolution:
+            self.found.append((tuple(args[0].shape[2:]), tuple(args[1].shape[2:])))
+        return func(*args, **(kwargs or {}))
+
+
+def convolutions_of(module, x):
+    with torch.no_grad(), Convolutions() as convolutions:
+        module(x)
+    return convolutions.found
+
+
+@pytest.mark.parametrize("name", [*BUILDERS, "small_resnet"])
+@pytest.mark.parametrize("pooling", ["spectral", "diffstride"])
+def test_every_method_gives_the_same_network(name, pooling):
+    options = {"pooling": pooling, "convention": "relative", "in_channels": 3}
+    torch.manual_seed(0)
+    if name == "small_resnet":
+        network = small_resnet(strides=(2.0, 1.5, 2.5), **options)
+    else:
+        strides = (1.3, None, 2.0, 1.5, 2.5) if name.endswith("18") else (1.3, 2.0, 1.5, 2.5)
+        network = thin(name, stem="small", strides=strides, **options)
+    shake(network)
+    network.double().eval()
+    x, results, counts = torch.randn(2, 3, 32, 28, dtype=torch.float64), [], []
+    for method in ("separate", "fused", "auto"):
+        for place in network.places:
+            place.method = method
+        y = network(x)
+        gradients = torch.autograd.grad(y.square().sum(), list(network.parameters()))
+        results.append((y, *gradients))
+        counts.append(len(convolutions_of(network, x)))
+    # Every place has one convolution whose output is resized at once.
+    assert counts[0] - counts[1] == len(network.places) > 2
+    for others in results[1:]:
+        for found, expected in zip(others, results[0], strict=True):
+            limit = 1e-11 * expected.abs().max().item()
+            torch.testing.assert_close(found, expected, rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("pooling", ["spectral", "diffstride"])
+@pytest.mark.parametrize(("stride", "is_fused"), [(1.2, False), (8.0, True)])
+def test_a_block_takes_the_cheaper_way(block, pooling, stride, is_fused):
+    module = block(32, 32, stride, pooling=pooling, convention="relative")
+    x = torch.randn(1, 32, 48, 40)
+    at_full_size = ((48, 40), (3, 3)) in convolutions_of(module, x)
+    assert at_full_size == (not is_fused)
+
+
+def test_the_stem_takes_the_cheaper_way():
+    x = torch.randn(1, 64, 48, 40)
+    for stride, is_fused in ((1.2, False), (8.0, True)):
+        stem = Stem(64, 64, stride, convention="relative")
+        assert bool(convolutions_of(stem, x)) == (not is_fused)
+        assert torch.equal(stem.weight, stem.state_dict()["weight"])
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_place_without_a_layer_to_learn_is_a_convolution(pooling):
+    for module in (Stem(3, 4, None, pooling=pooling), Stem(3, 4, 2.0, pooling="conv")):
+        module.method = "fused"  # Which nothing asks for.
+        y = module(torch.ones(1, 3, 8, 8))
+        stride = module.stride
+        expected = nn.functional.conv2d(torch.ones(1, 3, 8, 8), module.weight, None, stride, 1)
+        assert torch.equal(y, expected)
 
 
 @pytest.mark.parametrize("block", BLOCKS)

@@ -11,6 +11,7 @@ import torch
 from diffstride_torch import (
     DiffStride1d,
     DiffStride2d,
+    DiffStrideConv2d,
     SpectralPool2d,
     flops_penalty,
     project_strides,
@@ -255,6 +256,28 @@ def test_shares_from_the_real_counts():
     # The first convolution, with 4 kernels of 3 x 3, is the rest.
     total = first.share + second.share + first.share_at_output
     assert total == pytest.approx(1 - 36 * 32 * 32 / flops.multiply_adds(), rel=1e-12)
+
+
+@pytest.mark.parametrize("method", ["fused", "separate"])
+def test_shares_of_a_convolution_with_strides(method):
+    conv = DiffStrideConv2d(2, 5, 3, 4.0, convention="relative", method=method)
+    model, images = torch.nn.Sequential(conv), torch.zeros(1, 2, 32, 40)
+    model(images)
+    flops = flops_penalty(model, images)
+    (row,) = stride_summary(model, flops).rows
+    assert row.names == ("0.pool",)
+    height, width = (axis.output_size for axis in row.axes)
+    if method == "fused":
+        # Nine shifted resizes of two maps, and a pointwise convolution of what they make.
+        own = 2 * (3 * height * 32 * 40 + 9 * height * width * 40)
+        at_output = 5 * 18 * height * width
+        assert row.share_at_output == at_output / flops.multiply_adds()
+        assert flops.multiply_adds() == own + at_output
+    else:
+        # The convolution is the rest, at the size of the input.
+        own = flops.multiply_adds() - 5 * 18 * 32 * 40
+        assert row.share_at_output == 0
+    assert row.share == own / flops.multiply_adds()
 
 
 def test_table_of_the_page_is_what_its_code_prints(capsys):

@@ -708,7 +708,7 @@ class Given(nn.Module):
 
     def forward(self, x):
         for conv, pool in zip(self.convs, self.pools, strict=True):
-            x = pool(x, conv, method=self.method)
+            x = pool(conv=conv, method=self.method, x=x)
         return x
 
 

@@ -41,6 +41,13 @@ def small(strides=(1.7, (2.4, 1.6)), **options):
     return small_resnet(strides=strides, **options)
 
 
+def fused(**options):
+    model = small(**options)
+    for place in model.places:
+        place.method = "fused"
+    return model
+
+
 def deep(strides=(1.5, None, 1.7, (1.6, 1.3), 1.5)):
     return preact_resnet18(
         strides=strides, channels=(4, 4, 8, 8, 8), convention="relative", num_classes=CLASSES
@@ -54,7 +61,7 @@ def network(make, dtype=torch.float32, seed=0, **options):
 
 def batch(make, size=4, dtype=torch.float32, seed=1):
     """Return images and labels for a network."""
-    images = random(size, {small: 1, deep: 3}[make], 32, 28, dtype=dtype, seed=seed)
+    images = random(size, 3 if make is deep else 1, 32, 28, dtype=dtype, seed=seed)
     return images, torch.arange(size) % CLASSES
 
 
@@ -118,7 +125,7 @@ def train(model, make, steps, stride_lr=0.3):
     return model
 
 
-each_network = pytest.mark.parametrize("make", [small, deep])
+each_network = pytest.mark.parametrize("make", [small, fused, deep])
 
 
 # --- State and copies ---------------------------------------------------------------------------
