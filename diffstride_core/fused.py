@@ -207,14 +207,15 @@ class _Layout:
         shape: list[int] = [batch, *self.output_sizes]
         shape.insert(len(shape) if place == -1 else place, conv.out_channels)
         self.output_shape = tuple(shape)
-        # Of what is made of the whole batch, the largest array at a time.
+        # Of the whole batch, the largest array that is made at a time. Blocks have four times the
+        # usual size: each reads the weight anew, so that larger ones are worth leaving the cache.
         maps = batch * conv.in_channels
         made = [
             math.prod((maps, *self.output_sizes[:step], *sizes[step:]))
             for step in range(1, conv.rank)
         ]
         made.append(maps * conv.kernel[-1] * math.prod(self.output_sizes))
-        self.elements = max(made)
+        self.elements = max(made) // 4
 
     def flattened(self, array: Array) -> Array:
         """Return an array with a single batch axis, its axes in the order of memory."""
