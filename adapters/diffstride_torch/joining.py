@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NoReturn, TypeAlias
 
 import torch
@@ -13,7 +14,6 @@ from diffstride_core.arguments import normalized_axes, option
 from diffstride_core.convolution import (
     CONV_METHODS,
     PADDING_MODES,
-    Convolution,
     ConvPlan,
     check_fused,
     checked_convolution,
@@ -22,6 +22,7 @@ from diffstride_core.convolution import (
 from diffstride_core.plan import Plan
 
 AnyConv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
+_Shape: TypeAlias = tuple[int, ...]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -135,11 +136,42 @@ def fused_plan(
         if method == "fused":
             refuse_fused(reason)
         return None
-    plan = ConvPlan(convolution_of(conv, shape), resize())
+    decide = _decide if torch.compiler.is_compiling() else _decided
+    return decide(
+        tuple(shape[-rank - 1 :]),  # whatever the batch
+        weight_shape(conv),
+        None if conv.bias is None else tuple(conv.bias.shape),
+        conv.dilation,
+        conv.groups,
+        conv.padding_mode,
+        resize(),
+        method,
+    )
+
+
+def _decide(
+    x: _Shape,
+    weight: _Shape,
+    bias: _Shape | None,
+    dilation: _Shape,
+    groups: int,
+    padding_mode: str,
+    resize: Plan,
+    method: str,
+) -> ConvPlan | None:
+    """Return the plan of the fused evaluation for arrays of these shapes, or None."""
+    conv = checked_convolution(
+        x, weight, dilation=dilation, groups=groups, padding_mode=padding_mode, bias_shape=bias
+    )
+    plan = ConvPlan(conv, resize)
     if method == "fused":
         check_fused(plan)
         return plan
     return plan if is_fused_cheaper(plan) else None
+
+
+# It takes as long as a small layer, and is the same in every step.
+_decided = lru_cache(maxsize=256)(_decide)
 
 
 def refuse_fused(reason: str) -> NoReturn:
@@ -183,19 +215,7 @@ def _convolved(conv: AnyConv, x: torch.Tensor) -> torch.Tensor:
     return conv.convolve(x) if isinstance(conv, PooledConvolution) else conv(x)
 
 
-def convolution_of(conv: AnyConv, shape: Sequence[int]) -> Convolution:
-    """Return a module's convolution, with which an input of the given shape must fit."""
-    return checked_convolution(
-        shape,
-        weight_shape(conv),
-        dilation=conv.dilation,
-        groups=conv.groups,
-        padding_mode=conv.padding_mode,
-        bias_shape=None if conv.bias is None else conv.bias.shape,
-    )
-
-
-def weight_shape(conv: AnyConv) -> tuple[int, ...]:
+def weight_shape(conv: AnyConv) -> _Shape:
     """Return the shape of a module's weight, which is not computed where it is parametrised."""
     weight = conv._parameters.get("weight")
     if weight is not None:

@@ -265,7 +265,8 @@ class Trace:
                     f"model {type(model).__name__} cannot run on example_input of shape "
                     f"{tuple(arguments[0].shape)}: {error}"
                 ) from error
-        self._modules = dict(traced.named_modules())
+        # Of several names too: a convolution brings its layer along, which others may call first.
+        self._modules = dict(traced.named_modules(remove_duplicate=False))
         self._shapes = recorder.shapes
         self._batch = arguments[0].shape[0]
         self._at: dict[fx.Node, Step | None] = {}

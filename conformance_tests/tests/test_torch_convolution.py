@@ -471,7 +471,9 @@ def test_large_batches_are_taken_in_blocks(name, kind, dtype, monkeypatch):
     for elements in (1, 3 * x[0].numel(), 10 * x[0].numel()):
         monkeypatch.setattr(torch_backend.host, "BLOCK_ELEMENTS", elements)
         for part, expected in zip(run(), whole, strict=True):
-            assert_near(part, expected, 8 * torch.finfo(part.dtype).eps)
+            # Sums in another order, which bfloat16 rounds.
+            limits = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 2**-7}
+            assert_near(part, expected, limits[dtype])
 
 
 def convolves(f):

@@ -887,6 +887,24 @@ def test_a_module_alone_is_counted(model):
     assert penalty.initial == independent_multiply_adds(model, images())
 
 
+@each_method
+def test_convolutions_that_share_a_layer_in_any_order(method):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (DiffStrideConv2d(3, 4, 3, method=method) for _ in range(2))
+            self.b.pool = self.a.pool
+
+        def forward(self, x):
+            return self.b(x) + self.a(x)
+
+    model, x = Net(), images()
+    penalty = flops_penalty(model, x)
+    assert penalty.layers == [model.a.pool]
+    assert penalty.initial == independent_multiply_adds(model, x)
+    torch.testing.assert_close(freeze(model, x)(x), model(x), rtol=1e-5, atol=1e-5)
+
+
 def smooth_convolutions(strides, fused):
     """Cost of convolutions of 3 x 3 and the paper's layers behind them, from M = N/S + 8."""
     height, width = 1e3, 1e3
