@@ -31,17 +31,23 @@ TESTS_FOLDER = "conformance_tests/tests"
 CORE = "test_core.py"
 GOLDEN = "test_golden.py"
 TORCH = "test_torch_functional.py"
+TORCH_CONVOLUTION = "test_torch_convolution.py"
 MODULES = "test_torch_modules.py"
 NUMPY = "test_numpy.py"
 PROPERTIES = "test_properties.py"
 DETAILS = "test_details.py"
 CONFORMANCE = "test_conformance.py"
 JAX = "test_jax.py"
-TESTS = (CORE, GOLDEN, TORCH, MODULES, NUMPY, PROPERTIES, DETAILS, CONFORMANCE, JAX)
+TESTS = (
+    CORE, GOLDEN, TORCH, TORCH_CONVOLUTION, MODULES, NUMPY, PROPERTIES, DETAILS, CONFORMANCE, JAX,
+)  # fmt: skip
 
 BASES = "diffstride_core/bases.py"
+BLOCKS = "diffstride_core/blocks.py"
 COMPLEXITY = "diffstride_core/complexity.py"
 CONVENTIONS = "diffstride_core/conventions.py"
+CONVOLUTION = "diffstride_core/convolution.py"
+FUSED = "diffstride_core/fused.py"
 PLAN = "diffstride_core/plan.py"
 PLAN_CACHE = "diffstride_core/plan_cache.py"
 PLANNING = "diffstride_core/planning.py"
@@ -498,9 +504,9 @@ _TABLE = (
          "math.ceil(max(widest, 1.0)) + 1", "1",
          "as many bins are taken as the ramp can be wide"),
     )),
-    ("blocks", RESAMPLE, CORE, (
+    ("blocks", BLOCKS, TORCH, (
         ("blocks-that-do-not-add-up",
-         "total = summand if total is None else total + summand", "total = summand",
+         "tuple(map(operator.iadd, sums, summands)) if sums else summands", "summands",
          "a stride's gradient is the sum over all parts of a batch"),
         ("blocks-written-to-the-first",
          "result[block] = part", "result[:step] = part",
@@ -515,6 +521,60 @@ _TABLE = (
         ("kept-for-any-dtype",
          "np.empty(0, dtype=dtype)", "np.empty(0)",
          "operators have the dtype of what they are applied to"),
+    )),
+    ("convolution", CONVOLUTION, TORCH_CONVOLUTION, (
+        ("taps-from-their-own-middle",
+         "dilation * (tap - size // 2)", "dilation * tap - size // 2",
+         "the middle tap reads at the output's place, whatever the dilation"),
+    )),
+    ("convolution", FUSED, TORCH_CONVOLUTION, (
+        ("taps-shifted-the-other-way",
+         "[gap, matrix[:, :kept]] if offset > 0 else", "[gap, matrix[:, :kept]] if offset < 0 else",
+         "a convolution is a correlation"),
+        ("taps-turned-the-other-way",
+         "(size - offset) % size", "offset % size",
+         "a circular convolution is a correlation too"),
+        ("zeros-in-place-of-the-other-end",
+         "if conv.circular:", "if False:",
+         "a circular map goes on with its other end"),
+        ("other-end-in-place-of-zeros",
+         "if conv.circular:", "if True:",
+         "beyond the border are zeros"),
+        ("taps-of-leading-axes-exchanged",
+         "(*leading, 0, last, 2, 1)", "(*reversed(leading), 0, last, 2, 1)",
+         "a tap's kernel meets its own shift along every axis"),
+        ("taps-of-the-last-axis-reversed",
+         "xp.stack(made, axis=1)", "xp.stack(made[::-1], axis=1)",
+         "a tap's kernel meets its own shift along the last axis"),
+        ("groups-exchanged",
+         "xp.reshape(wide, split)", "xp.flip(xp.reshape(wide, split), axis=0)",
+         "each group has its own kernel"),
+        ("gradients-of-taps-reversed",
+         "xp.stack(taps, axis=3)", "xp.stack(taps[::-1], axis=3)",
+         "the gradient of a tap goes to its own place"),
+        ("slope-of-the-first-tap",
+         "slope = synthesis, analysis[tap, ...]", "slope = synthesis, analysis[0, ...]",
+         "the operator's derivative is shifted as the operator is"),
+        ("bias-not-resized",
+         "layout.per_group(bias) * _of_constant(xp, row_sums)[..., None]", "layout.per_group(bias)",
+         "a bias is resized as any constant"),
+        ("gradient-of-the-bias-not-resized",
+         "summed_g * _of_constant(xp, row_sums)[..., None]", "summed_g",
+         "the gradient of a bias is that of a constant"),
+        ("gradient-of-the-weight-of-one-term",
+         "dkernels[tap] = _plus(dkernels[tap], ops.pointwise_kernel(rows, g_rows))",
+         "dkernels[tap] = ops.pointwise_kernel(rows, g_rows)",
+         "the gradient of a weight is the sum over the operator's terms"),
+    )),
+    ("convolution", FUSED, CONFORMANCE, (
+        ("constant-without-slope",
+         "dstrides + _slopes_of_constant(", "dstrides + 0 * _slopes_of_constant(",
+         "the stride's gradient takes in what becomes of the bias"),
+    )),
+    ("convolution", TORCH_BACKEND, TORCH_CONVOLUTION, (
+        ("torch-circular-ends-exchanged",
+         "for amount in reversed(padding)", "for amount in padding",
+         "PyTorch's padding counts axes from the end"),
     )),
     ("dtype", COMPLEXITY, CONFORMANCE, (
         ("complexity-in-float64",

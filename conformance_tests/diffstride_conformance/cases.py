@@ -270,6 +270,12 @@ def _kernels() -> Iterator[Case]:
                 padding_mode=padding_mode,
                 method=method,
             )
+    # A stride at which this mask of an odd height has a slope at frequency 0, where the bias is.
+    for method in ("fused", "separate"):
+        yield _conv_diff_stride(
+            "kernel", (2, 3, 9, 12), (4, 3, 3, 3), (4.5, 2.4),
+            has_bias=True, convention="tensorflow", method=method,
+        )  # fmt: skip
     for shape, kernel in (((2, 8, 65, 48), (3, 3)), ((3, 8, 700), (5,))):
         for strides, method in itertools.product(((2.0,), (5.5,)), ("fused", "separate")):
             yield _conv_diff_stride(

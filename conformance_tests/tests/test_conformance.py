@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from diffstride_backends import host
 from diffstride_conformance.cases import all_cases
 from diffstride_conformance.implementation import offers
 from diffstride_conformance.problems import is_posed, pose
@@ -34,6 +35,12 @@ def over_cases_offered(names, cases):
 @over_cases_offered(EAGER, all_cases())
 def test_case(case, name, dtype):
     assert run_case(subject(name), case, dtype)
+
+
+@over_cases_offered(["numpy", "torch"], SELECTED)
+def test_case_in_blocks(name, case, monkeypatch):
+    monkeypatch.setattr(host, "BLOCK_ELEMENTS", 1)
+    assert run_case(subject(name), case, "float64")
 
 
 @over_dtypes
