@@ -604,6 +604,18 @@ def test_channels_last_stays(rank):
         assert not made.is_contiguous()
 
 
+@each_method
+def test_meta_tensors_give_shapes(method):
+    arrays = tensors(*CASES["2d"][:3], requires_grad=False)
+    x, weight, s, bias = (a.to("meta").requires_grad_() for a in arrays)
+    y = conv_diff_stride(x, weight, s, bias=bias, sizes=(12, 10), method=method, **WINDOW)
+    assert (y.shape, y.device.type) == ((2, 4, 12, 10), "meta")
+    y.sum().backward()
+    assert [a.grad.shape for a in (x, weight, s, bias)] == [a.shape for a in arrays]
+    with pytest.raises(ValueError, match="sizes must be given"):
+        conv_diff_stride(x, weight, s, method=method)
+
+
 # --- The function: torch.func, torch.compile ----------------------------------------------------
 
 

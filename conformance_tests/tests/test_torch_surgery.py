@@ -11,9 +11,12 @@ from diffstride_torch import (
     AntiAliasing,
     DiffStride1d,
     DiffStride2d,
+    DiffStride3d,
     DiffStrideConv2d,
     FixedResize,
+    SpectralPool1d,
     SpectralPool2d,
+    SpectralPool3d,
     flops_penalty,
     freeze,
     project_strides,
@@ -868,6 +871,38 @@ def test_what_forbids_to_fuse_is_counted_too():
         assert runs_convolutions(lambda: model(x)) == hooks
         assert penalty.multiply_adds() == independent_multiply_adds(model, x)
         model.convs[0].register_forward_hook(lambda *_: None)
+
+
+class Row(nn.Module):
+    """Convolutions in front of fixed and of learnt strides, of any rank."""
+
+    def __init__(self, rank, method):
+        super().__init__()
+        conv, learnt, fixed = {
+            1: (nn.Conv1d, DiffStride1d, SpectralPool1d),
+            2: (nn.Conv2d, DiffStride2d, SpectralPool2d),
+            3: (nn.Conv3d, DiffStride3d, SpectralPool3d),
+        }[rank]
+        self.convs = nn.ModuleList(conv(n, 8, 3, padding=1) for n in (3, 8, 8))
+        layers = fixed(2.0), learnt(2.0, convention="relative"), fixed(1.5)
+        self.layers, self.method = nn.ModuleList(layers), method
+
+    def forward(self, x):
+        for conv, layer in zip(self.convs, self.layers, strict=True):
+            x = layer(x, conv, method=self.method)
+        return x
+
+
+@each_method
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_convolutions_of_every_rank_in_front_of_fixed_and_learnt_strides(rank, method):
+    torch.manual_seed(0)
+    model, x = Row(rank, method), torch.randn(2, 3, *(16, 12, 20)[:rank])
+    penalty = flops_penalty(model, x)
+    assert penalty.initial == independent_multiply_adds(model, x)
+    y, frozen = model(x), freeze(model, x)
+    assert sum(isinstance(module, FixedResize) for module in frozen.modules()) == 3
+    assert (frozen(x) - y).abs().max() <= 2e-6 * y.abs().max()
 
 
 @pytest.mark.parametrize(
