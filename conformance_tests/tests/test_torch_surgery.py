@@ -827,6 +827,16 @@ def test_frozen_layers_in_another_precision_are_given_convolutions():
             torch.testing.assert_close(y.float(), expected, rtol=0, atol=limit * 4)
 
 
+def test_a_frozen_convolution_keeps_its_precision_under_autocast():
+    conv, x = DiffStrideConv2d(3, 4, 3, 2.0, method="fused"), images()
+    frozen = freeze(conv, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = frozen(x)
+    # Rounded are the inputs and the output, not the matrices.
+    assert torch.equal(y, frozen.bfloat16()(x.bfloat16()))
+    assert frozen.pool.get_buffer("matrix_0_0").dtype == torch.float32
+
+
 @pytest.mark.filterwarnings("ignore::diffstride_torch.NothingToCropWarning")
 @each_method
 def test_multiply_adds_of_convolutions_are_those_of_an_independent_counter(method):
