@@ -28,7 +28,7 @@ owe: to an independent float64 reference, to recordings of the authors' own code
 
 EXAMPLES = """\
 examples:
-  diffstride-verify                                      all that is installed, about a minute
+  diffstride-verify                                      all that is installed, about two minutes
   diffstride-verify --backends torch --dtype bfloat16    one framework in half precision
   diffstride-verify --all --report report.html           every case, with a map of the errors
   diffstride-verify --backend my_package.layer:Backend   an implementation of your own: see

@@ -27,7 +27,8 @@ class StrictBackend(eager.EagerBackend):
     def devices(self) -> Sequence[Any]:
         """Return the devices there are to compute on, the default one first."""
         devices: Sequence[Any] = xp.__array_namespace_info__().devices()
-        return devices
+        # On this one its own argmax makes an int64, and then refuses it.
+        return [device for device in devices if "no_x64" not in str(device)]
 
     def to_host(self, array: Any) -> HostArray:
         """Return an array's values as a NumPy array."""
