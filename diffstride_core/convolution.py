@@ -21,6 +21,13 @@ CONV_METHODS = ("auto", "fused", "separate")
 LARGEST_FUSED = 2048
 """The longest axis of the fused evaluation, which knows matrices alone."""
 
+LONGEST_FUSED_SUM = 4096
+"""The most taps times output samples along an axis that the fused evaluation adds up at once.
+
+Some libraries add the terms of narrow products up one after the other: in single precision the
+error would grow to what is owed at about twice as many.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Convolution:
@@ -209,8 +216,8 @@ class Product(NamedTuple):
         """Return the multiply-adds for the sizes of a plan."""
         return (
             self.work
-            * math.prod(plan.axes[i].size for i in self.inputs)
-            * math.prod(plan.axes[i].output_size for i in self.outputs)
+            * math.prod([plan.axes[i].size for i in self.inputs])
+            * math.prod([plan.axes[i].output_size for i in self.outputs])
         )
 
 
@@ -224,7 +231,8 @@ def resize_products(plan: Plan, maps: int) -> list[Product]:
         How many maps of one image are resized: the channels, times the sizes of other axes.
     """
     terms = len(plan.window.terms(plan.axes))
-    products, done = [], list[int]()
+    products: list[Product] = []
+    done: list[int] = []
     for i in plan.order:
         left = tuple(j for j in range(len(plan.axes)) if j not in done)
         done.append(i)
@@ -292,14 +300,24 @@ def is_fused_cheaper(plan: ConvPlan) -> bool:
 
 def can_fuse(plan: ConvPlan) -> bool:
     """Return whether the matrices of the fused evaluation are of a reasonable size."""
-    return all(max(axis.size, axis.output_size) <= LARGEST_FUSED for axis in plan.resize.axes)
+    kernel = plan.convolution.kernel
+    for taps, i in zip(kernel, plan.spatial_order, strict=True):
+        axis = plan.resize.axes[i]
+        if max(axis.size, axis.output_size) > LARGEST_FUSED:
+            return False
+        if taps * axis.output_size > LONGEST_FUSED_SUM:
+            return False
+    return True
 
 
 def check_fused(plan: ConvPlan) -> None:
     """Raise ValueError unless the fused evaluation is possible."""
     if not can_fuse(plan):
-        sizes = tuple(axis.size for axis in plan.resize.axes)
+        axes = [plan.resize.axes[i] for i in plan.spatial_order]
         raise ValueError(
             f"x must have at most {LARGEST_FUSED} samples along its spatial axes for method "
-            f"'fused', which multiplies by matrices, got sizes {sizes}"
+            "'fused', which multiplies by matrices, and the output at most "
+            f"{LONGEST_FUSED_SUM} divided by the kernel's taps, got sizes "
+            f"{tuple(axis.size for axis in axes)} to {tuple(axis.output_size for axis in axes)} "
+            f"and the kernel {plan.convolution.kernel}"
         )

@@ -123,21 +123,24 @@ def vjp(
     def pull_back(_: Array | None, x: Array, g: Array) -> Part:
         wide_x, wide_g = layout.canonical(x), layout.canonical(g)
         g_rows = layout.rows(wide_g, wide_g.shape[-1])
+        places = wide_g.shape[-2] * plan.convolution.kernel[-1]
+        u_shape = (*wide_g.shape[:-2], places, wide_x.shape[-1])
         dx: Array | None = None
         dkernels: list[Array | None] = [None] * len(kernels)
         dstrides: list[Array | None] = [None] * plan.convolution.rank
         for term in terms:
             for tap, operators in enumerate(term):
                 seen = [wide_x]
-                for operator in operators:
-                    seen.append(operator.apply(seen[-1]))
+                if needs_weight or needs_strides:
+                    for operator in operators if needs_weight else operators[:-1]:
+                        seen.append(operator.apply(seen[-1]))
                 if needs_weight:
                     rows = layout.rows(seen[-1], kernels[tap].shape[1])
                     dkernels[tap] = _plus(dkernels[tap], ops.pointwise_kernel(rows, g_rows))
                 if not (needs_x or needs_strides):
                     continue
                 u = ops.pointwise(g_rows, xp.matrix_transpose(kernels[tap]))
-                u = xp.reshape(u, seen[-1].shape)
+                u = xp.reshape(u, u_shape)
                 for step, operator in reversed(list(enumerate(operators))):
                     if needs_strides:
                         slope = operator.slope(u, seen[step], _no_others)
@@ -228,6 +231,8 @@ class _Layout:
     def restored(self, array: Array) -> Array:
         """Return what `flattened` was given."""
         xp = self._ops.xp
+        # Flat in between: a view of another layout becomes an array of this one.
+        array = xp.reshape(xp.reshape(array, (math.prod(array.shape),)), array.shape)
         if self._order is not None:
             back = tuple(self._order.index(i) for i in range(len(self._order)))
             return xp.permute_dims(array, back)

@@ -30,7 +30,7 @@ class _Host(EagerBackend):
         return bases.tables(basis)
 
     def bins_with_slope(self, slope: Any, most: int) -> int:
-        # At most of all strides the ramp holds fewer bins than at that with the widest.
+        # The bound is that of the widest ramp of all strides.
         found = np.flatnonzero(slope)
         return int(found[-1] - found[0]) + 1 if found.size else min(most, 1)
 

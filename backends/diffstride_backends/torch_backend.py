@@ -25,7 +25,8 @@ from diffstride_core._namespace import namespace_of
 from diffstride_core.convolution import ConvPlan
 from diffstride_core.ops import Factors
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_AUTOCAST = (torch.float16, torch.bfloat16, torch.float32)
+_FLOATS = (*_AUTOCAST, torch.float64)
 
 
 class TorchBackend:
@@ -149,7 +150,8 @@ class TorchBackend:
             return arrays
         dtype = torch.get_autocast_dtype(kind)
         return tuple(
-            a.to(dtype) if isinstance(a, torch.Tensor) and a.dtype in _FLOATS else a for a in arrays
+            a.to(dtype) if isinstance(a, torch.Tensor) and a.dtype in _AUTOCAST else a
+            for a in arrays
         )
 
     def check_strides(self, strides: torch.Tensor, like: torch.Tensor | None) -> None:  # noqa: D102

@@ -281,6 +281,9 @@ def _kernels() -> Iterator[Case]:
             yield _conv_diff_stride(
                 "kernel", shape, (6, 8, *kernel), strides, has_bias=True, method=method
             )
+    # Nearly the longest sums that the fused evaluation takes, over few channels.
+    for shape, kernel, stride in (((2, 4, 2048), 3, 1.6), ((2, 4, 1300), 5, 1.8)):
+        yield _conv_diff_stride("long", shape, (3, 4, kernel), (stride,), method="fused")
 
 
 def _convolutions() -> Iterator[Case]:

@@ -15,7 +15,8 @@ FRESH += [case for case in all_cases() if case.operation == "complexity"][1::2]
 # The compiler does not see through NumPy, where spectral_pool's numbers go.
 FRESH_FOR_TORCH = [case for case in FRESH if case.operation != "spectral_pool"][::2]
 FRESH_FOR_TORCH += [
-    next(case for case in all_cases() if case.options.get("convention") == "tensorflow")
+    next(case for case in all_cases() if case.options.get(option) == value)
+    for option, value in (("convention", "tensorflow"), ("method", "auto"))
 ]
 
 

@@ -558,6 +558,15 @@ def test_autocast_convolves_in_its_own_precision(method, backward_inside):
         assert torch.equal(a, b)
 
 
+@each_method
+def test_autocast_leaves_double_precision_alone(method):
+    (x, weight, s, bias), f = case("2d", method)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = f(x, weight, s, bias)
+    assert y.dtype == torch.float64
+    assert_near(y, f(x, weight, s, bias))
+
+
 LAYOUTS = {
     "transposed": lambda: random(2, 4, 15, 12).transpose(-1, -2),
     "permuted": lambda: random(12, 15, 2, 4).permute(2, 3, 0, 1),
@@ -590,6 +599,15 @@ def test_memory_layout_does_not_matter(layout, weight_layout):
     expected = run(*(a.clone(memory_format=torch.contiguous_format) for a in arrays))
     for a, b in zip(run(*arrays), expected, strict=True):
         assert_close(a, b)
+
+
+@each_method
+@pytest.mark.parametrize("name", ["2d", "groups-dilated-circular", "1d", "3d", "no-batch"])
+def test_of_a_contiguous_input_the_output_is_contiguous(name, method):
+    arrays, f = case(name, method)
+    y, dx, *_ = value_and_gradients(f, *arrays)
+    assert y.is_contiguous()
+    assert dx.is_contiguous()
 
 
 @pytest.mark.parametrize("rank", [2, 3])
@@ -658,7 +676,7 @@ def test_vmap_of_grad(method):
 @while_compiling
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["2d", "groups-dilated-circular", "channels-last", "3d"])
-@each_method
+@pytest.mark.parametrize("method", [*METHODS, "auto"])
 def test_compiled_equals_eager(name, method):
     torch._dynamo.reset()
     *shapes, options = CASES[name]
@@ -1032,7 +1050,7 @@ def test_autocast_of_a_module(kernel_size, method):
 
 @while_compiling
 @pytest.mark.slow
-@each_method
+@pytest.mark.parametrize("method", [*METHODS, "auto"])
 @pytest.mark.parametrize("name", ["2d", "groups", "pointwise"])
 def test_compiled_module(name, method):
     torch._dynamo.reset()
