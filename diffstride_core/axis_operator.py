@@ -56,8 +56,13 @@ class AxisOperator(ABC):
         parts = xp.sum(of_u * of_x, axis=(-2, -1) if is_short and x.ndim > 1 else -1)
         return xp.sum(parts, dtype=self._ops.precise_dtype(x))
 
-    def _multiply(self, matrix: Array, x: Array, out: Array | None = None) -> Array:
-        """Multiply every vector along the axis by a matrix, without transposing the array."""
+    def _multiply(
+        self, matrix: Array, x: Array, out: Array | None = None, total: Array | None = None
+    ) -> Array:
+        """Multiply every vector along the axis by a matrix, without transposing the array.
+
+        What comes of it is written to `out`, or added to the total, which may be overwritten.
+        """
         xp, shape = self._ops.xp, tuple(x.shape)
         at = len(shape) + self._plan.axis
         before, after = math.prod(shape[:at]), math.prod(shape[at + 1 :])
@@ -66,9 +71,13 @@ class AxisOperator(ABC):
         place = None if out is None else xp.reshape(out, (before, matrix.shape[0], *rest))
         vectors = xp.reshape(x, (before, shape[at], *rest))
         if after == 1:
-            y = self._ops.matmul(vectors, xp.matrix_transpose(matrix), place)
+            a, b = vectors, xp.matrix_transpose(matrix)
         else:
-            y = self._ops.matmul(matrix[None, :, :], vectors, place)
+            a, b = matrix[None, :, :], vectors
+        if total is None:
+            y = self._ops.matmul(a, b, place)
+        else:
+            y = self._ops.add_matmul(xp.reshape(total, (before, matrix.shape[0], *rest)), a, b)
         if out is not None:
             return out
         return xp.reshape(y, (*shape[:at], matrix.shape[0], *shape[at + 1 :]))

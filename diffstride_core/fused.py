@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from diffstride_core.axis_operator import AxisOperator, Others
+from diffstride_core.axis_operator import Others
 from diffstride_core.blocks import Part, in_blocks
 from diffstride_core.convolution import ConvPlan
 from diffstride_core.matrix import MatrixOperator
@@ -145,10 +145,10 @@ def vjp(
                     if needs_strides:
                         slope = operator.slope(u, seen[step], _no_others)
                         dstrides[step] = _plus(dstrides[step], slope)
-                    if needs_x or step:
+                    if step:
                         u = operator.adjoint(u)
-                if needs_x:
-                    dx = _plus(dx, u)
+                    elif needs_x:
+                        dx = operator.add_adjoint(dx, u)
         return (
             xp.astype(layout.original(dx), x.dtype, copy=False) if needs_x else None,
             (
@@ -294,13 +294,13 @@ def _no_others(x: Array) -> Array:
 
 def _taps(
     ops: ArrayOps, plan: ConvPlan, weights: Factors, slopes: Factors | None = None
-) -> list[list[AxisOperator]]:
+) -> list[list[MatrixOperator]]:
     """Return the operators of each tap of all axes but the last, whose taps are taken at once."""
     resized = plan.by_matrices.axes
     axes = [resized[i] for i in plan.spatial_order]
     found = []
     for taps in itertools.product(*map(range, plan.convolution.kernel[:-1])):
-        operators: list[AxisOperator] = []
+        operators: list[MatrixOperator] = []
         for step, tap in enumerate(taps):
             slope = None
             if slopes is not None:

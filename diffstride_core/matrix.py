@@ -19,6 +19,10 @@ class MatrixOperator(AxisOperator):
         """Return A^T g."""
         return self._multiply(self._ops.xp.matrix_transpose(self._weights), g, out)
 
+    def add_adjoint(self, total: Array | None, g: Array) -> Array:
+        """Return total + A^T g, where None is 0; the total may be overwritten."""
+        return self._multiply(self._ops.xp.matrix_transpose(self._weights), g, total=total)
+
 
 def axis_matrix(ops: ArrayOps, basis: AxisBasis, mask: Mask, like: Array) -> Array:
     """Return A, shape (M, N), for arrays like `like`."""

@@ -71,6 +71,9 @@ class ArrayOps(Protocol):
         Both are batches of matrices of equal length, or `a` is a batch of one.
         """
 
+    def add_matmul(self, total: Array, a: Array, b: Array) -> Array:
+        """Return total + `matmul` of a and b; the total may be overwritten."""
+
     def pointwise(self, x: Array, kernel: Array, total: Array | None = None) -> Array:
         """Return x @ kernel, a pointwise convolution, added to a total that may be overwritten.
 

@@ -77,6 +77,9 @@ class EagerBackend:
     def matmul(self, a: Any, b: Any, out: None = None) -> Any:  # noqa: D102
         return a @ b
 
+    def add_matmul(self, total: Any, a: Any, b: Any) -> Any:  # noqa: D102
+        return total + a @ b
+
     def pointwise(self, x: Any, kernel: Any, total: Any = None) -> Any:  # noqa: D102
         return x @ kernel if total is None else total + x @ kernel
 

@@ -62,6 +62,11 @@ class JaxBackend:
     def matmul(self, a: jax.Array, b: jax.Array, out: None = None) -> jax.Array:  # noqa: D102
         return a @ b
 
+    def add_matmul(  # noqa: D102
+        self, total: jax.Array, a: jax.Array, b: jax.Array
+    ) -> jax.Array:
+        return total + a @ b
+
     def pointwise(  # noqa: D102
         self, x: jax.Array, kernel: jax.Array, total: jax.Array | None = None
     ) -> jax.Array:

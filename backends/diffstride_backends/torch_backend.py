@@ -86,6 +86,15 @@ class TorchBackend:
     ) -> torch.Tensor:
         return torch.matmul(a, b) if out is None else torch.matmul(a, b, out=out)
 
+    def add_matmul(  # noqa: D102
+        self, total: torch.Tensor, a: torch.Tensor, b: torch.Tensor
+    ) -> torch.Tensor:
+        if _is_followed():
+            return total + torch.matmul(a, b)
+        if b.ndim == 2:
+            return total.addmm_(a, b)
+        return total.baddbmm_(a.expand(b.shape[0], *a.shape[1:]), b)
+
     def pointwise(  # noqa: D102
         self, x: torch.Tensor, kernel: torch.Tensor, total: torch.Tensor | None = None
     ) -> torch.Tensor:
