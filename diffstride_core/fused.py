@@ -66,15 +66,13 @@ def convolve(
         offset = layout.per_group(bias) * _of_constant(xp, row_sums)[..., None]
 
     def evaluate(_: Array | None, x: Array) -> Part:
-        wide_x, y = layout.canonical(x), None
+        made, y = [layout.canonical(x)], None
         for term in terms:
             for kernel, operators in zip(kernels, term, strict=True):
-                u = wide_x
-                for operator in operators:
-                    u = operator.apply(u)
-                y = ops.pointwise(layout.rows(u, kernel.shape[1]), kernel, y)
+                made = _applied(ops, operators, made)
+                y = ops.pointwise(layout.rows(made[-1], kernel.shape[1]), kernel, y)
         assert y is not None
-        y = xp.reshape(y, (*wide_x.shape[:2], *layout.output_sizes, kernels[0].shape[2]))
+        y = xp.reshape(y, (*made[0].shape[:2], *layout.output_sizes, kernels[0].shape[2]))
         if offset is not None:
             y = y + offset
         return xp.astype(layout.original(y), x.dtype, copy=False), ()
@@ -125,15 +123,13 @@ def vjp(
         g_rows = layout.rows(wide_g, wide_g.shape[-1])
         places = wide_g.shape[-2] * plan.convolution.kernel[-1]
         u_shape = (*wide_g.shape[:-2], places, wide_x.shape[-1])
-        dx: Array | None = None
+        seen, dx = [wide_x], None
         dkernels: list[Array | None] = [None] * len(kernels)
         dstrides: list[Array | None] = [None] * plan.convolution.rank
         for term in terms:
             for tap, operators in enumerate(term):
-                seen = [wide_x]
                 if needs_weight or needs_strides:
-                    for operator in operators if needs_weight else operators[:-1]:
-                        seen.append(operator.apply(seen[-1]))
+                    seen = _applied(ops, operators if needs_weight else operators[:-1], seen)
                 if needs_weight:
                     rows = layout.rows(seen[-1], kernels[tap].shape[1])
                     dkernels[tap] = _plus(dkernels[tap], ops.pointwise_kernel(rows, g_rows))
@@ -290,6 +286,27 @@ class _AllTaps(MatrixOperator):
 
 def _no_others(x: Array) -> Array:
     return x
+
+
+def _applied(
+    ops: ArrayOps, operators: Sequence[MatrixOperator], before: Sequence[Array]
+) -> list[Array]:
+    """Return an array and what each operator makes of it in turn.
+
+    Parameters
+    ----------
+    ops : ArrayOps
+    operators : sequence of MatrixOperator
+    before : sequence of array
+        The array, then what was made of it for the tap before, if anything. In blocks of a batch
+        that is overwritten: new memory would take as long as the products.
+    """
+    made = [before[0]]
+    can_write = ops.block_elements(before[0]) is not None
+    for step, operator in enumerate(operators, start=1):
+        out = before[step] if can_write and step < len(before) else None
+        made.append(operator.apply(made[-1], out))
+    return made
 
 
 def _taps(

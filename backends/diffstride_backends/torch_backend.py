@@ -248,12 +248,13 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def _is_followed() -> bool:
-    """Return whether operations are recorded: by autograd, a compiler or a dispatch mode."""
+    """Return whether operations are recorded: by autograd, a compiler, a mode or a transform."""
     return (
         torch.compiler.is_compiling()
         or torch.is_grad_enabled()
         or _is_forward_mode()
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
     )
 
 

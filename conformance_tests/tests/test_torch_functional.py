@@ -530,6 +530,17 @@ def test_vmap_over_strides(method):
 
 
 @each_engine
+def test_vmap_over_strides_of_a_batch_that_would_be_taken_in_blocks(method, monkeypatch):
+    monkeypatch.setattr(torch_backend.host, "BLOCK_ELEMENTS", 1)
+    x, many = random(3, 20, 18), torch.tensor([[1.7, 2.4], [1.75, 2.3]])
+
+    def f(strides):
+        return diff_stride(x, strides, sizes=(14, 10), method=method)
+
+    assert_close(torch.vmap(f)(many), torch.stack([f(strides) for strides in many]))
+
+
+@each_engine
 def test_vmap_of_grad(method):
     xs, s = random(3, 12, 15), strides_of(1.7, 2.4)
 
