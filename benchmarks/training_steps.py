@@ -4,9 +4,11 @@ Usage: ``python benchmarks/training_steps.py``
 
 The demo's network on 28x28 images and the authors' pre-activation ResNet-18 on 32x32 ones, with
 strided convolutions, with fixed spectral pooling to the feature-map sizes that DiffStride has at
-the same strides, and with DiffStride in both conventions. Time, peak memory and multiply-adds of a
-step are printed as ratios to the network with strided convolutions, like the paper's table of
-costs, and DiffStride's beside the ratios to its twin with fixed pooling. Writes
+the same strides, and with DiffStride in both conventions: with every layer behind its convolution
+("separate"), and fused with it where that is expected to be faster, as the networks are by default.
+Time, peak memory and multiply-adds of a step are printed as ratios to the network with strided
+convolutions, like the paper's table of costs; DiffStride's beside the ratios to its twin with fixed
+pooling and to "separate", and beside what the cost model expects of fusing. Writes
 `training_steps.json` and `training_steps.png` to `benchmarks/results`.
 """
 
@@ -20,11 +22,14 @@ import measuring
 import torch
 from diffstride_experiments.cost import multiply_adds
 from diffstride_torch import DiffStride2d, SpectralPool2d, param_groups, project_strides
+from diffstride_torch.joining import fused_plan
 from diffstride_torch.models import PreActResNet, preact_resnet18, small_resnet
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import nn
+
+from diffstride_core.convolution import expected_costs
 
 NETWORKS: dict[str, tuple[Callable[..., PreActResNet], tuple[int, ...]]] = {
     "demo network, 128 x 1x28x28": (small_resnet, (128, 1, 28, 28)),
@@ -74,8 +79,42 @@ def variants(name: str) -> dict[str, nn.Module]:
     for convention in CONVENTIONS:
         network = partial(build, pooling="diffstride", convention=convention, **options)
         networks[f"spectral, sizes of {convention}"] = with_fixed_pooling(network(), shape)
+        networks[f"DiffStride, {convention}, separate"] = separate(network())
         networks[f"DiffStride, {convention}"] = network()
     return networks
+
+
+def separate(network: PreActResNet) -> PreActResNet:
+    """Put every layer behind its convolution."""
+    for place in network.places:
+        place.method = "separate"
+    return network
+
+
+def expected_saving(network: PreActResNet, shape: tuple[int, ...]) -> float:
+    """Return what fusing is expected to save, in multiply-adds of a convolution per image."""
+    saved = 0.0
+
+    def add(layer: DiffStride2d, inputs: tuple, keywords: dict, _: torch.Tensor) -> None:
+        nonlocal saved
+        x, *conv = inputs
+        if conv:
+            size, axes = tuple(x.shape), layer.settings.axes
+            plan = fused_plan(conv[0], size, axes, lambda: layer.plan(size), keywords["method"])
+            if plan is not None:
+                expected = expected_costs(plan)
+                saved += expected["separate"] - expected["fused"]
+
+    hooks = [
+        module.register_forward_hook(add, with_kwargs=True)
+        for module in network.modules()
+        if isinstance(module, DiffStride2d)
+    ]
+    with torch.no_grad():
+        network(torch.zeros(2, *shape[1:]))
+    for hook in hooks:
+        hook.remove()
+    return saved
 
 
 def training_step(network: nn.Module, shape: tuple[int, ...]) -> Callable[[], None]:
@@ -107,6 +146,7 @@ def measure(name: str) -> dict[str, dict[str, float]]:
             "seconds": seconds[kind],
             "peak bytes": measuring.torch_peak(steps[kind]),
             "multiply-adds": multiply_adds(network, shape[1:]),
+            "expected saving": expected_saving(network, shape),
         }
         for kind, network in networks.items()
     }
@@ -125,18 +165,26 @@ def show(console: Console, name: str, rows: dict[str, dict[str, float]]) -> None
         "time / multiply-adds",
         "time over fixed",
         "memory over fixed",
+        "time of separate",
+        "expected",
+        "memory of separate",
     ):
         table.add_column(column, justify="right")
     for kind, row in rows.items():
-        ratio = {key: row[key] / base[key] for key in row}
+        ratio = {key: row[key] / base[key] for key in base if base[key]}
         cells = [
             f"{1e3 * row['seconds']:.1f}",
             *(f"{ratio[key]:.2f}" for key in ("seconds", "peak bytes", "multiply-adds")),
             f"{ratio['seconds'] / ratio['multiply-adds']:.2f}",
         ]
-        if kind.startswith("DiffStride"):
+        if (behind := rows.get(f"{kind}, separate")) is not None:
             fixed = rows[kind.replace("DiffStride,", "spectral, sizes of")]
             cells += [f"{row[key] / fixed[key]:.3f}" for key in ("seconds", "peak bytes")]
+            cells += [
+                f"{row['seconds'] / behind['seconds']:.3f}",
+                f"{1 - row['expected saving'] / behind['multiply-adds']:.3f}",
+                f"{row['peak bytes'] / behind['peak bytes']:.3f}",
+            ]
         table.add_row(kind, *cells)
     console.print(table)
 
@@ -161,7 +209,7 @@ def draw(results: dict[str, dict[str, dict[str, float]]]) -> None:
 
 def main() -> None:
     """Run the benchmark."""
-    console = Console(width=150)
+    console = Console(width=190)
     results = {name: measure(name) for name in track(NETWORKS, console=console)}
     for name, rows in results.items():
         show(console, name, rows)

@@ -263,38 +263,43 @@ def fused_products(plan: ConvPlan) -> list[Product]:
     return products
 
 
-def costs(plan: ConvPlan) -> dict[str, tuple[int, ...]]:
+def costs(plan: ConvPlan) -> dict[str, tuple[int, int]]:
     """Return what the time of each evaluation is made of, for one image.
 
     Returns
     -------
     dict
         ``"separate"``: multiply-adds of the convolution, and of the resize. ``"fused"``: those of
-        the pointwise convolution, those of the shifted resizes, and the samples that they make,
-        which count where there are few channels to make of each.
+        the pointwise convolution, and of the shifted resizes.
     """
-    conv, resize = plan.convolution, plan.resize
-    own, *resizes = (product.multiply_adds(resize) for product in separate_products(plan))
-    pointwise, *shifted = (product.multiply_adds(resize) for product in fused_products(plan))
-    samples = conv.in_channels * math.prod(conv.kernel) * math.prod(resize.output_sizes)
-    return {"separate": (own, sum(resizes)), "fused": (pointwise, sum(shifted), samples)}
+    products = {"separate": separate_products(plan), "fused": fused_products(plan)}
+    found = {}
+    for method, (own, *resizes) in products.items():
+        of_resizes = sum([product.multiply_adds(plan.resize) for product in resizes])
+        found[method] = own.multiply_adds(plan.resize), of_resizes
+    return found
 
 
-UNITS: dict[str, tuple[float, ...]] = {"separate": (1.0, 3.0), "fused": (1.2, 2.5, 32.0)}
-"""What a unit of each part of `costs` takes, in units of a convolution's multiply-add.
+UNITS = {"separate": (1.0, 3.0), "fused": (1.6, 3.5)}
+"""The time of a multiply-add of each part of `costs`, in that of a convolution's.
 
 Of several that benchmarks/fused.py tries, those by which its grid is decided best.
 """
+
+
+def expected_costs(plan: ConvPlan) -> dict[str, float]:
+    """Return what each evaluation is expected to take for one image, in units of `UNITS`."""
+    return {
+        method: sum([part * unit for part, unit in zip(parts, UNITS[method], strict=True)])
+        for method, parts in costs(plan).items()
+    }
 
 
 def is_fused_cheaper(plan: ConvPlan) -> bool:
     """Return whether the fused evaluation is expected to take less time than the separate one."""
     if not can_fuse(plan):
         return False
-    expected = {
-        method: sum(part * unit for part, unit in zip(parts, UNITS[method], strict=True))
-        for method, parts in costs(plan).items()
-    }
+    expected = expected_costs(plan)
     return expected["fused"] < expected["separate"]
 
 

@@ -497,9 +497,9 @@ def test_convolution_of_an_image_and_of_axes_of_images(library):
     ("method", "strides", "is_convolved"),
     [
         ("auto", (1.1, 1.1), True),
-        ("auto", (9.0, 9.0), False),
+        ("auto", (16.0, 16.0), False),
         ("fused", (1.1, 1.1), False),
-        ("separate", (9.0, 9.0), True),
+        ("separate", (16.0, 16.0), True),
     ],
 )
 @pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
