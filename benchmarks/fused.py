@@ -2,12 +2,12 @@
 
 Usage: ``python benchmarks/fused.py``
 
-Forward and backward on PyTorch in float32 over a grid of channels, sizes, strides and conventions,
-with a few depthwise, grouped, dilated and one-dimensional convolutions: by the framework's own
-convolution and the layer after it, by shifted resizes and one pointwise convolution, and beside
-them the strided convolution that both stand in for. Prints a table with what ``method="auto"``
-chooses, the multiply-adds of both and the peak memory, tries what the choice is made by, and writes
-`fused.json` and `fused.png` to `benchmarks/results`.
+Forward and backward in float32 over a grid of channels, sizes, strides and conventions, with a few
+depthwise, grouped, dilated and one-dimensional convolutions: by the framework's own convolution and
+the layer after it, by shifted resizes and one pointwise convolution, and beside them the strided
+convolution that both stand in for; on PyTorch and, but for the latter, on JAX (jit). Prints a table
+with what ``method="auto"`` chooses, the multiply-adds of both and the peak memory, tries what the
+choice is made by, and writes `fused.json` and `fused.png` to `benchmarks/results`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+import jax
 import matplotlib.pyplot as plt
 import measuring
 import numpy as np
 import torch
+from diffstride_jax.functional import conv_diff_stride as jax_conv_diff_stride
 from diffstride_torch import conv_diff_stride, output_sizes
 from rich.console import Console
 from rich.progress import track
@@ -154,6 +156,30 @@ def contenders(case: Case) -> measuring.Contenders:
     return {**runs, "strided": strided}
 
 
+def jax_contenders(case: Case) -> measuring.Contenders:
+    """Return what is timed on JAX, each compiled as a whole."""
+    random, sizes = np.random.default_rng(0), case.plan.resize.output_sizes
+    shapes = (case.shape, case.weight_shape, (case.batch, case.outputs, *sizes))
+    x, weight, g = (
+        jax.numpy.asarray(random.standard_normal(shape, dtype=np.float32)) for shape in shapes
+    )
+    strides = jax.numpy.full((case.rank,), case.stride)
+    options = {"dilation": case.dilation, "groups": case.groups, "convention": case.convention}
+
+    def run(method: str) -> Callable[[], object]:
+        def evaluate(*arrays: jax.Array) -> jax.Array:
+            return jax_conv_diff_stride(*arrays, sizes=sizes, method=method, **options)
+
+        @jax.jit
+        def step(g: jax.Array, *arrays: jax.Array) -> tuple:
+            y, pullback = jax.vjp(evaluate, *arrays)
+            return y, pullback(g)
+
+        return lambda: jax.block_until_ready(step(g, x, weight, strides))
+
+    return {method: run(method) for method in METHODS}
+
+
 def measure(case: Case) -> dict[str, object]:
     """Time and weigh the contenders of one case."""
     runs = contenders(case)
@@ -177,16 +203,32 @@ def regret(row: dict, units: dict[str, tuple[float, ...]]) -> float:
     return seconds[min(METHODS, key=expected.__getitem__)] / min(map(seconds.get, METHODS))
 
 
+def misjudgement(row: dict, units: dict[str, tuple[float, ...]]) -> float:
+    """Return the logarithm of the factor by which some units misjudge the gain."""
+    seconds = row["seconds"]
+    expected = {name: np.dot(row["costs"][name], units[name]) for name in METHODS}
+    gain = seconds["separate"] / seconds["fused"]
+    return abs(math.log(expected["separate"] / expected["fused"] / gain))
+
+
 def best_units(rows: list[dict]) -> tuple[float, dict[str, tuple[float, ...]]]:
-    """Return the units of costs whose worst choice is the least bad, and that choice's factor."""
+    """Return the units of costs whose worst choice is the least bad, and that choice's factor.
+
+    Among equals those that misjudge the gains least.
+    """
     candidates = (
         {"separate": (1.0, resize), "fused": (pointwise, shifted)}
         for resize, pointwise, shifted in itertools.product(
-            (1.0, 2.0, 3.0, 4.0), (1.0, 1.2, 1.4, 1.6, 1.8), (2.0, 2.5, 3.0, 3.5, 4.0, 4.5)
+            (1.0, 2.0, 3.0, 4.0), (1.0, 1.25, 1.5, 1.75), (2.0, 3.0, 4.0, 5.0)
         )
     )
-    found = ((max(regret(row, units) for row in rows), units) for units in candidates)
-    return min(found, key=lambda each: each[0])
+
+    def judged(units: dict[str, tuple[float, ...]]) -> tuple[float, float]:
+        worst = max(regret(row, units) for row in rows)
+        return round(worst, 2), sum(misjudgement(row, units) for row in rows)
+
+    units = min(candidates, key=judged)
+    return judged(units)[0], units
 
 
 def show(console: Console, rows: list[dict]) -> None:
@@ -194,7 +236,7 @@ def show(console: Console, rows: list[dict]) -> None:
     table = Table(title="forward + backward, float32: milliseconds")
     for column in (
         *("convolution", "stride", "to", "strided", "separate", "fused", "separate / fused"),
-        *("multiply-adds", "memory, fused / separate", "auto", "of the better"),
+        *("multiply-adds", "on JAX", "memory, fused / separate", "auto", "of the better"),
     ):
         table.add_column(column, justify="right")
     for row in rows:
@@ -208,6 +250,7 @@ def show(console: Console, rows: list[dict]) -> None:
             *(f"{1e3 * seconds[name]:.1f}" for name in ("strided", *METHODS)),
             f"{seconds['separate'] / seconds['fused']:.2f}",
             f"{products['separate'] / products['fused']:.2f}",
+            f"{row['seconds on JAX']['separate'] / row['seconds on JAX']['fused']:.2f}",
             f"{peak['fused'] / peak['separate']:.2f}",
             row["auto"],
             f"{regret(row, UNITS):.2f}",
@@ -253,7 +296,9 @@ def draw(rows: list[dict]) -> None:
 def main() -> None:
     """Run the benchmark."""
     console = Console(width=190)
-    rows = [measure(case) for case in track(cases(), console=console)]
+    rows = [measure(case) for case in track(cases(), "PyTorch", console=console)]
+    for row, case in zip(rows, track(cases(), "JAX", console=console), strict=True):
+        row["seconds on JAX"] = measuring.medians(jax_contenders(case), rounds=9, seconds=3)
     path = measuring.save("fused", {"rows": rows})
     show(console, rows)
     draw(rows)

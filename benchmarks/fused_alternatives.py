@@ -61,6 +61,7 @@ class Evaluations:
         self.x = torch.randn(shape, generator=random, dtype=torch.float64).to(dtype)
         weight = torch.randn(case.weight_shape, generator=random, dtype=torch.float64).to(dtype)
         self.weight = weight / (9 * case.inputs) ** 0.5
+        self._channels_first = self.x.movedim(-1, 1).contiguous()
         self._case, self._dtype = case, dtype
         (matrix, _), *_ = host.matrices(case.plan.resize, (case.stride,) * 2, "float64")
         M, N = matrix.shape
@@ -106,8 +107,7 @@ class Evaluations:
 
     def library(self, method: str, padding_mode: str = "zeros", *, last: bool = False) -> object:
         """Return what `conv_diff_stride` gives, (batch, outputs, M, M)."""
-        x = self.x.movedim(-1, 1)
-        x = x if last else x.contiguous()
+        x = self.x.movedim(-1, 1) if last else self._channels_first
         return conv_diff_stride(
             x, self.weight, [self._case.stride] * 2, convention=self._case.convention,
             method=method, padding_mode=padding_mode,

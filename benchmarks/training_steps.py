@@ -31,9 +31,12 @@ from torch import nn
 
 from diffstride_core.convolution import expected_costs
 
-NETWORKS: dict[str, tuple[Callable[..., PreActResNet], tuple[int, ...]]] = {
-    "demo network, 128 x 1x28x28": (small_resnet, (128, 1, 28, 28)),
-    "ResNet-18, 16 x 3x32x32": (preact_resnet18, (16, 3, 32, 32)),
+# Strides a little above 2 and 3, where the smallest step down would make the maps of the paper's
+# convention two samples larger.
+NETWORKS: dict[str, tuple[Callable[..., PreActResNet], tuple[int, ...], float]] = {
+    "demo network, 128 x 1x28x28": (small_resnet, (128, 1, 28, 28), 2.05),
+    "ResNet-18, 16 x 3x32x32": (preact_resnet18, (16, 3, 32, 32), 2.05),
+    "ResNet-18 at stride 3, 16 x 3x32x32": (preact_resnet18, (16, 3, 32, 32), 3.05),
 }
 CONVENTIONS = ("paper", "relative")
 
@@ -68,10 +71,7 @@ def with_fixed_pooling(network: nn.Module, input_shape: tuple[int, ...]) -> nn.M
 
 def variants(name: str) -> dict[str, nn.Module]:
     """Return a network with each way of downsampling."""
-    build, shape = NETWORKS[name]
-    # A little above 2, where the smallest step down would make the maps of the paper's convention
-    # two samples larger.
-    stride = 2.05
+    build, shape, stride = NETWORKS[name]
     options = {"strides": (stride,) * 3}
     if build is preact_resnet18:
         options = {"strides": (1.0, None, *(stride,) * 3)}
@@ -191,13 +191,13 @@ def show(console: Console, name: str, rows: dict[str, dict[str, float]]) -> None
 
 def draw(results: dict[str, dict[str, dict[str, float]]]) -> None:
     """Draw time, memory and multiply-adds relative to strided convolution."""
-    figure, axes = plt.subplots(1, len(results), figsize=(11, 4), layout="constrained")
+    figure, axes = plt.subplots(len(results), figsize=(9, 10), layout="constrained")
     for panel, (name, rows) in zip(axes, results.items(), strict=True):
         base = rows["strided convolution"]
         for i, key in enumerate(("seconds", "peak bytes", "multiply-adds")):
             at = [j + 0.27 * (i - 1) for j in range(len(rows))]
             panel.bar(at, [row[key] / base[key] for row in rows.values()], width=0.25, label=key)
-        labels = [kind.replace(", ", ",\n").replace(" ", "\n", 1) for kind in rows]
+        labels = [kind.replace(", ", ",\n") for kind in rows]
         panel.set_xticks(range(len(rows)), labels, fontsize=8)
         panel.set_title(name, fontsize=10)
         panel.axhline(1, color="black", linewidth=0.8)

@@ -280,7 +280,7 @@ def costs(plan: ConvPlan) -> dict[str, tuple[int, int]]:
     return found
 
 
-UNITS = {"separate": (1.0, 3.0), "fused": (1.6, 3.5)}
+UNITS = {"separate": (1.0, 4.0), "fused": (1.5, 4.0)}
 """The time of a multiply-add of each part of `costs`, in that of a convolution's.
 
 Of several that benchmarks/fused.py tries, those by which its grid is decided best.

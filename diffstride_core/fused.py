@@ -61,6 +61,7 @@ def convolve(
     weights, row_sums = factors
     terms = [_taps(ops, plan, own) for own in weights]
     kernels = _kernels(ops, plan, weight)
+    can_write = ops.block_elements(layout.x) is not None
     offset = None
     if bias is not None:
         offset = layout.per_group(bias) * _of_constant(xp, row_sums)[..., None]
@@ -69,7 +70,7 @@ def convolve(
         made, y = [layout.canonical(x)], None
         for term in terms:
             for kernel, operators in zip(kernels, term, strict=True):
-                made = _applied(ops, operators, made)
+                made = _applied(operators, made, can_write=can_write)
                 y = ops.pointwise(layout.rows(made[-1], kernel.shape[1]), kernel, y)
         assert y is not None
         y = xp.reshape(y, (*made[0].shape[:2], *layout.output_sizes, kernels[0].shape[2]))
@@ -117,6 +118,7 @@ def vjp(
         slopes, slope_sums = ops.kept(_shifted_slopes, plan, strides, x)
     terms = [_taps(ops, plan, *own) for own in zip(weights, slopes, strict=True)]
     kernels = _kernels(ops, plan, weight)
+    can_write = ops.block_elements(layout.x) is not None
 
     def pull_back(_: Array | None, x: Array, g: Array) -> Part:
         wide_x, wide_g = layout.canonical(x), layout.canonical(g)
@@ -124,12 +126,14 @@ def vjp(
         places = wide_g.shape[-2] * plan.convolution.kernel[-1]
         u_shape = (*wide_g.shape[:-2], places, wide_x.shape[-1])
         seen, dx = [wide_x], None
+        dseen: list[Array | None] = [None] * plan.convolution.rank
         dkernels: list[Array | None] = [None] * len(kernels)
         dstrides: list[Array | None] = [None] * plan.convolution.rank
         for term in terms:
             for tap, operators in enumerate(term):
                 if needs_weight or needs_strides:
-                    seen = _applied(ops, operators if needs_weight else operators[:-1], seen)
+                    needed = operators if needs_weight else operators[:-1]
+                    seen = _applied(needed, seen, can_write=can_write)
                 if needs_weight:
                     rows = layout.rows(seen[-1], kernels[tap].shape[1])
                     dkernels[tap] = _plus(dkernels[tap], ops.pointwise_kernel(rows, g_rows))
@@ -142,7 +146,7 @@ def vjp(
                         slope = operator.slope(u, seen[step], _no_others)
                         dstrides[step] = _plus(dstrides[step], slope)
                     if step:
-                        u = operator.adjoint(u)
+                        u = dseen[step] = operator.adjoint(u, dseen[step] if can_write else None)
                     elif needs_x:
                         dx = operator.add_adjoint(dx, u)
         return (
@@ -289,20 +293,19 @@ def _no_others(x: Array) -> Array:
 
 
 def _applied(
-    ops: ArrayOps, operators: Sequence[MatrixOperator], before: Sequence[Array]
+    operators: Sequence[MatrixOperator], before: Sequence[Array], *, can_write: bool
 ) -> list[Array]:
     """Return an array and what each operator makes of it in turn.
 
     Parameters
     ----------
-    ops : ArrayOps
     operators : sequence of MatrixOperator
     before : sequence of array
-        The array, then what was made of it for the tap before, if anything. In blocks of a batch
-        that is overwritten: new memory would take as long as the products.
+        The array, then what was made of it for the tap before, if anything.
+    can_write : bool
+        Whether that may be overwritten: new memory would take as long as the products.
     """
     made = [before[0]]
-    can_write = ops.block_elements(before[0]) is not None
     for step, operator in enumerate(operators, start=1):
         out = before[step] if can_write and step < len(before) else None
         made.append(operator.apply(made[-1], out))

@@ -487,9 +487,9 @@ def convolves(f):
     ("method", "strides", "expected"),
     [
         ("auto", (1.1, 1.1), True),
-        ("auto", (9.0, 9.0), False),
+        ("auto", (16.0, 16.0), False),
         ("fused", (1.1, 1.1), False),
-        ("separate", (9.0, 9.0), True),
+        ("separate", (16.0, 16.0), True),
     ],
 )
 def test_method_decides_what_is_evaluated(method, strides, expected):
