@@ -102,6 +102,13 @@ class ConvPlan:
         return replace(self.resize, axes=axes)
 
     @property
+    def matrix_elements(self) -> int:
+        """How many entries the shifted matrices of a term have."""
+        axes = [self.resize.axes[i] for i in self.spatial_order]
+        kernel = self.convolution.kernel
+        return sum([n * a.size * a.output_size for n, a in zip(kernel, axes, strict=True)])
+
+    @property
     def spatial_order(self) -> tuple[int, ...]:
         """The indices of the resize's axes in the order of the array's, which is the kernel's."""
         axes = self.resize.axes
@@ -156,7 +163,7 @@ def checked_convolution(
             "weight must have odd kernel sizes, so that the output stands where the input does, "
             f"and no empty axis, got shape {tuple(weight_shape)}"
         )
-    (number,) = _per_axis("groups", groups, 1)
+    (number,) = per_axis("groups", groups, 1)
     in_channels = int(shape[-1 if channels_last else -rank - 1])
     if in_channels != per_group * number or out_channels % number:
         raise ValueError(
@@ -169,7 +176,7 @@ def checked_convolution(
         in_channels,
         out_channels,
         tuple(kernel),
-        _per_axis("dilation", dilation, rank),
+        per_axis("dilation", dilation, rank),
         number,
         padding_mode == "circular",
         bias_shape is not None,
@@ -188,7 +195,14 @@ def spatial_axes(rank: int, *, channels_last: bool) -> tuple[int, ...]:
     return tuple(range(-rank - 1, -1)) if channels_last else tuple(range(-rank, 0))
 
 
-def _per_axis(name: str, value: Any, count: int) -> tuple[int, ...]:
+def per_axis(name: str, value: Any, count: int) -> tuple[int, ...]:
+    """Return an integer of at least 1 for each axis, from one for each or one for all.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, its value and what is allowed.
+    """
     values = integers(name, value)
     if len(values) not in (1, count) or min(values) < 1:
         entries = "one entry" if count == 1 else f"1 or {count} entries"
@@ -283,7 +297,8 @@ def costs(plan: ConvPlan) -> dict[str, tuple[int, int]]:
 UNITS = {"separate": (1.0, 4.0), "fused": (1.5, 4.0)}
 """The time of a multiply-add of each part of `costs`, in that of a convolution's.
 
-Of several that benchmarks/fused.py tries, those by which its grid is decided best.
+Of several that benchmarks/fused.py tries, some by which all of its grid was within a tenth of the
+better evaluation, in each of several runs on PyTorch.
 """
 
 

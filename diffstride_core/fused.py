@@ -195,7 +195,6 @@ class _Layout:
     def __init__(self, ops: ArrayOps, plan: ConvPlan, x: Array) -> None:
         conv = plan.convolution
         self._ops, self._rank, self._groups = ops, conv.rank, conv.groups
-        self._channels_last = plan.channels_last
         self._order = None
         if not plan.channels_last and x.ndim == conv.rank + 2:
             # What is channels last in memory needs no copy.
@@ -379,7 +378,7 @@ def _shifted(xp: Any, plan: ConvPlan, step: int, matrix: Array) -> Array:
     conv, size = plan.convolution, matrix.shape[1]
     made = []
     for offset in conv.offsets[step]:
-        # The column that met sample n meets n - offset, which the output's place sees at n.
+        # Sample n meets column n - offset: at that place the convolution reads it by this tap.
         if conv.circular:
             start = (size - offset) % size
             made.append(xp.concat([matrix[:, start:], matrix[:, :start]], axis=1))

@@ -13,7 +13,16 @@ Array: TypeAlias = Any
 Factors: TypeAlias = tuple[Any, ...]
 """Arrays in nested tuples."""
 
-PlanT = TypeVar("PlanT", bound=Hashable)
+
+class SizedPlan(Hashable, Protocol):
+    """A plan that says how large what is made for it is."""
+
+    @property
+    def matrix_elements(self) -> int:
+        """How many entries its matrices have."""
+
+
+PlanT = TypeVar("PlanT", bound=SizedPlan)
 
 
 class ArrayOps(Protocol):

@@ -9,12 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from diffstride_core.arguments import Limits, integers, option
-from diffstride_core.convolution import CONV_METHODS
+from diffstride_core.arguments import Limits, option
+from diffstride_core.convolution import CONV_METHODS, per_axis
 from diffstride_torch.joining import (
     AnyConv,
     PooledConvolution,
-    is_plain,
     refuse_fused,
     why_not_fused,
 )
@@ -68,7 +67,6 @@ class DiffStrideConv(PooledConvolution):
     """
 
     _layer: ClassVar[type[DiffStride]]
-    _keeps_constants: bool
     _end_padding: list[int] | None = None
 
     def __init__(
@@ -95,12 +93,12 @@ class DiffStrideConv(PooledConvolution):
     ) -> None:
         rank = self._layer.rank
         option("method", method, CONV_METHODS)
-        kernel = _per_axis("kernel_size", kernel_size, rank)
+        kernel = per_axis("kernel_size", kernel_size, rank)
         if any(size % 2 == 0 for size in kernel):
             raise ValueError(
                 f"kernel_size must be odd, so that the size is kept, got {kernel_size!r}"
             )
-        dilations = _per_axis("dilation", dilation, rank)
+        dilations = per_axis("dilation", dilation, rank)
         pool = self._layer(
             stride,
             smoothness=smoothness,
@@ -164,30 +162,28 @@ class DiffStrideConv(PooledConvolution):
 
     def _set_up(self, pool: DiffStride, method: str) -> None:
         self.pool, self.method = pool, method
-        self._keeps_constants = pool.settings.norm == "forward"
-
-    @property
-    def _is_pooled_first(self) -> bool:
-        """Whether the layer comes first, because the convolution costs less on the smaller map.
-
-        A pointwise convolution commutes with it, and its bias does where constants stay.
-        """
-        conv: Any = self
-        return (
-            set(conv.kernel_size) == {1}
-            and option("method", self.method, CONV_METHODS) != "separate"
-            and (self._keeps_constants or conv.bias is None)
-            and is_plain(conv)
-        )
 
     def extra_repr(self) -> str:  # noqa: D102
         shown: str = super().extra_repr()  # type: ignore[misc]
         return shown if self.method == "auto" else f"{shown}, method={self.method!r}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply convolution and layer to a tensor of shape (N, C, ...)."""
-        if self._is_pooled_first:
-            return self.convolve(self.pool(x))
+        """Apply convolution and layer.
+
+        Parameters
+        ----------
+        x : torch.Tensor, shape (N, C, ...) or (C, ...)
+            Of the dtype of the weight.
+
+        Returns
+        -------
+        torch.Tensor, shape (N, O, ...) or (O, ...)
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `DiffStride.forward` and `torch.nn.Conv2d`.
+        """
         if self._end_padding is not None:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode  # type: ignore[attr-defined]
             return self.pool(self.convolve(functional.pad(x, self._end_padding, mode=mode)))
@@ -225,10 +221,3 @@ def pad_argument(window: Window, *, first: bool = True) -> list[int]:
     for padding, missing in reversed(list(zip(window.padding, window.end_padding, strict=True))):
         amounts += [padding, padding + missing] if first else [0, missing]
     return amounts
-
-
-def _per_axis(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
-    values = integers(name, value)
-    if len(values) not in (1, rank) or min(values) < 1:
-        raise ValueError(f"{name} must have 1 or {rank} entries of at least 1, got {value!r}")
-    return values * rank if len(values) == 1 else values

@@ -210,7 +210,8 @@ class Functional(Generic[ArrayT, ResultT]):
         method : {"auto", "fused", "separate"}
             "fused" adds up shifted resizes of the input at the output's resolution, "separate"
             convolves with the framework's own function and resizes after it; "auto" takes what is
-            expected to cost less, "fused" where the framework has no convolution (NumPy, CuPy).
+            expected to cost less (by a model of PyTorch on CPUs), "fused" where the framework has
+            no convolution (NumPy, CuPy).
             Equal up to rounding: "fused" computes half precision in float32, "separate" as the
             framework does.
 
@@ -222,7 +223,9 @@ class Functional(Generic[ArrayT, ResultT]):
         Raises
         ------
         TypeError, ValueError
-            As for `diff_stride`, and for a weight or bias that does not fit `x`.
+            As for `diff_stride`; for a weight or bias that does not fit `x`; for circular padding
+            by a kernel that reaches further than the map; for "separate" where the framework has no
+            convolution; and for axes too long for "fused", where nothing else is there.
         """
         x, weight, bias = self._backend.as_convolved(x, weight, bias)
         option("method", method, CONV_METHODS)
@@ -268,11 +271,20 @@ class Functional(Generic[ArrayT, ResultT]):
         ----------
         plan : ConvPlan
         x, weight, bias : array
-            Of one dtype.
+            Of one dtype, and of shapes that fit the plan.
         strides : array of shape (), (1,) or (d,), optional
             The stride parameters, for a plan that has strides.
         method : {"auto", "fused", "separate"}
             As for `conv_diff_stride`.
+
+        Returns
+        -------
+        array, shape (..., O, M_1, ..., M_d)
+
+        Raises
+        ------
+        ValueError
+            For a method that is not possible here.
         """
         arrays = tuple(array for array in (x, weight, strides, bias) if array is not None)
         if self._convolve_then_resize is None:

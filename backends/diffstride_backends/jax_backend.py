@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from diffstride_backends.registry import Framework
 from diffstride_core import bases, fused, resample
 from diffstride_core._namespace import namespace_of
 from diffstride_core.convolution import ConvPlan, spatial_axes
-from diffstride_core.ops import Factors
+from diffstride_core.ops import Factors, SizedPlan
 
 
 class JaxBackend:
@@ -44,7 +44,7 @@ class JaxBackend:
     def kept(  # noqa: D102
         self,
         make: Callable[..., Factors],
-        plan: Hashable,
+        plan: SizedPlan,
         strides: jax.Array | None,
         like: jax.Array,
     ) -> Factors:

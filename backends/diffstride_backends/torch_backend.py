@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
@@ -23,7 +24,7 @@ from diffstride_backends.registry import Framework
 from diffstride_core import bases, fused, resample
 from diffstride_core._namespace import namespace_of
 from diffstride_core.convolution import ConvPlan
-from diffstride_core.ops import Factors
+from diffstride_core.ops import Factors, SizedPlan
 
 _AUTOCAST = (torch.float16, torch.bfloat16, torch.float32)
 _FLOATS = (*_AUTOCAST, torch.float64)
@@ -55,7 +56,7 @@ class TorchBackend:
     def kept(  # noqa: D102
         self,
         make: Callable[..., Factors],
-        plan: Hashable,
+        plan: SizedPlan,
         strides: torch.Tensor | None,
         like: torch.Tensor,
     ) -> Factors:
@@ -255,7 +256,20 @@ def _is_followed() -> bool:
         or _is_forward_mode()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
+        or _cotangents.are_batched
     )
+
+
+class _Cotangents(threading.local):
+    """Whether a backward pass is given many cotangents at once, as `is_grads_batched` asks for.
+
+    PyTorch does that by an older transform, which can be told from its tensors alone.
+    """
+
+    are_batched = False
+
+
+_cotangents = _Cotangents()
 
 
 def _is_forward_mode() -> bool:
@@ -273,10 +287,10 @@ def _is_on_host(tensor: torch.Tensor) -> bool:
     )
 
 
-@lru_cache(maxsize=128)
+@host.kept_by_size
 def _factors(
     make: Callable[..., Factors],
-    plan: Hashable,
+    plan: SizedPlan,
     strides: tuple[float, ...] | None,
     dtype: torch.dtype,
     device: torch.device,
@@ -369,9 +383,13 @@ class _Attached(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> Any:
         needs = ctx.needs_input_grad[4:]
-        # The backward pass can run inside autocast too.
-        with _no_autocast(g.device):
-            gradients = ctx.vjp(ctx.backend, ctx.plan, g, *ctx.saved_tensors, needs=needs)
+        _cotangents.are_batched = torch._C._functorch.is_legacy_batchedtensor(g)
+        try:
+            # The backward pass can run inside autocast too.
+            with _no_autocast(g.device):
+                gradients = ctx.vjp(ctx.backend, ctx.plan, g, *ctx.saved_tensors, needs=needs)
+        finally:
+            _cotangents.are_batched = False
         return None, None, None, None, *gradients
 
 

@@ -741,7 +741,7 @@ def test_fft_axes_build_no_table(monkeypatch, name, shape, options, expected):
         return original(basis)
 
     monkeypatch.setattr(bases, "tables", recorded)
-    for cache in (host.factors, torch_backend._factors):
+    for cache in (*host.factors.caches, *torch_backend._factors.caches):
         cache.cache_clear()
     x = framework.backend.from_host(np.ones(shape), "float64")
     y, pullback = framework.with_pullback.diff_stride(x, (2.0, 2.0), **options)
@@ -759,7 +759,7 @@ def test_operators_are_made_anew_only_for_new_strides(monkeypatch, name):
         return original(self, basis, like)
 
     monkeypatch.setattr(host._Host, "tables", recorded)
-    for cache in (host.factors, torch_backend._factors):
+    for cache in (*host.factors.caches, *torch_backend._factors.caches):
         cache.cache_clear()
     x = framework.backend.from_host(np.ones((3, 40, 36)), "float64")
     strides = framework.backend.from_host(np.array([2.0, 1.5]), "float64")
@@ -769,11 +769,26 @@ def test_operators_are_made_anew_only_for_new_strides(monkeypatch, name):
     assert sorted(made) == [36, 36, 40, 40]  # matrix and ramp of each axis
     framework.with_pullback.diff_stride(x, strides * 1.001)
     assert sorted(made) == [36, 36, 36, 40, 40, 40]
-    limit = host.factors.cache_info().maxsize
+    many, few = host.factors.caches
+    limit = many.cache_info().maxsize
     assert limit <= 256
     for step in range(2 * limit):
         framework.functional.diff_stride(x, strides * (1 + 1e-4 * step))
-    assert host.factors.cache_info().currsize == limit
+    assert many.cache_info().currsize == limit
+    assert few.cache_info().currsize == 0
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_few_large_operators_are_kept(name):
+    functional, backend = registry.get(name).functional, registry.get(name).backend
+    x, weight = (backend.from_host(np.ones(s), "float32") for s in ((1, 1, 1000), (1, 1, 3)))
+    for cache in (*host.factors.caches, *torch_backend._factors.caches):
+        cache.cache_clear()
+    for step in range(20):
+        functional.conv_diff_stride(x, weight, 2 + 1e-4 * step, method="fused")
+    many, few = host.factors.caches
+    assert many.cache_info().currsize == 0
+    assert few.cache_info().currsize <= 8
 
 
 def test_tables_are_kept_but_not_for_ever():
