@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -272,6 +272,23 @@ class _Cotangents(threading.local):
 _cotangents = _Cotangents()
 
 
+def _noted_if_batched(g: torch.Tensor) -> AbstractContextManager[object]:
+    """Return a context in which `_is_followed` knows of a cotangent that stands for many."""
+    # A compiler cannot follow the question.
+    if torch.compiler.is_compiling() or not torch._C._functorch.is_legacy_batchedtensor(g):
+        return nullcontext()
+    return _batched_cotangents()
+
+
+@contextmanager
+def _batched_cotangents() -> Iterator[None]:
+    _cotangents.are_batched = True
+    try:
+        yield
+    finally:
+        _cotangents.are_batched = False
+
+
 def _is_forward_mode() -> bool:
     """Return whether a level of forward-mode differentiation is active, of whatever tensors.
 
@@ -383,13 +400,9 @@ class _Attached(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> Any:
         needs = ctx.needs_input_grad[4:]
-        _cotangents.are_batched = torch._C._functorch.is_legacy_batchedtensor(g)
-        try:
-            # The backward pass can run inside autocast too.
-            with _no_autocast(g.device):
-                gradients = ctx.vjp(ctx.backend, ctx.plan, g, *ctx.saved_tensors, needs=needs)
-        finally:
-            _cotangents.are_batched = False
+        # The backward pass can run inside autocast too.
+        with _no_autocast(g.device), _noted_if_batched(g):
+            gradients = ctx.vjp(ctx.backend, ctx.plan, g, *ctx.saved_tensors, needs=needs)
         return None, None, None, None, *gradients
 
 
