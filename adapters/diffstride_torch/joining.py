@@ -254,12 +254,12 @@ def why_not_fused(conv: AnyConv) -> str | None:
     # Those of a convolution with a layer are called, but not by the layer.
     if any(getattr(conv, hooks) for hooks in HOOKS) and not isinstance(conv, PooledConvolution):
         return "conv must have no hooks, which would not be called"
-    if not is_plain(conv):
+    if not _is_plain(conv):
         return f"conv must compute what PyTorch's own does, but {type(conv).__name__} overrides it"
     return None
 
 
-def is_plain(conv: AnyConv) -> bool:
+def _is_plain(conv: AnyConv) -> bool:
     """Return whether class and object leave to PyTorch what the convolution alone computes."""
     base: Any = next(base for base in CONVOLUTIONS if isinstance(conv, base))
     methods = {"_conv_forward": base}

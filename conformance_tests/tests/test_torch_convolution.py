@@ -30,6 +30,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from torch_values import assert_close, loss, random, strides_of
 
 METHODS = ("fused", "separate")
 
@@ -136,24 +137,6 @@ SMOOTH = {
     ),
 }
 each_smooth = pytest.mark.parametrize("name", SMOOTH)
-
-
-def random(*shape, dtype=torch.float64, seed=0, **options):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, dtype=dtype, generator=generator, **options)
-
-
-def strides_of(*values, dtype=torch.float64, **options):
-    return torch.tensor(values, dtype=dtype, **options)
-
-
-def loss(y):
-    """Return a scalar with a third derivative in y."""
-    return (y**2 * torch.cos(y)).sum()
-
-
-def assert_close(actual, expected, tolerance=1e-12):
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 def tensors(shape, weight_shape, strides, *, dtype=torch.float64, requires_grad=True):

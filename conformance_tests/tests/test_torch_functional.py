@@ -22,6 +22,7 @@ from diffstride_torch import (
 )
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch_values import assert_close, loss, random, strides_of
 
 from diffstride_core import bases
 
@@ -88,24 +89,6 @@ def smooth(name, method="auto"):
     x = random(*shape, requires_grad=True)
     s = strides_of(*strides, requires_grad=True)
     return x, s, lambda x, s: diff_stride(x, s, method=method, **options)
-
-
-def random(*shape, dtype=torch.float64, seed=0, **options):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, dtype=dtype, generator=generator, **options)
-
-
-def strides_of(*values, dtype=torch.float64, **options):
-    return torch.tensor(values, dtype=dtype, **options)
-
-
-def loss(y):
-    """Return a scalar with a third derivative in y."""
-    return (y**2 * torch.cos(y)).sum()
-
-
-def assert_close(actual, expected, tolerance=1e-12):
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 class Products(TorchDispatchMode):
