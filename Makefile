@@ -24,11 +24,12 @@ demo: install
 	$(VENV)/bin/diffstride-train
 
 # One process per core, each with one thread: threads of several processes would wait for each other.
+# Tests that lie together stay in one process while both have work, so that it compiles once what they share.
 test: install
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m 'not slow'
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m 'not slow'
 
 test-slow: install
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m slow
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m slow
 
 # Every warning is reported, and an error at the end.
 docs: install

@@ -340,6 +340,8 @@ def axis_matrix(
     n = np.arange(N)[None, :]
     A = np.zeros((M, N))
     for k in range(lo // 2 + 1):
+        if weights[k] == 0:
+            continue  # A frequency that adds nothing costs no cosines.
         # Whole turns are removed while the phases are still integers, so that the cosine's
         # argument is small and exact to the last bit.
         out_phase = 2 * np.pi * (((k * m) % M) / M)

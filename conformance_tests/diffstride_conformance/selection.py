@@ -113,18 +113,40 @@ def _filtered(selection: Selection, keep: Callable[[str], bool]) -> Selection:
 
 @cache
 def representative_cases() -> tuple[Case, ...]:
-    """Return few cases that have every value of every option, and every pair of the main ones.
+    """Return few cases that have every value of every option, and every pair of the main ones."""
+    return _covering({case: _features(case) for case in all_cases()})
 
-    Chosen one by one, each the first of those that add most.
-    """
-    features = {case: _features(case) for case in all_cases()}
+
+@cache
+def paired_cases() -> tuple[Case, ...]:
+    """Return fewer still: of those, some with every pair of convention, method, norm and rank."""
+    main = ("convention", "method", "norm", "axes")
+
+    def pairs(case: Case) -> set[frozenset[str]]:
+        return {
+            feature
+            for feature in _features(case)
+            if len(feature) == 2 and all(name.split()[1] in main for name in feature)
+        }
+
+    return _covering({case: pairs(case) for case in representative_cases()})
+
+
+def _covering(features: dict[Case, set[frozenset[str]]]) -> tuple[Case, ...]:
+    """Choose cases one by one, each of those that add most for what the oracle's sums take."""
     missing = set[frozenset[str]]().union(*features.values())
     chosen = set()
     while missing:
-        best = max(features, key=lambda case: len(features[case] & missing))
+        best = max(features, key=lambda case: len(features[case] & missing) / _price(case))
         chosen.add(best)
         missing -= features[best]
-    return tuple(case for case in all_cases() if case in chosen)
+    return tuple(case for case in features if case in chosen)
+
+
+def _price(case: Case) -> float:
+    if case.operation == "complexity":
+        return 1.0
+    return 1.0 + sum(case.shape[axis] ** 2 for axis in case.axes) / 1e4
 
 
 def _features(case: Case) -> set[frozenset[str]]:
@@ -139,13 +161,13 @@ def _features(case: Case) -> set[frozenset[str]]:
     if min(sizes) < 4:
         return {frozenset({f"{case.operation} of size {min(sizes)}"})}
     main = {key: options.get(key) for key in ("convention", "method", "norm")}
+    main["axes"] = len(case.axes)
     others = {
         "smoothness": options.get("smoothness"),
         "limits": options.get("limits", (None, None)),
         "cropping": options.get("cropping", True),
         "sizes": "sizes" in options,
         "shared": len(case.strides) == 1 < len(case.axes),
-        "axes": len(case.axes),
         "parities": {size % 2 for size in sizes},
         "order": case.axes == tuple(sorted(case.axes)),
     }
@@ -153,7 +175,6 @@ def _features(case: Case) -> set[frozenset[str]]:
         outputs, inputs, *kernel = case.weight_shape
         groups = options.get("groups", 1)
         main |= {
-            "axes": others.pop("axes"),
             "border": options.get("padding_mode", "zeros"),
             "channels last": options.get("channels_last", False),
         }

@@ -3,21 +3,33 @@
 from dataclasses import replace
 
 import pytest
+from amounts import quick_every, quick_where
 from diffstride_backends import host
 from diffstride_conformance.cases import all_cases
 from diffstride_conformance.implementation import offers
 from diffstride_conformance.problems import is_posed, pose
 from diffstride_conformance.run import agree, judge, run_case, solve
-from diffstride_conformance.selection import representative_cases
+from diffstride_conformance.selection import paired_cases, representative_cases
 from subjects import CONVOLVING, EAGER, subject
 
-# A compilation a case: all of them are slow tests.
+# The quick tests go through these, and through fewer where each is compiled.
 SELECTED = representative_cases()
-over_dtypes = pytest.mark.parametrize("dtype", ["float64", "float32"])
+OTHERS = [case for case in all_cases() if case not in SELECTED]
+DTYPES = ("float64", "float32")
+over_dtypes = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def named(value):
+    return getattr(value, "name", value)
+
+
+def in_turn(cases):
+    """Pair cases with one dtype each, the two in turn, which compiles half as much as both."""
+    return [(case, DTYPES[position % 2]) for position, case in enumerate(cases)]
 
 
 def over_cases(cases):
-    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+    return pytest.mark.parametrize("case", cases, ids=named)
 
 
 def is_offered(name, case):
@@ -26,14 +38,19 @@ def is_offered(name, case):
 
 def over_cases_offered(names, cases):
     pairs = [(name, case) for case in cases for name in names if is_offered(name, case)]
-    return pytest.mark.parametrize(
-        ("name", "case"), pairs, ids=lambda value: getattr(value, "name", value)
-    )
+    return pytest.mark.parametrize(("name", "case"), pairs, ids=named)
 
 
 @over_dtypes
-@over_cases_offered(EAGER, all_cases())
+@over_cases_offered(EAGER, SELECTED)
 def test_case(case, name, dtype):
+    assert run_case(subject(name), case, dtype)
+
+
+@pytest.mark.slow
+@over_dtypes
+@over_cases_offered(EAGER, OTHERS)
+def test_every_case(case, name, dtype):
     assert run_case(subject(name), case, dtype)
 
 
@@ -43,23 +60,28 @@ def test_case_in_blocks(name, case, monkeypatch):
     assert run_case(subject(name), case, "float64")
 
 
-@over_dtypes
-@over_cases(SELECTED)
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    quick_where(lambda position: SELECTED[position] in paired_cases(), in_turn(SELECTED)),
+    ids=named,
+)
 def test_case_on_jax(case, dtype):
     assert run_case(subject("jax"), case, dtype)
 
 
 @pytest.mark.slow
-@over_dtypes
-@over_cases([case for case in all_cases() if case not in SELECTED])
+@pytest.mark.parametrize(("case", "dtype"), in_turn(OTHERS), ids=named)
 def test_every_case_on_jax(case, dtype):
     assert run_case(subject("jax"), case, dtype)
 
 
-@over_dtypes
-@over_cases_offered(["dask"], SELECTED)
-def test_case_on_dask(name, case, dtype):
-    assert run_case(subject(name), case, dtype)
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    quick_every(5, in_turn([case for case in SELECTED if is_offered("dask", case)])),
+    ids=named,
+)
+def test_case_on_dask(case, dtype):
+    assert run_case(subject("dask"), case, dtype)
 
 
 SEPARATE = [case for case in SELECTED if case.method == "separate"]
@@ -87,7 +109,7 @@ def test_half_precision_is_owed_by_the_fused_convolution_alone(case):
     assert is_posed(case, "float32")
 
 
-@over_cases_offered(["torch", "jax", "array-api-strict"], SELECTED[::2])
+@over_cases_offered(["torch", "array-api-strict"], SELECTED[::2])
 def test_case_on_another_device(name, case):
     implementation = subject(name)
     devices = implementation.devices()
@@ -95,6 +117,11 @@ def test_case_on_another_device(name, case):
         assert name == "torch"
         pytest.skip("torch has no accelerator here")
     assert run_case(implementation, case, "float32", device=devices[1])
+
+
+@over_cases(quick_every(4, SELECTED[::2]))
+def test_case_on_another_device_of_jax(case):
+    assert run_case(subject("jax"), case, "float32", device=subject("jax").devices()[1])
 
 
 @over_cases(SELECTED)
@@ -110,7 +137,7 @@ def test_backends_agree_with_each_other(case):
             assert [outcome.failure for outcome in outcomes if outcome.failure] == []
 
 
-@over_cases(SELECTED[::4])
+@over_cases(quick_every(3, SELECTED[::4]))
 @pytest.mark.parametrize("name", ["torch", "jax"])
 def test_attached_gradient_is_that_of_autodiff(name, case):
     implementation, problem = subject(name), pose(case, "float64")

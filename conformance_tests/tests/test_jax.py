@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from amounts import quick_every, quick_first
 from diffstride_backends import jax_backend, registry
 from diffstride_conformance.cases import all_cases
 from diffstride_conformance.problems import is_posed
@@ -33,7 +34,7 @@ HALF_CASES = [case for case in all_cases() if is_posed(case, "bfloat16")]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("case", HALF_CASES[::108], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", quick_every(3, HALF_CASES[::108]), ids=lambda case: case.name)
 def test_conformance_in_half_precision(case, dtype):
     assert run_case(registry.get("jax"), case, dtype)
 
@@ -69,7 +70,7 @@ def loss(x, s, **options):
     return jnp.sum(jnp.sin(diff_stride(x, s, sizes=(12, 10), smoothness=1.5, **options)))
 
 
-@pytest.mark.parametrize("method", ["matmul", "fft"])
+@pytest.mark.parametrize("method", quick_first(1, ["fft", "matmul"]))
 def test_derivatives_of_every_mode(method):
     x, s = random(12, 15), jnp.asarray([1.7, 2.4])
     f = partial(loss, method=method)
@@ -105,7 +106,7 @@ def test_vmap_checkpoint_and_scan():
     assert jnp.allclose(final, s)
 
 
-@pytest.mark.parametrize("method", ["matmul", "fft"])
+@pytest.mark.parametrize("method", quick_first(1, ["matmul", "fft"]))
 def test_shard_map_over_the_batch(method):
     devices = jax.devices()[:4]
     assert len(devices) == 4, "conftest.py forces four devices on the host"
@@ -165,7 +166,7 @@ def assert_all_close(found, expected):
 METHODS = pytest.mark.parametrize("method", ["fused", "separate"])
 
 
-@METHODS
+@pytest.mark.parametrize("method", quick_first(1, ["fused", "separate"]))
 def test_convolution_under_jit_and_its_derivatives(method):
     arrays, f = convolution_arrays(), partial(conv, method=method)
     expected = value_and_gradients(convolved, *arrays)
@@ -182,7 +183,7 @@ def test_convolution_under_jit_needs_sizes(method):
         jax.jit(partial(conv, method=method, sizes=None))(*convolution_arrays())
 
 
-@METHODS
+@pytest.mark.parametrize("method", quick_first(1, ["fused", "separate"]))
 def test_convolution_under_vmap(method):
     x, weight, s, bias = convolution_arrays()
     f = partial(value_and_gradients, partial(conv, method=method))
@@ -196,7 +197,7 @@ def test_convolution_under_vmap(method):
         assert_all_close(found, expected)
 
 
-@METHODS
+@pytest.mark.parametrize("method", quick_first(1, ["separate", "fused"]))
 def test_convolution_under_shard_map(method):
     devices = jax.devices()[:4]
     mesh = jax.sharding.Mesh(devices, ("batch",))

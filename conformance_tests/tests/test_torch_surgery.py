@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from amounts import quick_first
 from diffstride_torch import (
     AntiAliasing,
     DiffStride1d,
@@ -75,7 +76,7 @@ def conv(stride, kernel=3, padding=1, **options):
     return nn.Conv2d(3, 4, kernel, stride=stride, padding=padding, **options)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", quick_first(2, MODELS))
 def test_models_of_torchvision(name):
     model, x = build(name), images()
     weights = {key: value.clone() for key, value in model.state_dict().items()}
@@ -359,7 +360,9 @@ STRIDES = [(2.0, 2.0), (1.4, 2.7), (3.1, 1.9)]
 
 
 @pytest.mark.filterwarnings("ignore::diffstride_torch.NothingToCropWarning")
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121", "convnext_tiny"])
+@pytest.mark.parametrize(
+    "name", quick_first(2, ["resnet18", "mobilenet_v3_small", "densenet121", "convnext_tiny"])
+)
 def test_multiply_adds_are_those_of_an_independent_counter(name):
     model, x = build(name), images()
     report = replace_downsampling(model, x)
@@ -837,7 +840,7 @@ def test_a_frozen_convolution_keeps_its_precision_under_autocast():
 
 
 @pytest.mark.filterwarnings("ignore::diffstride_torch.NothingToCropWarning")
-@each_method
+@pytest.mark.parametrize("method", quick_first(1, METHODS))
 def test_multiply_adds_of_convolutions_are_those_of_an_independent_counter(method):
     model, x = build("resnet18"), images()
     report = replace_downsampling(model, x, method=method)
@@ -969,7 +972,7 @@ def smooth_convolutions(strides, fused):
     return products
 
 
-@pytest.mark.parametrize("method", ["fused", "separate"])
+@pytest.mark.parametrize("method", quick_first(1, ["fused", "separate"]))
 def test_gradient_of_convolutions_is_that_of_the_smooth_size(method):
     strides = [[2.5, 2.1], [1.7, 3.0]]
     model = Given(strides, method=method).double()

@@ -6,6 +6,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from amounts import quick_first
 from changing import changed
 from diffstride_experiments.config import Config
 from diffstride_experiments.data import Cifar, ImageFolder
@@ -65,7 +66,7 @@ def test_every_study_can_be_named():
     assert all(name == study.name for name, study in STUDIES.items())
 
 
-@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+@pytest.mark.parametrize("study", quick_first(2, STUDIES.values()), ids=STUDIES)
 def test_runs_of_a_study_differ_and_each_row_has_every_seed(study, tmp_path):
     cases = all_cases(study, tmp_path)
     first = study.cases(base_of(study, tmp_path), range(3))
@@ -78,7 +79,7 @@ def test_runs_of_a_study_differ_and_each_row_has_every_seed(study, tmp_path):
         assert len(case.config.methods) == 1
 
 
-@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+@pytest.mark.parametrize("study", quick_first(2, STUDIES.values()), ids=STUDIES)
 def test_reports_have_all_rows_and_figures(study, tmp_path):
     outcomes = [made_up(case) for case in all_cases(study, tmp_path)]
     report = study.report(outcomes)
@@ -101,6 +102,7 @@ def test_reports_state_means_and_deviations(tmp_path):
     assert line == "| DiffStride (relative, λJ) | λ = 3 | 51.0 ± 1.0 | 3.00 → 4.00 |"
 
 
+@pytest.mark.slow
 def test_robustness_states_the_spread_over_starts(tmp_path):
     study = STUDIES["robustness-digits"]
     starts = list(dict.fromkeys(case.labels[1] for case in all_cases(study, tmp_path)))
@@ -116,6 +118,7 @@ def test_robustness_states_the_spread_over_starts(tmp_path):
     assert f"| mean ± sd over starts | {' | '.join([expected] * 4)} |" in table
 
 
+@pytest.mark.slow
 def test_equal_cost_is_what_the_learnt_network_ended_with(tmp_path):
     study = STUDIES["robustness-images"]
     config = base_of(study, tmp_path)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from amounts import quick_every
 from changing import changed
 from diffstride_experiments import train
 from diffstride_experiments.config import Config, read_recipe
@@ -115,7 +116,7 @@ def test_runs_repeat_exactly(tiny_config, tmp_path):
 
 # With a checkpoint after every step: before the first one, inside an epoch, at its end, between
 # the methods, in the last step.
-@pytest.mark.parametrize("steps", [0, 3, 4, 8, 13, 15])
+@pytest.mark.parametrize("steps", quick_every(2, [3, 0, 8, 4, 13, 15]))
 def test_interrupted_run_goes_on_as_if_it_had_not_been(tiny_config, tmp_path, steps, monkeypatch):
     # Strides that move fast take the inner maps, and so the strides' bounds, through many sizes;
     # mixup, momentum and a schedule have states of their own.
@@ -253,19 +254,22 @@ def test_gpu_that_is_not_there_is_refused(tiny_config, monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {
-            "optimizer__name": "sgd",
-            "optimizer__schedule": "cosine",
-            "optimizer__warmup_epochs": 0.5,
-        },
-        {"training__label_smoothing": 0.1, "training__mixup": 0.2},
-        {"training__channels_last": True},
-        {"training__precision": "bfloat16"},
-        {"training__precision": "float16"},
-        {"training__workers": 1},
-        {"model__name": "resnet18", "model__channels": (4, 4, 4, 4, 4)},
-    ],
+    quick_every(
+        2,
+        [
+            {
+                "optimizer__name": "sgd",
+                "optimizer__schedule": "cosine",
+                "optimizer__warmup_epochs": 0.5,
+            },
+            {"training__label_smoothing": 0.1, "training__mixup": 0.2},
+            {"training__channels_last": True},
+            {"training__precision": "bfloat16"},
+            {"training__precision": "float16"},
+            {"training__workers": 1},
+            {"model__name": "resnet18", "model__channels": (4, 4, 4, 4, 4)},
+        ],
+    ),
     ids=lambda options: next(iter(options)).split("__")[1] + str(next(iter(options.values()))),
 )
 def test_every_way_of_training_learns(tiny_config, options):
