@@ -8,7 +8,7 @@ discards. Both are linear, so the sum over the kernel can be taken after the res
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -208,6 +208,73 @@ def per_axis(name: str, value: Any, count: int) -> tuple[int, ...]:
         entries = "one entry" if count == 1 else f"1 or {count} entries"
         raise ValueError(f"{name} must have {entries} of at least 1, got {value!r}")
     return values * count if len(values) == 1 else values
+
+
+def odd_kernel(kernel_size: Any, rank: int) -> tuple[int, ...]:
+    """Return the size of a new layer's kernel along each axis.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless it is odd along every axis.
+    """
+    kernel = per_axis("kernel_size", kernel_size, rank)
+    if any(size % 2 == 0 for size in kernel):
+        raise ValueError(f"kernel_size must be odd, so that the size is kept, got {kernel_size!r}")
+    return kernel
+
+
+def kept_padding(
+    padding: Any,
+    kernel: Sequence[int],
+    dilation: Sequence[int],
+    *,
+    same: tuple[str, ...],
+    valid: str,
+    pairs: bool = False,
+) -> tuple[int, ...]:
+    """Return by how much to pad each axis, once it is known that this keeps the size.
+
+    Parameters
+    ----------
+    padding : int, sequence of int, or str
+        As a framework's own convolution takes it.
+    kernel, dilation : sequence of int
+        Per spatial axis; the kernel odd.
+    same : tuple of str
+        The framework's words for a padding that keeps the size.
+    valid : str
+        Its word for no padding, which keeps the size where the kernel has one tap.
+    pairs : bool
+        Whether there may be a pair of ints, for either end, for each axis.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything else.
+    """
+    kept = tuple(d * (k // 2) for d, k in zip(dilation, kernel, strict=True))
+    if isinstance(padding, str):
+        fits = padding in same or (padding == valid and not any(kept))
+    else:
+        ends: Sequence[Any] = integers("padding", padding) if not pairs else _entries(padding)
+        given = [integers("padding", end) for end in ends]
+        given = given * len(kept) if len(given) == 1 else given
+        fits = len(given) == len(kept) and all(
+            len(amounts) <= 2 and set(amounts) == {amount}
+            for amounts, amount in zip(given, kept, strict=True)
+        )
+    if not fits:
+        words = ", ".join(map(repr, same))
+        raise ValueError(
+            f"padding must keep the size, as {words} and {kept} do, half of dilation * "
+            f"(kernel_size - 1), got {padding!r}"
+        )
+    return kept
+
+
+def _entries(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, Iterable) else (value,)
 
 
 class Product(NamedTuple):

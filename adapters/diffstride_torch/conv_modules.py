@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from diffstride_core.arguments import Limits, option
-from diffstride_core.convolution import CONV_METHODS, per_axis
+from diffstride_core.convolution import CONV_METHODS, kept_padding, odd_kernel, per_axis
 from diffstride_torch.joining import (
     AnyConv,
     PooledConvolution,
@@ -22,12 +22,16 @@ from diffstride_torch.tracing import Window, window_of
 
 
 class DiffStrideConv(PooledConvolution):
-    """A convolution that keeps the size of its input, and a DiffStride layer behind it.
+    """A `torch.nn.Conv2d` with learnt strides; `stride` is 2.0, `padding` "same" by default.
 
-    In place of a strided convolution; base of the modules of fixed rank, which are PyTorch's own
-    convolutions too, parameters and their names included. Equal to a `torch.nn.Conv2d` of stride 1
-    and a `DiffStride2d` in a row, but where it is cheaper nothing is computed at the resolution of
-    the input, see `conv_diff_stride`.
+    All arguments of that one are taken, in their order. What differs is these two: `padding` must
+    keep the size of the input, as half of the dilated kernel does.
+
+    Base of the modules of fixed rank, which are PyTorch's own convolutions at stride 1, parameters
+    and their names included, with a DiffStride layer behind them. Equal to a `torch.nn.Conv2d` of
+    stride 1 and a `DiffStride2d` in a row, but where it is cheaper nothing is computed at the
+    resolution of the input, see `conv_diff_stride`. The state of a plain convolution lacks
+    ``pool.strides`` alone.
 
     Parameters
     ----------
@@ -36,6 +40,8 @@ class DiffStrideConv(PooledConvolution):
         Odd.
     stride : float or sequence of float
         Initial strides, at least 1: one per spatial axis or one for all.
+    padding : int, sequence of int, or "same"
+        Half of ``dilation * (kernel_size - 1)``, which for a kernel of one tap is 0, or "valid".
     dilation, groups, bias
         See `torch.nn.Conv2d`.
     padding_mode : {"zeros", "circular", "reflect", "replicate"}
@@ -55,13 +61,13 @@ class DiffStrideConv(PooledConvolution):
     Raises
     ------
     TypeError, ValueError
-        As for `DiffStride` and `torch.nn.Conv2d`, for an even kernel, and for a `padding_mode` that
-        `method` excludes.
+        As for `DiffStride` and `torch.nn.Conv2d`, for an even kernel, for another padding, and for
+        a `padding_mode` that `method` excludes.
 
     Examples
     --------
     >>> import torch
-    >>> conv = DiffStrideConv2d(3, 16, 3, stride=(2.0, 3.0), convention="relative")
+    >>> conv = DiffStrideConv2d(3, 16, 3, stride=(2, 3), padding=1, convention="relative")
     >>> conv(torch.zeros(8, 3, 32, 32)).shape
     torch.Size([8, 16, 20, 14])
     """
@@ -75,11 +81,12 @@ class DiffStrideConv(PooledConvolution):
         out_channels: int,
         kernel_size: int | Sequence[int],
         stride: float | Sequence[float] = 2.0,
-        *,
+        padding: int | Sequence[int] | str = "same",
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
+        *,
         method: str = "auto",
         smoothness: float | None = None,
         shared: bool = False,
@@ -93,12 +100,9 @@ class DiffStrideConv(PooledConvolution):
     ) -> None:
         rank = self._layer.rank
         option("method", method, CONV_METHODS)
-        kernel = per_axis("kernel_size", kernel_size, rank)
-        if any(size % 2 == 0 for size in kernel):
-            raise ValueError(
-                f"kernel_size must be odd, so that the size is kept, got {kernel_size!r}"
-            )
+        kernel = odd_kernel(kernel_size, rank)
         dilations = per_axis("dilation", dilation, rank)
+        kept = kept_padding(padding, kernel, dilations, same=("same",), valid="valid")
         pool = self._layer(
             stride,
             smoothness=smoothness,
@@ -115,7 +119,7 @@ class DiffStrideConv(PooledConvolution):
             in_channels,
             out_channels,
             kernel,
-            padding=tuple(d * (k // 2) for d, k in zip(dilations, kernel, strict=True)),
+            padding=kept,
             dilation=dilations,
             groups=groups,
             bias=bias,
@@ -191,19 +195,31 @@ class DiffStrideConv(PooledConvolution):
 
 
 class DiffStrideConv1d(DiffStrideConv, nn.Conv1d):
-    """A one-dimensional convolution with a learnt stride, see `DiffStrideConv`."""
+    """A `torch.nn.Conv1d` with learnt strides; `stride` is 2.0, `padding` "same" by default.
+
+    All arguments of that one are taken, in their order. What differs is these two: `padding` must
+    keep the size of the input, as half of the dilated kernel does. See `DiffStrideConv`.
+    """
 
     _layer = DiffStride1d
 
 
 class DiffStrideConv2d(DiffStrideConv, nn.Conv2d):
-    """A two-dimensional convolution with learnt strides, see `DiffStrideConv`."""
+    """A `torch.nn.Conv2d` with learnt strides; `stride` is 2.0, `padding` "same" by default.
+
+    All arguments of that one are taken, in their order. What differs is these two: `padding` must
+    keep the size of the input, as half of the dilated kernel does. See `DiffStrideConv`.
+    """
 
     _layer = DiffStride2d
 
 
 class DiffStrideConv3d(DiffStrideConv, nn.Conv3d):
-    """A three-dimensional convolution with learnt strides, see `DiffStrideConv`."""
+    """A `torch.nn.Conv3d` with learnt strides; `stride` is 2.0, `padding` "same" by default.
+
+    All arguments of that one are taken, in their order. What differs is these two: `padding` must
+    keep the size of the input, as half of the dilated kernel does. See `DiffStrideConv`.
+    """
 
     _layer = DiffStride3d
 

@@ -1,6 +1,7 @@
 """Convolutions with learnt strides: PyTorch's function, its modules, and layers given one."""
 
 import copy
+import inspect
 import itertools
 import pickle
 
@@ -847,6 +848,76 @@ def test_parameters_are_those_of_pytorchs_convolution(name):
     module.load_state_dict({**own.state_dict(), "pool.strides": strides})
     assert torch.equal(module.weight, own.weight)
     assert torch.equal(module.pool.strides, strides)
+
+
+@pytest.mark.parametrize(
+    ("rank", "args", "options"),
+    [
+        (2, (3, 2, 1), {}),
+        (2, (3, 2, (1, 1), (1, 1), 2, True, "circular"), {}),
+        (2, ((3, 5), (2.5, 2.0)), {"padding": [1, 2]}),
+        (2, (3, 2), {"padding": "same", "dilation": (1, 3)}),
+        (2, (5, 2, 4), {"dilation": 2, "bias": False}),
+        (2, (1, 2, 0), {}),
+        (2, (1,), {"padding": "valid", "padding_mode": "reflect"}),
+        (1, (7, 2, 3), {"padding_mode": "replicate"}),
+        (1, (3, 2, (2,), 2), {}),
+        (3, ((3, 1, 5), 2, (1, 0, 2)), {}),
+    ],
+)
+def test_arguments_are_those_of_pytorchs_convolution(rank, args, options):
+    own, _, conv = RANKS[rank]
+    module = conv(4, 6, *args, **options, convention="relative")
+    kernel, _, *rest = (*args, 2.0)[: max(2, len(args))]
+    plain = own(4, 6, kernel, 1, *rest, **options)
+    assert (
+        list(inspect.signature(conv).parameters)[:9] == list(inspect.signature(own).parameters)[:9]
+    )
+    state = plain.state_dict()
+    assert module.load_state_dict(state, strict=False) == (["pool.strides"], [])
+    x = random(2, 4, *SIZES[:rank], dtype=torch.float32)
+    assert plain(x).shape[2:] == x.shape[2:]
+    torch.testing.assert_close(module(x), module.pool(plain(x)), rtol=0, atol=1e-5)
+
+
+def test_only_our_own_arguments_differ_from_pytorchs_convolution():
+    for own, _, conv in RANKS.values():
+        theirs, ours = (inspect.signature(kind).parameters for kind in (own, conv))
+        assert not theirs.keys() - ours.keys()
+        changed = [name for name in theirs if ours[name].default != theirs[name].default]
+        assert {name: ours[name].default for name in changed} == {"stride": 2.0, "padding": "same"}
+        assert all(
+            parameter.kind is parameter.KEYWORD_ONLY for parameter in list(ours.values())[9:]
+        )
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize(
+    ("padding", "options", "error"),
+    [
+        (0, {}, ValueError),
+        (2, {}, ValueError),
+        (-1, {}, ValueError),
+        ("valid", {}, ValueError),
+        ("SAME", {}, ValueError),
+        ((1, 1, 1, 1), {}, ValueError),
+        ((), {}, ValueError),
+        (1, {"kernel_size": 1}, ValueError),
+        (1, {"dilation": 2}, ValueError),
+        (1.0, {}, TypeError),
+        (True, {}, TypeError),
+        (None, {}, TypeError),
+        (((1, 1),), {}, TypeError),
+    ],
+)
+def test_a_padding_that_does_not_keep_the_size_is_refused(rank, padding, options, error):
+    with pytest.raises(error, match=r"^padding must .* got "):
+        RANKS[rank][2](3, 4, **{"kernel_size": 3, "padding": padding, **options})
+
+
+def test_a_padding_that_keeps_the_size_along_one_axis_alone_is_refused():
+    with pytest.raises(ValueError, match=r"'same' and \(1, 2\) do, .* got \(1, 1\)"):
+        make(kernel_size=(3, 5), padding=(1, 1))
 
 
 def test_an_output_has_the_size_that_the_strides_give():
