@@ -1,4 +1,7 @@
-"""DiffStride and spectral pooling as Equinox modules."""
+"""DiffStride and spectral pooling as Equinox modules: channels first, no batch, as all of Equinox.
+
+A batch is mapped over by `jax.vmap`; axes in front of the channels are allowed, too.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from diffstride_core.arguments import Limits, checked_shape, initial_strides
-from diffstride_core.convolution import spatial_axes
+from diffstride_core.convolution import odd_kernel, per_axis, spatial_axes
 from diffstride_core.plan_cache import PlanCache
 from diffstride_core.planning import plan_pool
 from diffstride_core.settings import Settings, make_settings
 from diffstride_jax.layers import (
+    check_kept_padding,
     check_new_convolution,
     convolve_and_downsample,
     current_plan,
@@ -31,15 +35,15 @@ ModelT = TypeVar("ModelT")
 
 
 class DiffStride(eqx.Module):
-    """Downsampling with learnt strides.
+    """Downsampling with learnt strides, channels first: (C, H, W), as Equinox's own layers.
 
     Parameters
     ----------
     stride : float or sequence of float
         Initial strides, at least 1: one per resized axis or one for all.
     axes : int or sequence of int
-        The axes to resize; by default height and width of channels-last arrays. Equinox's own
-        convolutions have channels first, without a batch: ``axes=(-2, -1)``.
+        The axes to resize; by default height and width, which are the last. ``axes=-1`` for one
+        spatial axis, ``axes=(-3, -2, -1)`` for three.
     shared : bool
         Learn one stride for all axes instead of one per axis.
     smoothness, limits, cropping, norm, convention, method
@@ -69,11 +73,14 @@ class DiffStride(eqx.Module):
 
     Examples
     --------
+    >>> import jax
     >>> import jax.numpy as jnp
     >>> from diffstride_jax.equinox_modules import DiffStride
     >>> layer = DiffStride([2.0, 3.0], convention="relative")
-    >>> layer(jnp.ones((8, 32, 32, 3))).shape
-    (8, 20, 14, 3)
+    >>> layer(jnp.ones((3, 32, 32))).shape
+    (3, 20, 14)
+    >>> jax.vmap(layer)(jnp.ones((8, 3, 32, 32))).shape
+    (8, 3, 20, 14)
     """
 
     strides: jax.Array
@@ -85,7 +92,7 @@ class DiffStride(eqx.Module):
         self,
         stride: float | Sequence[float],
         *,
-        axes: int | Sequence[int] = (-3, -2),
+        axes: int | Sequence[int] = (-2, -1),
         shared: bool = False,
         smoothness: float | None = None,
         limits: Limits | None = (None, None),
@@ -113,13 +120,14 @@ class DiffStride(eqx.Module):
 
         Parameters
         ----------
-        x : jax.Array, shape (..., N_1, ..., N_d, ...)
+        x : jax.Array, shape (..., C, N_1, ..., N_d)
+            By default with two resized axes; `axes` may name others.
         key : ignored
             So that the layer fits into `equinox.nn.Sequential`.
 
         Returns
         -------
-        jax.Array, shape (..., M_1, ..., M_d, ...)
+        jax.Array, shape (..., C, M_1, ..., M_d)
         """
         return downsample(self.plans, x, self.strides)
 
@@ -141,12 +149,13 @@ class DiffStride(eqx.Module):
 
 
 class DiffStrideConv(eqx.nn.Conv):
-    """A convolution that keeps the size of its input, and a DiffStride layer behind it.
+    """An `equinox.nn.Conv` with learnt strides, channels first; `stride` is 2.0, `padding` "SAME".
 
-    In place of a strided convolution. Equal to an `equinox.nn.Conv` and a `DiffStride` in a row,
-    but where it is cheaper nothing is computed at the resolution of the input, see
-    `conv_diff_stride`. It is an `equinox.nn.Conv` of stride 1 itself, so that its parameters have
-    the same names and shapes.
+    It takes the arguments of `equinox.nn.Conv`, in their order. What differs is these two defaults,
+    and that `padding` must keep the size of the input. Equal to an `equinox.nn.Conv` and a
+    `DiffStride` in a row, but where it is cheaper nothing is computed at the resolution of the
+    input, see `conv_diff_stride`. It is an `equinox.nn.Conv` of stride 1 itself, so that its
+    parameters have the same names and shapes.
 
     Parameters
     ----------
@@ -157,18 +166,21 @@ class DiffStrideConv(eqx.nn.Conv):
         Odd.
     stride : float or sequence of float
         Initial strides, at least 1: one per spatial axis or one for all.
+    padding : str, int, sequence of int or of pairs of ints
+        "SAME", "SAME_LOWER" or half of ``dilation * (kernel_size - 1)`` on either side, which for a
+        kernel of one tap is 0, or "VALID".
     dilation, groups, use_bias
         See `equinox.nn.Conv`.
-    padding_mode : {"zeros", "circular"}
+    padding_mode : {"ZEROS", "CIRCULAR"}
         What is beyond the border: zeros, or the other end of the map. In any case, as for
+        `equinox.nn.Conv`.
+    dtype : dtype, optional
+        Of all parameters, but strides are never in half precision; by default as for
         `equinox.nn.Conv`.
     method : {"auto", "fused", "separate"}
         See `conv_diff_stride`.
     shared, smoothness, limits, cropping, norm, convention
         See `DiffStride`.
-    dtype : dtype, optional
-        Of all parameters, but strides are never in half precision; by default as for
-        `equinox.nn.Conv`.
     key : jax.Array
         For the initial weight and bias.
 
@@ -182,7 +194,7 @@ class DiffStrideConv(eqx.nn.Conv):
     Raises
     ------
     TypeError, ValueError
-        As for `DiffStride` and `equinox.nn.Conv`, and for an even kernel.
+        As for `DiffStride` and `equinox.nn.Conv`, for an even kernel, and for another padding.
 
     Examples
     --------
@@ -190,7 +202,7 @@ class DiffStrideConv(eqx.nn.Conv):
     >>> import jax.numpy as jnp
     >>> from diffstride_jax.equinox_modules import DiffStrideConv
     >>> key = jax.random.key(0)
-    >>> conv = DiffStrideConv(2, 3, 16, 3, stride=[2.0, 3.0], convention="relative", key=key)
+    >>> conv = DiffStrideConv(2, 3, 16, 3, [2.0, 3.0], 1, convention="relative", key=key)
     >>> jax.vmap(conv)(jnp.ones((8, 3, 32, 32))).shape
     (8, 16, 20, 14)
     """
@@ -204,12 +216,14 @@ class DiffStrideConv(eqx.nn.Conv):
         in_channels: int,
         out_channels: int,
         kernel_size: int | Sequence[int],
-        stride: float | Sequence[float],
-        *,
+        stride: float | Sequence[float] = 2.0,
+        padding: str | int | Sequence[int] | Sequence[tuple[int, int]] = "SAME",
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
         use_bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: str = "ZEROS",
+        dtype: Any = None,
+        *,
         method: str = "auto",
         shared: bool = False,
         smoothness: float | None = None,
@@ -217,16 +231,18 @@ class DiffStrideConv(eqx.nn.Conv):
         cropping: bool = True,
         norm: str | None = None,
         convention: str = "paper",
-        dtype: Any = None,
         key: jax.Array,
     ) -> None:
+        kernel = odd_kernel(kernel_size, num_spatial_dims)
+        dilations = per_axis("dilation", dilation, num_spatial_dims)
+        check_kept_padding(padding, kernel, dilations, "SAME", "SAME_LOWER")
         super().__init__(
             num_spatial_dims,
             in_channels,
             out_channels,
-            kernel_size,
+            kernel,
             padding="SAME",
-            dilation=dilation,
+            dilation=dilations,
             groups=groups,
             use_bias=use_bias,
             padding_mode=padding_mode,
@@ -281,14 +297,14 @@ class DiffStrideConv(eqx.nn.Conv):
 
 
 class SpectralPool(eqx.Module):
-    """Spectral pooling with fixed strides.
+    """Spectral pooling with fixed strides, channels first: (C, H, W), as Equinox's own layers.
 
     Parameters
     ----------
     stride : float or sequence of float
         At least 1: one per resized axis or one for all.
     axes : int or sequence of int
-        The axes to resize; by default height and width of channels-last arrays.
+        The axes to resize; by default height and width, which are the last.
     norm, convention
         See `spectral_pool`.
 
@@ -305,7 +321,7 @@ class SpectralPool(eqx.Module):
         self,
         stride: float | Sequence[float],
         *,
-        axes: int | Sequence[int] = (-3, -2),
+        axes: int | Sequence[int] = (-2, -1),
         norm: str | None = None,
         convention: str = "paper",
     ) -> None:
@@ -317,13 +333,14 @@ class SpectralPool(eqx.Module):
 
         Parameters
         ----------
-        x : jax.Array, shape (..., N_1, ..., N_d, ...)
+        x : jax.Array, shape (..., C, N_1, ..., N_d)
+            By default with two resized axes; `axes` may name others.
         key : ignored
             So that the layer fits into `equinox.nn.Sequential`.
 
         Returns
         -------
-        jax.Array, shape (..., M_1, ..., M_d, ...)
+        jax.Array, shape (..., C, M_1, ..., M_d)
         """
         return pool(self.settings, x, self.stride)
 

@@ -16,7 +16,12 @@ import numpy as np
 from diffstride_backends.jax_backend import BACKEND, FUNCTIONAL
 
 from diffstride_core.arguments import checked_shape, initial_strides, option
-from diffstride_core.convolution import CONV_METHODS, ConvPlan, checked_convolution
+from diffstride_core.convolution import (
+    CONV_METHODS,
+    ConvPlan,
+    checked_convolution,
+    kept_padding,
+)
 from diffstride_core.plan import Plan
 from diffstride_core.plan_cache import PlanCache
 from diffstride_core.planning import plan_pool
@@ -68,6 +73,22 @@ def check_new_convolution(
     # A map so large that no kernel reaches beyond it.
     sizes = (sys.maxsize,) * (len(weight_shape) - 2)
     checked_convolution((channels, *sizes), weight_shape, **options)
+
+
+def check_kept_padding(
+    padding: Any, kernel: Sequence[int], dilation: Sequence[int], *words: str
+) -> None:
+    """Raise unless a new convolution's padding keeps the size of its input.
+
+    Parameters
+    ----------
+    padding : str, int, sequence of int or of pairs of ints
+    kernel, dilation : sequence of int
+    *words : str
+        What the library calls such padding, in capitals; it may be given in any case.
+    """
+    given = padding.upper() if isinstance(padding, str) else padding
+    kept_padding(given, kernel, dilation, same=words, valid="VALID", pairs=True)
 
 
 def strides_dtype(dtype: Any) -> Any:

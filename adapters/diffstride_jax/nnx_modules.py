@@ -1,4 +1,4 @@
-"""DiffStride and spectral pooling as Flax NNX modules."""
+"""DiffStride and spectral pooling as Flax NNX modules: channels last, as all of Flax."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.nnx.nn.linear import default_bias_init, default_kernel_init
 
 from diffstride_core.arguments import Limits, checked_shape, initial_strides
-from diffstride_core.convolution import spatial_axes
+from diffstride_core.convolution import odd_kernel, per_axis, spatial_axes
 from diffstride_core.planning import plan_pool
 from diffstride_core.settings import make_settings
 from diffstride_jax.layers import (
+    check_kept_padding,
     check_new_convolution,
     convolve_and_downsample,
     current_plan,
@@ -36,14 +38,14 @@ class StrideParam(nnx.Param):
 
 
 class DiffStride(nnx.Module):
-    """Downsampling with learnt strides.
+    """Downsampling with learnt strides, channels last: (..., H, W, C), as Flax's own layers.
 
     Parameters
     ----------
     stride : float or sequence of float
         Initial strides, at least 1: one per resized axis or one for all.
     axes : int or sequence of int
-        The axes to resize; by default height and width of channels-last arrays.
+        The axes to resize; by default height and width, which are in front of the channels.
     shared : bool
         Learn one stride for all axes instead of one per axis.
     smoothness, limits, cropping, norm, convention, method
@@ -113,11 +115,12 @@ class DiffStride(nnx.Module):
 
         Parameters
         ----------
-        x : jax.Array, shape (..., N_1, ..., N_d, ...)
+        x : jax.Array, shape (..., N_1, ..., N_d, C)
+            By default with two resized axes; `axes` may name others.
 
         Returns
         -------
-        jax.Array, shape (..., M_1, ..., M_d, ...)
+        jax.Array, shape (..., M_1, ..., M_d, C)
         """
         return downsample(self.plans, x, self.strides[...])
 
@@ -139,21 +142,25 @@ class DiffStride(nnx.Module):
 
 
 class DiffStrideConv(nnx.Conv):
-    """A convolution that keeps the size of its input, and a DiffStride layer behind it.
+    """An `nnx.Conv` with learnt strides, channels last; `strides` is 2.0 by default.
 
-    In place of a strided convolution. Equal to an `nnx.Conv` and a `DiffStride` in a row, but where
-    it is cheaper nothing is computed at the resolution of the input, see `conv_diff_stride`. It is
-    an `nnx.Conv` of stride 1 itself, so that its parameters have the same names and shapes.
+    It takes the arguments of `nnx.Conv` that are listed here, in their order. What differs is this
+    default, and that `padding` must keep the size of the input. Equal to an `nnx.Conv` and a
+    `DiffStride` in a row, but where it is cheaper nothing is computed at the resolution of the
+    input, see `conv_diff_stride`. It is an `nnx.Conv` of stride 1 itself, so that its parameters
+    have the same names and shapes.
 
     Parameters
     ----------
     in_features, out_features : int
     kernel_size : int or sequence of int
         Odd; an int for one spatial axis, as `nnx.Conv` has it.
-    stride : float or sequence of float
+    strides : float or sequence of float
         Initial strides, at least 1: one per spatial axis or one for all.
-    padding_mode : {"zeros", "circular"}
-        What is beyond the border: zeros, or the other end of the map.
+    padding : str, int, sequence of int or of pairs of ints
+        "SAME", "SAME_LOWER", "CIRCULAR" (beyond the border is the other end of the map), or half of
+        ``kernel_dilation * (kernel_size - 1)`` on either side, which for a kernel of one tap is 0,
+        or "VALID".
     kernel_dilation, feature_group_count, use_bias
         See `nnx.Conv`.
     method : {"auto", "fused", "separate"}
@@ -176,7 +183,8 @@ class DiffStrideConv(nnx.Conv):
     Raises
     ------
     TypeError, ValueError
-        As for `DiffStride`, and for a kernel that is even or does not fit the features.
+        As for `DiffStride`, for a kernel that is even or does not fit the features, and for another
+        padding.
 
     Examples
     --------
@@ -193,9 +201,9 @@ class DiffStrideConv(nnx.Conv):
         in_features: int,
         out_features: int,
         kernel_size: int | Sequence[int],
-        stride: float | Sequence[float],
+        strides: float | Sequence[float] = 2.0,
         *,
-        padding_mode: str = "zeros",
+        padding: str | int | Sequence[int] | Sequence[tuple[int, int]] = "SAME",
         kernel_dilation: int | Sequence[int] = 1,
         feature_group_count: int = 1,
         use_bias: bool = True,
@@ -212,12 +220,16 @@ class DiffStrideConv(nnx.Conv):
         bias_init: nnx.Initializer = default_bias_init,
         rngs: nnx.Rngs,
     ) -> None:
+        kernel = odd_kernel(kernel_size, np.size(kernel_size))
+        dilations = per_axis("kernel_dilation", kernel_dilation, len(kernel))
+        check_kept_padding(padding, kernel, dilations, "SAME", "SAME_LOWER", "CIRCULAR")
+        circular = isinstance(padding, str) and padding.upper() == "CIRCULAR"
         super().__init__(
             in_features,
             out_features,
-            kernel_size,
-            padding="CIRCULAR" if padding_mode == "circular" else "SAME",
-            kernel_dilation=kernel_dilation,
+            kernel,
+            padding="CIRCULAR" if circular else "SAME",
+            kernel_dilation=dilations,
             feature_group_count=feature_group_count,
             use_bias=use_bias,
             dtype=dtype,
@@ -226,13 +238,13 @@ class DiffStrideConv(nnx.Conv):
             bias_init=bias_init,
             rngs=rngs,
         )
-        self.padding_mode, self.method = padding_mode, method
-        *kernel, per_group, features = self.kernel_shape
+        self.padding_mode, self.method = "circular" if circular else "zeros", method
+        *_, per_group, features = self.kernel_shape
         check_new_convolution(
             in_features, (features, per_group, *kernel), method, **self._options()
         )
         self.pool = DiffStride(
-            stride,
+            strides,
             axes=spatial_axes(len(kernel), channels_last=True),
             shared=shared,
             smoothness=smoothness,
@@ -278,14 +290,14 @@ class DiffStrideConv(nnx.Conv):
 
 
 class SpectralPool(nnx.Module):
-    """Spectral pooling with fixed strides.
+    """Spectral pooling with fixed strides, channels last: (..., H, W, C), as Flax's own layers.
 
     Parameters
     ----------
     stride : float or sequence of float
         At least 1: one per resized axis or one for all.
     axes : int or sequence of int
-        The axes to resize; by default height and width of channels-last arrays.
+        The axes to resize; by default height and width, which are in front of the channels.
     norm, convention
         See `spectral_pool`.
 
@@ -311,11 +323,12 @@ class SpectralPool(nnx.Module):
 
         Parameters
         ----------
-        x : jax.Array, shape (..., N_1, ..., N_d, ...)
+        x : jax.Array, shape (..., N_1, ..., N_d, C)
+            By default with two resized axes; `axes` may name others.
 
         Returns
         -------
-        jax.Array, shape (..., M_1, ..., M_d, ...)
+        jax.Array, shape (..., M_1, ..., M_d, C)
         """
         return pool(self.settings, x, self.stride)
 

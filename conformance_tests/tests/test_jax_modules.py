@@ -1,6 +1,7 @@
 """The Flax NNX and the Equinox modules: the same layer, whose sizes are static state."""
 
 import copy
+import inspect
 import io
 
 import equinox as eqx
@@ -15,6 +16,13 @@ from flax import nnx
 pytestmark = pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")
 
 LIBRARIES = (nnx_modules, equinox_modules)
+# Height and width, where each library has them.
+AXES = {nnx_modules: (-3, -2), equinox_modules: (-2, -1)}
+
+
+def laid_out(library, *shape):
+    """Return a shape of channels last in the library's order."""
+    return shape if library is nnx_modules else (*shape[:-3], shape[-1], *shape[-3:-1])
 
 
 def random(*shape, seed=0):
@@ -63,11 +71,11 @@ OPTIONS = (
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
 def test_layer_is_the_function(library, options):
-    x = random(12, 20, 24, 10)
+    x = random(12, 20, 24, 10) if "axes" in options else random(*laid_out(library, 2, 20, 24, 10))
     layer = library.DiffStride(2.25, **options)
-    expected = diff_stride(x, jnp.float32(2.25), **{"axes": (-3, -2), **options})
+    axes = options.get("axes", AXES[library])
+    expected = diff_stride(x, jnp.float32(2.25), **{**options, "axes": axes})
     assert jnp.array_equal(layer(x), expected)
-    axes = options.get("axes", (-3, -2))
     assert layer.output_sizes(x.shape) == tuple(expected.shape[axis] for axis in axes)
     under_jit = compiled(library, lambda layer, x: layer(x))(layer, x)
     np.testing.assert_allclose(under_jit, expected, rtol=0, atol=1e-5)
@@ -117,37 +125,37 @@ def test_compiles_exactly_when_a_size_changes(library):
 
     # Never called outside: what is compiled first follows from the strides of the beginning.
     layer = library.DiffStride([2.0, 2.0])
-    x, other = random(2, 32, 32, 3), random(2, 64, 20, 3)
-    assert apply(layer, x).shape == (2, 24, 24, 3)
+    x, other = random(*laid_out(library, 2, 32, 32, 3)), random(*laid_out(library, 2, 64, 20, 3))
+    assert apply(layer, x).shape == laid_out(library, 2, 24, 24, 3)
     for step in range(10):
         layer = replanned(library, with_strides(layer, 2.0 + 0.001 * step, 2.0))
-        assert apply(layer, x).shape == (2, 24, 24, 3)
+        assert apply(layer, x).shape == laid_out(library, 2, 24, 24, 3)
     assert len(traced) == 1
     layer = replanned(library, with_strides(layer, 2.0, 3.0))
-    assert apply(layer, x).shape == (2, 24, 20, 3)
-    assert apply(layer, x).shape == (2, 24, 20, 3)
+    assert apply(layer, x).shape == laid_out(library, 2, 24, 20, 3)
+    assert apply(layer, x).shape == laid_out(library, 2, 24, 20, 3)
     assert len(traced) == 2
-    assert apply(layer, other).shape == (2, 40, 16, 3)
+    assert apply(layer, other).shape == laid_out(library, 2, 40, 16, 3)
     assert len(traced) == 3
     # Back to sizes met before: what was compiled for them serves again.
     layer = replanned(library, with_strides(layer, 2.0, 2.0))
-    assert apply(layer, x).shape == (2, 24, 24, 3)
+    assert apply(layer, x).shape == laid_out(library, 2, 24, 24, 3)
     assert len(traced) == 3
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
 def test_traced_sizes_are_those_of_the_last_replan(library):
-    x = random(2, 32, 32, 3)
+    x = random(*laid_out(library, 2, 32, 32, 3))
     apply = compiled(library, lambda layer, x: layer(x))
     layer = library.DiffStride([2.0, 2.0])
     apply(layer, x)
     layer = with_strides(layer, 3.0, 3.0)
-    assert apply(layer, x).shape == (2, 24, 24, 3)
-    assert layer(x).shape == (2, 20, 20, 3)
-    expected = diff_stride(x, jnp.asarray([3.0, 3.0]), axes=(-3, -2), sizes=(24, 24))
+    assert apply(layer, x).shape == laid_out(library, 2, 24, 24, 3)
+    assert layer(x).shape == laid_out(library, 2, 20, 20, 3)
+    expected = diff_stride(x, jnp.asarray([3.0, 3.0]), axes=AXES[library], sizes=(24, 24))
     np.testing.assert_allclose(apply(layer, x), expected, rtol=0, atol=1e-5)
     layer = replanned(library, layer)
-    assert apply(layer, x).shape == (2, 20, 20, 3)
+    assert apply(layer, x).shape == laid_out(library, 2, 20, 20, 3)
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
@@ -155,7 +163,7 @@ def test_project_strides_and_replan_of_a_model(library):
     first = library.DiffStride([2.0, 2.0], limits=(None, 5.0))
     second = library.DiffStride(2.0, shared=True)
     model = nnx.List([first, second]) if library is nnx_modules else [first, second]
-    x = random(1, 32, 24, 3)
+    x = random(*laid_out(library, 1, 32, 24, 3))
     compiled(library, lambda model, x: (model[0](x), model[1](x)))(model, x)
     changed = [with_strides(model[0], 0.5, 9.0), with_strides(model[1], 100.0)]
     model = nnx.List(changed) if library is nnx_modules else changed
@@ -170,7 +178,7 @@ def test_project_strides_and_replan_of_a_model(library):
 def test_an_inner_map_bounds_by_its_size_now(library, jitted):
     model = [library.DiffStride(stride, smoothness=2.0) for stride in (2.9, 1.7)]
     model = nnx.List(model) if library is nnx_modules else model
-    x, traces = random(1, 24, 24, 1), []
+    x, traces = random(*laid_out(library, 1, 24, 24, 1)), []
 
     def forward(model, x):
         traces.append(1)
@@ -217,7 +225,7 @@ def test_strides_of_a_model_are_read_in_one_transfer(library, monkeypatch):
 def test_strides_that_are_not_finite_are_named_and_nothing_changes(library):
     layers = [library.DiffStride([2.0, 2.0]), with_strides(library.DiffStride(3.0), np.nan, 3.0)]
     model = nnx.List(layers) if library is nnx_modules else layers
-    model[0](random(1, 32, 24, 3))
+    model[0](random(*laid_out(library, 1, 32, 24, 3)))
     before = model[0].plans
     for function in (library.replan, library.project_strides):
         with pytest.raises(ValueError, match=r"strides of layer '.*1.*' must be finite, got \[nan"):
@@ -239,13 +247,15 @@ def mean_square(layer, x):
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
 def test_gradients_are_those_of_the_function(library):
-    x, layer = random(2, 32, 32, 3), library.DiffStride([2.0, 2.6])
+    x, layer = random(*laid_out(library, 2, 32, 32, 3)), library.DiffStride([2.0, 2.6])
     if library is nnx_modules:
         found = nnx.jit(nnx.grad(mean_square))(layer, x).strides[...]
     else:
         found = eqx.filter_jit(eqx.filter_grad(mean_square))(layer, x).strides
     expected = jax.grad(
-        lambda s: jnp.mean(diff_stride(x, s, axes=(-3, -2), sizes=layer.output_sizes(x.shape)) ** 2)
+        lambda s: jnp.mean(
+            diff_stride(x, s, axes=AXES[library], sizes=layer.output_sizes(x.shape)) ** 2
+        )
     )(strides_of(layer))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -253,7 +263,7 @@ def test_gradients_are_those_of_the_function(library):
 @pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
 def test_complexity_penalty(library):
     layers = [library.DiffStride([2.0, 4.0]), library.DiffStride(2.5, shared=True)]
-    x = random(1, 32, 32, 3)
+    x = random(*laid_out(library, 1, 32, 32, 3))
     for layer in layers:
         layer(x)
     model = nnx.List(layers) if library is nnx_modules else layers
@@ -273,13 +283,13 @@ def test_complexity_penalty(library):
 
 def learn(library, steps=60):
     """Fit a layer's strides to those that made a target, with a compiled step."""
-    x = random(4, 32, 24, 1, seed=8)
-    target = diff_stride(x, jnp.asarray([2.3, 1.9]), axes=(-3, -2), cropping=False)
+    x = random(*laid_out(library, 4, 32, 24, 1), seed=8)
+    target = diff_stride(x, jnp.asarray([2.3, 1.9]), axes=AXES[library], cropping=False)
     optimizer = optax.adam(optax.exponential_decay(0.05, 20, 0.5))
 
     def loss(layer):
         # Interpolated back, so that outputs of all sizes can be compared.
-        y = spectral_resize(layer(x), (32, 24), axes=(-3, -2))
+        y = spectral_resize(layer(x), (32, 24), axes=AXES[library])
         return jnp.mean((y - target) ** 2)
 
     layer, traces = library.DiffStride([1.6, 2.6]), []
@@ -333,7 +343,7 @@ def test_optimisers_can_tell_strides_apart():
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
 def test_vmap_over_layers_and_over_the_batch(library):
-    x, layer = random(5, 32, 32, 3), library.DiffStride([2.0, 2.6])
+    x, layer = random(*laid_out(library, 5, 32, 32, 3)), library.DiffStride([2.0, 2.6])
     expected = layer(x)
     if library is nnx_modules:
         found = nnx.vmap(lambda layer, x: layer(x), in_axes=(None, 0))(layer, x)
@@ -342,10 +352,24 @@ def test_vmap_over_layers_and_over_the_batch(library):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+def test_by_default_the_channels_of_the_library_stay(library):
+    x = random(*laid_out(library, 24, 20, 3))
+    for layer in (library.DiffStride(2.0, convention="relative"), library.SpectralPool(2.0)):
+        sizes = layer.output_sizes(x.shape)
+        assert layer(x).shape == laid_out(library, *sizes, 3)
+        assert (sizes[0] < 24, sizes[1] < 20) == (True, True)
+    conv, x = make_conv(library, 2.0, convention="relative"), random(*laid_out(library, 24, 20, 4))
+    assert conv(x).shape == laid_out(library, *conv.pool.output_sizes(x.shape), 6)
+    for layer in (library.DiffStride, library.SpectralPool, library.DiffStrideConv):
+        place = "last" if library is nnx_modules else "first"
+        assert f"channels {place}" in layer.__doc__.splitlines()[0]
+
+
 def test_layer_in_the_libraries_own_sequences():
     x = random(2, 3, 32, 32)
     convolution = eqx.nn.Conv2d(3, 4, 3, key=jax.random.key(0))
-    layer = equinox_modules.DiffStride(2.0, axes=(-2, -1), convention="relative")
+    layer = equinox_modules.DiffStride(2.0, convention="relative")
     sequence = eqx.nn.Sequential([convolution, layer])
     assert jax.vmap(sequence)(x).shape == (2, 4, 20, 20)
     x = jnp.moveaxis(x, 1, -1)
@@ -356,7 +380,7 @@ def test_layer_in_the_libraries_own_sequences():
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
 def test_copies_and_restored_strides(library):
-    x, layer = random(2, 32, 32, 3), library.DiffStride([3.0, 2.6])
+    x, layer = random(*laid_out(library, 2, 32, 32, 3)), library.DiffStride([3.0, 2.6])
     other = copy.deepcopy(layer)
     apply = compiled(library, lambda layer, x: layer(x))
     np.testing.assert_array_equal(apply(other, x), apply(layer, x))
@@ -374,11 +398,12 @@ def test_copies_and_restored_strides(library):
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
 def test_spectral_pool(library):
-    x = random(2, 32, 20, 3)
+    x = random(*laid_out(library, 2, 32, 20, 3))
     layer = library.SpectralPool([2.0, 3.0], norm="ortho")
-    expected = spectral_pool(x, [2.0, 3.0], axes=(-3, -2), norm="ortho")
+    expected = spectral_pool(x, [2.0, 3.0], axes=AXES[library], norm="ortho")
     assert jnp.array_equal(layer(x), expected)
-    assert layer.output_sizes(x.shape) == expected.shape[1:3] == (16, 6)
+    assert layer.output_sizes(x.shape) == tuple(expected.shape[axis] for axis in AXES[library])
+    assert layer.output_sizes(x.shape) == (16, 6)
     apply = compiled(library, lambda layer, x: layer(x))
     np.testing.assert_allclose(apply(layer, x), expected, rtol=0, atol=1e-5)
 
@@ -392,6 +417,8 @@ def make_conv(library, *stride, kernel=(3, 3), dilation=1, groups=1, **options):
     if library is nnx_modules:
         make = library.DiffStrideConv if stride else nnx.Conv
         options = {"kernel_dilation": dilation, "feature_group_count": groups, **options}
+        if options.pop("padding_mode", "zeros") == "circular":
+            options["padding"] = "CIRCULAR"
         return make(
             4, 6, kernel, *stride, bias_init=nnx.initializers.normal(), rngs=nnx.Rngs(3), **options
         )
@@ -408,15 +435,12 @@ def make_pair(library, stride, *, padding_mode="zeros", pool_options, **options)
     """Return the library's own convolution and a `DiffStride` behind it."""
     rank = len(options.get("kernel", (3, 3)))
     if library is nnx_modules:
-        padding, axes = (
-            {"zeros": "SAME", "circular": "CIRCULAR"}[padding_mode],
-            range(-rank - 1, -1),
-        )
+        axes = range(-rank - 1, -1)
     else:
-        padding, axes = "SAME", range(-rank, 0)
-        options = {"padding_mode": padding_mode, **options}
+        axes = range(-rank, 0)
+        options = {"padding": "SAME", **options}
     dtype = dtype_option(library, jnp.float64)
-    conv = make_conv(library, padding=padding, **options, **dtype)
+    conv = make_conv(library, padding_mode=padding_mode, **options, **dtype)
     pool = library.DiffStride(stride, axes=tuple(axes), **pool_options, **dtype)
     return nnx.Sequential(conv, pool) if library is nnx_modules else eqx.nn.Sequential([conv, pool])
 
@@ -604,11 +628,17 @@ def test_strides_of_convolutions_are_projected(library):
 @pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
 def test_wrong_arguments_of_a_convolution_are_refused_when_it_is_made(library):
     for options, error, message in (
-        ({"kernel": (3, 4)}, ValueError, "weight must have odd kernel sizes"),
+        ({"kernel": (3, 4)}, ValueError, r"kernel_size must be odd.* got \(3, 4\)"),
         ({"kernel": (1,) * 4}, ValueError, "weight must have the shape"),
         ({"dilation": (0, 1)}, ValueError, "dilation must have 1 or 2 entries of at least 1"),
         ({"groups": 4}, ValueError, "weight must have out_channels divisible by groups"),
-        ({"padding_mode": "reflect"}, ValueError, "padding_mode must be one of 'zeros'"),
+        ({"kernel": (5, 3), "padding": 1}, ValueError, r"'SAME_LOWER'.* and \(2, 1\) do, .* got 1"),
+        ({"padding": ((1, 1), (1, 2))}, ValueError, "padding must keep the size"),
+        ({"padding": (1, 1, 1)}, ValueError, "padding must keep the size"),
+        ({"padding": "VALID"}, ValueError, "padding must keep the size, .* got 'VALID'"),
+        ({"padding": "CAUSAL"}, ValueError, "padding must keep the size, .* got 'CAUSAL'"),
+        ({"padding": None}, TypeError, "padding must be an int"),
+        ({"padding": ("SAME", 1)}, TypeError, "padding must be an int"),
         ({"method": "fast"}, ValueError, "method must be one of 'auto', 'fused', 'separate'"),
         ({"method": None}, TypeError, "method must be one of"),
         ({"convention": "papr"}, ValueError, "convention must be one of"),
@@ -617,6 +647,46 @@ def test_wrong_arguments_of_a_convolution_are_refused_when_it_is_made(library):
             make_conv(library, 2.0, **options)
     with pytest.raises(ValueError, match="stride must have one entry per axis"):
         make_conv(library, [2.0] * 3)
+    if library is equinox_modules:
+        with pytest.raises(ValueError, match="padding_mode must be one of 'zeros'"):
+            make_conv(library, 2.0, padding_mode="REFLECT")
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+def test_arguments_of_a_convolution_are_the_librarys_own(library):
+    own = nnx.Conv if library is nnx_modules else eqx.nn.Conv
+    theirs, ours = (inspect.signature(c.__init__).parameters for c in (own, library.DiffStrideConv))
+    # All that may be given by position.
+    places = [name for name, value in theirs.items() if value.kind is value.POSITIONAL_OR_KEYWORD]
+    assert [n for n, v in ours.items() if v.kind is v.POSITIONAL_OR_KEYWORD] == places
+    changed = {name: ours[name].default for name in places}
+    for name in places:
+        if ours[name].default == theirs[name].default:
+            del changed[name]
+    if library is nnx_modules:
+        assert changed == {"strides": 2.0}
+        assert ours["padding"].default == theirs["padding"].default == "SAME"
+    else:
+        assert changed == {"stride": 2.0, "padding": "SAME"}
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+def test_paddings_that_keep_the_size_change_nothing(library):
+    x = random(*laid_out(library, 20, 24, 4))
+    for dilation, given in (
+        ((1, 1), ("SAME", "same", "SAME_LOWER", (2, 1), [(2, 2), (1, 1)], (2, (1, 1)))),
+        ((1, 2), (2, ((2, 2),), (2, 2))),
+    ):
+        options = {"kernel": (5, 3), "dilation": dilation, "convention": "relative"}
+        expected = make_conv(library, 2.0, **options)(x)
+        for padding in given:
+            found = make_conv(library, 2.0, padding=padding, **options)(x)
+            assert jnp.array_equal(found, expected), padding
+    for padding in (0, "VALID", (0, 0)):
+        make_conv(library, 2.0, kernel=(1, 1), padding=padding)
+    if library is nnx_modules:
+        conv = make_conv(library, 2.0, padding="circular")
+        assert (conv.padding, conv.padding_mode) == ("CIRCULAR", "circular")
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
