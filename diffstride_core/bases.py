@@ -15,11 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from diffstride_core.byte_cache import ByteBoundCache
 
 Table: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]
@@ -49,7 +50,7 @@ class AxisBasis:
 
 
 # Bounded: a long run whose strides wander over many sizes must not collect tables for ever.
-@lru_cache(maxsize=128)
+@ByteBoundCache
 def tables(basis: AxisBasis) -> tuple[Table, Table]:
     """Return the tables of an axis operator in float64 on the host.
 

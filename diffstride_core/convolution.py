@@ -102,13 +102,6 @@ class ConvPlan:
         return replace(self.resize, axes=axes)
 
     @property
-    def matrix_elements(self) -> int:
-        """How many entries the shifted matrices of a term have."""
-        axes = [self.resize.axes[i] for i in self.spatial_order]
-        kernel = self.convolution.kernel
-        return sum([n * a.size * a.output_size for n, a in zip(kernel, axes, strict=True)])
-
-    @property
     def spatial_order(self) -> tuple[int, ...]:
         """The indices of the resize's axes in the order of the array's, which is the kernel's."""
         axes = self.resize.axes

@@ -14,15 +14,7 @@ Factors: TypeAlias = tuple[Any, ...]
 """Arrays in nested tuples."""
 
 
-class SizedPlan(Hashable, Protocol):
-    """A plan that says how large what is made for it is."""
-
-    @property
-    def matrix_elements(self) -> int:
-        """How many entries its matrices have."""
-
-
-PlanT = TypeVar("PlanT", bound=SizedPlan)
+PlanT = TypeVar("PlanT", bound=Hashable)
 
 
 class ArrayOps(Protocol):

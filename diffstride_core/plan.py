@@ -121,11 +121,6 @@ class Plan:
         return replace(self, axes=axes)
 
     @property
-    def matrix_elements(self) -> int:
-        """How many entries the matrices of a term have; an axis that is transformed has none."""
-        return sum([axis.size * axis.output_size for axis in self.axes if not axis.use_fft])
-
-    @property
     def order(self) -> tuple[int, ...]:
         """The indices of `axes` in the order of application that costs least.
 

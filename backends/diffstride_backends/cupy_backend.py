@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, cast
@@ -14,6 +14,7 @@ from diffstride_backends.functional import Functional
 from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_backends.registry import Framework
 from diffstride_core import bases
+from diffstride_core.byte_cache import ByteBoundCache
 
 # Everything can be imported and read about without a GPU; CuPy says only when asked.
 cupy: Any = import_module("cupy") if find_spec("cupy") else None
@@ -65,7 +66,7 @@ class CupyBackend(eager.EagerBackend):
 
 # Per stream too: CuPy orders neither a copy to the device nor the reuse of freed memory between
 # streams, so a table made in one could be read in another before it is there.
-@lru_cache(maxsize=256)
+@ByteBoundCache
 def _tables(
     basis: bases.AxisBasis,
     dtype: Any,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_core import bases
 from diffstride_core._namespace import device_of, namespace_of
-from diffstride_core.ops import Factors, SizedPlan
+from diffstride_core.ops import Factors
 
 # The standard knows no half precision; some frameworks do.
 _FLOATS = ("float64", "float32", "float16")
@@ -61,7 +61,7 @@ class EagerBackend:
         )
 
     def kept(  # noqa: D102
-        self, make: Callable[..., Factors], plan: SizedPlan, strides: Any, like: Any
+        self, make: Callable[..., Factors], plan: Hashable, strides: Any, like: Any
     ) -> Factors:
         return make(self, plan, strides, like)
 

@@ -7,9 +7,8 @@ nothing at all where the values of the strides, compared themselves, have not ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,10 @@ from numpy.typing import NDArray
 
 from diffstride_backends.eager import EagerBackend
 from diffstride_core import bases
-from diffstride_core.ops import Factors, SizedPlan
+from diffstride_core.byte_cache import ByteBoundCache
+from diffstride_core.ops import Factors
 from diffstride_core.plan import Plan
 from diffstride_core.resample import operator_weights
-
-_LARGE = 2**18
-"""Entries of a plan's matrices from which on few are kept."""
 
 BLOCK_ELEMENTS = 2**19
 """How much of a batch to resize at a time: 2 MiB in single precision, near a core's cache."""
@@ -41,30 +38,10 @@ class _Host(EagerBackend):
 _HOST = _Host(np.empty(0))
 
 
-class kept_by_size:  # noqa: N801 - a decorator
-    """Keep what a function of (make, plan, ...) returns: little of what is large.
-
-    Training makes new factors with every step, and those of a long axis's shifts take tens of
-    megabytes.
-
-    Attributes
-    ----------
-    caches : tuple of two functions with a `functools.lru_cache`
-    """
-
-    def __init__(self, function: Callable[..., Factors]) -> None:
-        self.caches = lru_cache(maxsize=128)(function), lru_cache(maxsize=8)(function)
-
-    def __call__(self, make: Callable[..., Factors], plan: SizedPlan, *rest: Any) -> Factors:
-        """Return what is kept, or call the function."""
-        many, few = self.caches
-        return (few if plan.matrix_elements > _LARGE else many)(make, plan, *rest)
-
-
-@kept_by_size
+@ByteBoundCache
 def factors(
     make: Callable[..., Factors],
-    plan: SizedPlan,
+    plan: Hashable,
     strides: tuple[float, ...] | None,
     dtype: str,
 ) -> Factors:
@@ -74,7 +51,7 @@ def factors(
     ----------
     make : callable
         As for `ArrayOps.kept`.
-    plan : SizedPlan
+    plan : hashable
     strides : tuple of float, or None
     dtype : str
         Of the arrays to resize.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,8 +18,9 @@ from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_backends.registry import Framework
 from diffstride_core import bases, fused, resample
 from diffstride_core._namespace import namespace_of
+from diffstride_core.byte_cache import ByteBoundCache
 from diffstride_core.convolution import ConvPlan, spatial_axes
-from diffstride_core.ops import Factors, SizedPlan
+from diffstride_core.ops import Factors
 
 
 class JaxBackend:
@@ -44,7 +45,7 @@ class JaxBackend:
     def kept(  # noqa: D102
         self,
         make: Callable[..., Factors],
-        plan: SizedPlan,
+        plan: Hashable,
         strides: jax.Array | None,
         like: jax.Array,
     ) -> Factors:
@@ -149,7 +150,7 @@ def _check_devices(name: str, array: jax.Array, like: jax.Array | None) -> None:
         )
 
 
-@lru_cache(maxsize=256)
+@ByteBoundCache
 def _tables(basis: bases.AxisBasis, dtype: str) -> tuple[HostArray, HostArray]:
     synthesis, analysis = bases.tables(basis)
     return synthesis.astype(dtype), analysis.astype(dtype)

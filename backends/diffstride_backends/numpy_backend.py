@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import numpy as np
 import scipy.fft
@@ -12,7 +12,7 @@ from diffstride_backends.functional import Functional
 from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_backends.registry import Framework
 from diffstride_core import bases
-from diffstride_core.ops import Factors, SizedPlan
+from diffstride_core.ops import Factors
 
 
 class NumpyBackend(eager.EagerBackend):
@@ -29,7 +29,7 @@ class NumpyBackend(eager.EagerBackend):
     def kept(  # noqa: D102
         self,
         make: Callable[..., Factors],
-        plan: SizedPlan,
+        plan: Hashable,
         strides: HostArray | None,
         like: HostArray,
     ) -> Factors:

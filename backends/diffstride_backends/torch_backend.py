@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,9 @@ from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_backends.registry import Framework
 from diffstride_core import bases, fused, resample
 from diffstride_core._namespace import namespace_of
+from diffstride_core.byte_cache import ByteBoundCache
 from diffstride_core.convolution import ConvPlan
-from diffstride_core.ops import Factors, SizedPlan
+from diffstride_core.ops import Factors
 
 _AUTOCAST = (torch.float16, torch.bfloat16, torch.float32)
 _FLOATS = (*_AUTOCAST, torch.float64)
@@ -56,7 +56,7 @@ class TorchBackend:
     def kept(  # noqa: D102
         self,
         make: Callable[..., Factors],
-        plan: SizedPlan,
+        plan: Hashable,
         strides: torch.Tensor | None,
         like: torch.Tensor,
     ) -> Factors:
@@ -304,10 +304,10 @@ def _is_on_host(tensor: torch.Tensor) -> bool:
     )
 
 
-@host.kept_by_size
+@ByteBoundCache
 def _factors(
     make: Callable[..., Factors],
-    plan: SizedPlan,
+    plan: Hashable,
     strides: tuple[float, ...] | None,
     dtype: torch.dtype,
     device: torch.device,
@@ -326,7 +326,7 @@ def _on_device(arrays: Factors, device: torch.device) -> Factors:
     )
 
 
-@lru_cache(maxsize=256)
+@ByteBoundCache
 def _tables(
     basis: bases.AxisBasis, dtype: torch.dtype, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:

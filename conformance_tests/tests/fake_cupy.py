@@ -153,6 +153,7 @@ class ndarray:  # noqa: N801
     dtype = property(lambda self: self._host.dtype)
     ndim = property(lambda self: self._host.ndim)
     size = property(lambda self: self._host.size)
+    nbytes = property(lambda self: self._host.nbytes)
     real = property(lambda self: _real(self))
     imag = property(lambda self: _imag(self))
 

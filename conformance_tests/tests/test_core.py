@@ -7,16 +7,17 @@ import json
 import math
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 
 import numpy as np
 import pytest
 import scipy.signal
 from amounts import quick_every
-from diffstride_backends import host, registry, torch_backend
+from diffstride_backends import host, jax_backend, registry, torch_backend
 from diffstride_conformance import oracle
 
-from diffstride_core import NothingToCropWarning, bases, plan_cache
+from diffstride_core import NothingToCropWarning, bases, byte_cache, plan_cache
 from diffstride_core.arguments import axis_sizes, checked_sizes
 from diffstride_core.conventions import CONVENTIONS
 from diffstride_core.plan import AxisPlan, Bounds, Plan
@@ -743,7 +744,7 @@ def test_fft_axes_build_no_table(monkeypatch, name, shape, options, expected):
         return original(basis)
 
     monkeypatch.setattr(bases, "tables", recorded)
-    for cache in (*host.factors.caches, *torch_backend._factors.caches):
+    for cache in (host.factors, torch_backend._factors):
         cache.cache_clear()
     x = framework.backend.from_host(np.ones(shape), "float64")
     y, pullback = framework.with_pullback.diff_stride(x, (2.0, 2.0), **options)
@@ -761,7 +762,7 @@ def test_operators_are_made_anew_only_for_new_strides(monkeypatch, name):
         return original(self, basis, like)
 
     monkeypatch.setattr(host._Host, "tables", recorded)
-    for cache in (*host.factors.caches, *torch_backend._factors.caches):
+    for cache in (host.factors, torch_backend._factors):
         cache.cache_clear()
     x = framework.backend.from_host(np.ones((3, 40, 36)), "float64")
     strides = framework.backend.from_host(np.array([2.0, 1.5]), "float64")
@@ -771,45 +772,114 @@ def test_operators_are_made_anew_only_for_new_strides(monkeypatch, name):
     assert sorted(made) == [36, 36, 40, 40]  # matrix and ramp of each axis
     framework.with_pullback.diff_stride(x, strides * 1.001)
     assert sorted(made) == [36, 36, 36, 40, 40, 40]
-    many, few = host.factors.caches
-    limit = many.cache_info().maxsize
-    assert limit <= 256
-    for step in range(2 * limit):
-        framework.functional.diff_stride(x, strides * (1 + 1e-4 * step))
-    assert many.cache_info().currsize == limit
-    assert few.cache_info().currsize == 0
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
-def test_few_large_operators_are_kept(name):
+def test_operators_are_kept_within_bytes(name, monkeypatch):
     functional, backend = registry.get(name).functional, registry.get(name).backend
     x, weight = (backend.from_host(np.ones(s), "float32") for s in ((1, 1, 1000), (1, 1, 3)))
-    for cache in (*host.factors.caches, *torch_backend._factors.caches):
+    for cache in (host.factors, torch_backend._factors):
         cache.cache_clear()
-    for step in range(20):
+    kept = (host.factors, torch_backend._factors) if name == "torch" else (host.factors,)
+    for cache in kept:
+        assert cache.most_bytes <= 2**26
+        monkeypatch.setattr(cache, "most_bytes", 2**24)
+    for step in range(5):
         functional.conv_diff_stride(x, weight, 2 + 1e-4 * step, method="fused")
-    many, few = host.factors.caches
-    assert many.cache_info().currsize == 0
-    assert few.cache_info().currsize <= 8
+        for cache in kept:
+            assert 2**22 < cache.nbytes < 2**24
+    assert len(host.factors) < 5
 
 
 def test_tables_are_kept_but_not_for_ever():
     basis = bases.AxisBasis(13, 6, bases.half_spectrum)
     assert bases.tables(basis)[0] is bases.tables(dataclasses.replace(basis))[0]
-    limit = bases.tables.cache_info().maxsize
-    assert limit <= 256
-    for size in range(1, 2 * limit):
-        bases.tables(bases.AxisBasis(size, 1, bases.half_spectrum))
-    assert bases.tables.cache_info().currsize == limit
 
-    torch, kept = torch_backend.torch, torch_backend._tables
-    limit = kept.cache_info().maxsize
-    assert limit <= 256
-    for size in range(1, 2 * limit):
-        torch_backend.BACKEND.tables(
-            bases.AxisBasis(size, 1, bases.half_spectrum), torch.empty(0, dtype=torch.float64)
-        )
-    assert kept.cache_info().currsize == limit
+    torch = torch_backend.torch
+    float64, cpu = torch.float64, torch.device("cpu")
+    for cache, rest in (
+        (bases.tables, ()),
+        (torch_backend._tables, (float64, cpu)),
+        (jax_backend._tables, ("float64",)),
+    ):
+        assert cache.most_bytes <= 2**26
+        cache.cache_clear()
+        for size in range(1, 2 * cache.most_entries):
+            cache(bases.AxisBasis(size, 1, first_bin), *rest)
+        assert len(cache) == cache.most_entries
+        cache.cache_clear()
+
+
+def first_bin(size, output_size):
+    zero = np.zeros(1, np.int64)
+    return zero, zero, np.ones(1)
+
+
+# --- Caches bounded by bytes --------------------------------------------------------------------
+
+
+def counted_cache(**limits):
+    calls = []
+
+    def function(size, name="a"):
+        calls.append((size, name))
+        return np.zeros(size, np.uint8), (np.zeros(size, np.uint8),)
+
+    return byte_cache.ByteBoundCache(function, **limits), calls
+
+
+def test_a_cache_keeps_what_was_used_last_within_its_bytes():
+    cache, calls = counted_cache(most_bytes=100)
+    first = cache(20)
+    assert cache(20) is first
+    assert cache(20, "b") is not first
+    assert (len(cache), cache.nbytes) == (2, 80)
+    cache(20)
+    cache(10)
+    assert (len(cache), cache.nbytes) == (3, 100)
+    cache(11)  # in place of (20, "b"), used least recently
+    assert (len(cache), cache.nbytes) == (3, 82)
+    assert cache(20) is first
+    assert calls == [(20, "a"), (20, "b"), (10, "a"), (11, "a")]
+
+
+def test_a_cache_keeps_nothing_that_is_larger_than_all_it_may():
+    cache, calls = counted_cache(most_bytes=100)
+    kept = cache(50)
+    assert cache(51) is not cache(51)
+    assert cache(50) is kept
+    assert calls == [(50, "a"), (51, "a"), (51, "a")]
+    assert cache.nbytes == 100
+
+
+def test_a_cache_bounds_its_entries_and_can_be_cleared():
+    cache, calls = counted_cache(most_entries=3)
+    for size in range(5):
+        cache(size)
+    assert len(cache) == 3
+    cache.cache_clear()
+    assert (len(cache), cache.nbytes) == (0, 0)
+    cache(4)
+    assert len(calls) == 6
+
+
+def test_a_cache_counts_arrays_once_and_all_of_what_a_view_keeps():
+    array = np.zeros(30, np.uint8)
+    cache = byte_cache.ByteBoundCache(lambda: (array, array, (array[:3], array[3:][::2])))
+    cache()
+    assert cache.nbytes == 30
+
+
+def test_a_cache_in_threads():
+    cache, _ = counted_cache(most_bytes=400)
+
+    def work(seed):
+        for size in np.random.default_rng(seed).integers(1, 40, 300).tolist():
+            assert len(cache(size)[0]) == size
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(8)))
+    assert cache.nbytes == sum(size for _, _, size in cache._entries.values()) <= 400
 
 
 # --- The warning -------------------------------------------------------------------------------
