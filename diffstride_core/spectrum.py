@@ -32,13 +32,17 @@ class SpectralOperator(AxisOperator):
             # The inverse transform counts the bin lo/2 twice, as it does every bin that has a
             # mirror image in the longer output; this one had none in the shorter input.
             weights = xp.concat([weights[:-1], weights[-1:] / 2])
+        weights = xp.astype(weights, x.dtype, copy=False)
         spectrum = self._half_spectrum(x) * self._along_axis(weights, x)
         if lo % 2 == 0 and lo == output_size:
             # The output sees the cosine of its Nyquist frequency alone, and libraries differ in
             # what they do with a sine left there.
-            nyquist = xp.real(_slice(spectrum, axis, lo // 2, lo // 2 + 1))
-            nyquist = xp.astype(nyquist, spectrum.dtype)
-            spectrum = xp.concat([_slice(spectrum, axis, 0, lo // 2), nyquist], axis=axis)
+            cosine = xp.real(_slice(spectrum, axis, lo // 2, lo // 2 + 1))
+            at_nyquist = self._ops.frequencies(lo // 2 + 1, x) == lo // 2
+            # No concatenation, for which PyTorch has no rule where cotangents are batched.
+            spectrum = xp.where(
+                self._along_axis(at_nyquist, x), xp.astype(cosine, spectrum.dtype), spectrum
+            )
         return self._ops.irfft(spectrum, output_size, axis)
 
     def slope(self, u: Array, x: Array, others: Others) -> Array:
@@ -61,14 +65,16 @@ class SpectralOperator(AxisOperator):
         lo = min(self._plan.size, self._plan.output_size)
         return _slice(self._ops.rfft(x, self._plan.axis), self._plan.axis, 0, lo // 2 + 1)
 
-    def _along_axis(self, weights: Array, like: Array) -> Array:
+    def _along_axis(self, per_bin: Array, like: Array) -> Array:
         shape = [1] * like.ndim
         shape[self._plan.axis] = -1
-        weights = self._ops.xp.astype(weights, like.dtype, copy=False)
-        return self._ops.xp.reshape(weights, tuple(shape))
+        return self._ops.xp.reshape(per_bin, tuple(shape))
 
 
 def _slice(array: Array, axis: int, start: int, stop: int) -> Array:
+    if stop - start == array.shape[axis]:
+        # PyTorch has no rule for an index that takes all where cotangents are batched.
+        return array
     index = [slice(None)] * array.ndim
     index[axis] = slice(start, stop)
     return array[tuple(index)]

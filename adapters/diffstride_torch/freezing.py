@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffstride_backends import host
-from diffstride_backends.torch_backend import BACKEND
+from diffstride_backends.torch_backend import BACKEND, as_base
 from numpy.typing import NDArray
 from torch import nn
 
@@ -71,7 +71,7 @@ class FixedResize(KeepsPrecision, Resize):
             y = self._term(0, x)
             for t in range(1, self._terms):
                 y = y + self._term(t, x)
-            return y.to(x.dtype)
+            return as_base(y.to(x.dtype))
 
     def _convolve(
         self, plan: ConvPlan, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
@@ -83,7 +83,7 @@ class FixedResize(KeepsPrecision, Resize):
         ]
         with _in_full(x):
             factors = fused.shifted(BACKEND, plan, terms)
-            return fused.convolve(BACKEND, plan, factors, x, weight, bias)
+            return as_base(fused.convolve(BACKEND, plan, factors, x, weight, bias))
 
     def _term(self, t: int, x: torch.Tensor) -> torch.Tensor:
         for i in self._order:

@@ -390,7 +390,9 @@ class _Attached(torch.autograd.Function):
         plan: Any,
         *arrays: torch.Tensor,
     ) -> torch.Tensor:
-        return forward(backend, plan, *arrays)
+        # No view of a temporary: autograd lets nobody write to a view that was made in here. Views
+        # made without autograd share memory all the same, so that nothing is copied.
+        return forward(backend, plan, *arrays).detach()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -429,6 +431,17 @@ def attach(
             return forward(backend, plan, *arrays)
         y: torch.Tensor = _Attached.apply(backend, forward, vjp, plan, *arrays)
         return y
+
+
+def as_base(result: torch.Tensor) -> torch.Tensor:
+    """Return a result computed without `attach`, so that it can be written to as any other.
+
+    Without gradients it may be a view of a temporary, into which autograd, once it is switched on
+    again, lets nothing be written that has a gradient.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not result._is_view():
+        return result
+    return result.detach()
 
 
 # torch.compile cannot trace a function with `setup_context` that nobody differentiates.

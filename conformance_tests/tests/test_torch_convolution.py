@@ -619,6 +619,22 @@ def test_meta_tensors_give_shapes(method):
         conv_diff_stride(x, weight, s, method=method)
 
 
+@each_method
+@pytest.mark.parametrize("name", ["2d", "channels-last", "groups-dilated-circular", "pointwise"])
+@pytest.mark.parametrize("elements", [1, 2**19])
+def test_operations_in_place(name, method, elements, monkeypatch):
+    monkeypatch.setattr(torch_backend.host, "BLOCK_ELEMENTS", elements)
+    arrays, f = case(name, method)
+    y, expected = f(*arrays).relu_(), f(*arrays).relu()
+    assert_close(y, expected)
+    for a, b in zip(
+        torch.autograd.grad(loss(y), arrays),
+        torch.autograd.grad(loss(expected), arrays),
+        strict=True,
+    ):
+        assert_close(a, b)
+
+
 # --- The function: torch.func, torch.compile ----------------------------------------------------
 
 

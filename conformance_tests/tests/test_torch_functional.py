@@ -484,6 +484,74 @@ def test_float32_reaches_float64_accuracy_in_the_operator():
     assert (y - reference).abs().max() < 5e-6 * reference.abs().max()
 
 
+# --- Operations in place behind a function ------------------------------------------------------
+
+
+def shifted_in_place(y):
+    y += y.new_ones(y.shape[-1:])
+    return y.relu_()
+
+
+@each_engine
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "in blocks", "no batch"])
+@pytest.mark.parametrize("strides", [(1.7, 2.4), (1.0, 1.0)])
+def test_operations_in_place(layout, strides, method, monkeypatch):
+    monkeypatch.setattr(torch_backend.host, "BLOCK_ELEMENTS", 1 if layout == "in blocks" else 2**19)
+    x, s = random(2, 3, 12, 15), strides_of(*strides, requires_grad=True)
+    if layout == "channels_last":
+        x = x.to(memory_format=torch.channels_last)
+    x = (x[0, 0] if layout == "no batch" else x).requires_grad_()
+
+    def f():
+        return diff_stride(x, s, limits=None, smoothness=1.5, method=method)
+
+    y, expected = shifted_in_place(f()), (f() + 1).relu()
+    assert_close(y, expected)
+    for a, b in zip(
+        torch.autograd.grad(loss(y), (x, s)),
+        torch.autograd.grad(loss(expected), (x, s)),
+        strict=True,
+    ):
+        assert_close(a, b)
+
+
+@each_engine
+def test_an_output_without_gradients_takes_one_in_place(method):
+    x, weight = random(2, 3, 12, 15), torch.ones(1, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        y = diff_stride(x, 1.7, smoothness=1.5, method=method)
+    total = y.sum()
+    y *= weight
+    assert_close(torch.autograd.grad(y.sum(), weight), (total[None],))
+
+
+@each_engine
+def test_operations_in_place_within_transforms(method):
+    x, s = random(2, 3, 12, 15), strides_of(1.7, 2.4)
+
+    def f(x, s):
+        return diff_stride(x, s, sizes=(10, 9), smoothness=1.5, method=method)
+
+    def values(change):
+        f_of_s = torch.func.grad(lambda x, s: loss(change(f(x, s))), 1)
+        return torch.vmap(change_of(change), (0, None))(x, s), torch.vmap(f_of_s, (0, None))(x, s)
+
+    def change_of(change):
+        return lambda x, s: change(f(x, s))
+
+    for a, b in zip(values(torch.relu_), values(torch.relu), strict=True):
+        assert_close(a, b)
+
+
+def test_a_penalty_is_scaled_in_place():
+    for layers in ([strides_of(1.7)], [strides_of(1.7, 2.4), strides_of(1.3)]):
+        leaves = [layer.requires_grad_() for layer in layers]
+        penalty = complexity(leaves)
+        penalty *= 0.5
+        expected = torch.autograd.grad(0.5 * complexity(leaves), leaves)
+        assert_close(torch.autograd.grad(penalty, leaves), expected)
+
+
 # --- torch.func ---------------------------------------------------------------------------------
 
 
@@ -611,6 +679,52 @@ def test_tables_made_in_another_mode_are_not_reused_outside_it(before):
     for actual, wanted in zip(second_order(), expected, strict=True):
         assert type(actual) is torch.Tensor
         assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((2, 13), {"axes": -1}),
+        ((2, 256), {"axes": -1}),  # From here on by FFTs.
+        ((2, 301), {"axes": -1, "convention": "relative"}),
+        ((2, 256), {"axes": -1, "cropping": False}),
+        ((2, 257), {"axes": -1, "sizes": (300,)}),
+        ((2, 260, 3), {"axes": 1, "method": "fft"}),
+        ((2, 12, 15), {"method": "fft", "sizes": (12, 9)}),
+    ],
+)
+def test_many_cotangents_at_once(shape, options):
+    x = random(*shape, requires_grad=True)
+    s = strides_of(1.7, requires_grad=True)
+    y = diff_stride(x, s, smoothness=None, **options)
+    many = random(3, *y.shape)
+    found = torch.autograd.grad(
+        y, (x, s), many, is_grads_batched=True, retain_graph=True, create_graph=True
+    )
+    looped = [torch.autograd.grad(y, (x, s), g, retain_graph=True) for g in many]
+    for a, b in zip(found, zip(*looped, strict=True), strict=True):
+        assert_close(a, torch.stack(b))
+
+
+def test_vectorized_second_derivatives_of_long_axes():
+    x, s = random(2, 256), strides_of(1.7)
+
+    def f(s):
+        return loss(diff_stride(x, s, axes=-1))
+
+    hessian = torch.autograd.functional.hessian
+    assert_close(hessian(f, s, vectorize=True), hessian(f, s))
+
+
+@pytest.mark.parametrize("size", [100, 256, 300])
+def test_vectorized_jacobian_of_a_resize(size):
+    x = random(256)
+
+    def f(x):
+        return spectral_resize(x, size, axes=-1)
+
+    jacobian = torch.autograd.functional.jacobian
+    assert_close(jacobian(f, x, vectorize=True), jacobian(f, x))
 
 
 # --- torch.compile and torch.export -------------------------------------------------------------

@@ -100,6 +100,23 @@ def test_models_of_torchvision(name):
         assert model(x).shape == (2, 5)
 
 
+def test_activations_in_place_stay():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2, padding=1),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.ReLU(inplace=True),
+    )
+    x = images(32)
+    replace_downsampling(model, x)
+    gradients = []
+    for inplace in (True, False):
+        model[1].inplace = model[3].inplace = inplace
+        gradients.append(torch.autograd.grad(model(x).square().sum(), list(model.parameters())))
+    torch.testing.assert_close(*gradients)
+
+
 def test_branches_that_meet_again_share_a_stride():
     model = build("resnet18")
     report = replace_downsampling(model, images())
@@ -518,6 +535,26 @@ def test_a_frozen_layer_keeps_its_precision_under_autocast():
     y, frozen = layer(x), freeze(layer, x)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(frozen(x), y, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DiffStride2d(2.0),
+        lambda: DiffStride2d((2.0, 2.5), axes=(1, 2)),
+        lambda: DiffStrideConv2d(3, 4, 3, 2.0, method="fused"),
+    ],
+)
+def test_a_frozen_output_takes_operations_in_place(make):
+    layer, x, weight = make(), images(16), torch.ones(1, requires_grad=True)
+    layer = freeze(nn.Sequential(layer), x)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            expected, y = layer(x), layer(x)
+        y *= weight
+        y.relu_()
+        torch.testing.assert_close(y, expected.relu())
+        assert y.requires_grad
 
 
 def test_what_cannot_be_frozen():
