@@ -87,7 +87,8 @@ def check_strides(
         Of the argument, for the message.
     """
     check_stride_count(len(strides), count, name)
-    if not all(map(math.isfinite, strides)):
+    # Comparisons, which a compiler follows that traces a stride as a symbol.
+    if not all(-math.inf < stride < math.inf for stride in strides):
         raise ValueError(f"{name} must be finite, got {tuple(strides)}")
     if least is not None and any(stride < least for stride in strides):
         raise ValueError(f"{name} must be at least {least:g}, got {tuple(strides)}")

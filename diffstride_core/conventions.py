@@ -46,7 +46,8 @@ class Convention(Window):
 
     def check_smoothness(self, smoothness: float) -> None:
         """Raise ValueError unless the smoothness is one the convention allows."""
-        if not (math.isfinite(smoothness) and smoothness > 0):
+        # A comparison, which a compiler follows that traces the number as a symbol.
+        if not 0 < smoothness < math.inf:
             raise ValueError(
                 f"smoothness must be a finite number above 0 for convention {self.name!r}, "
                 f"got {smoothness!r}"

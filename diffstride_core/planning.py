@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections.abc import Sequence
 from functools import partial, reduce
@@ -277,6 +278,8 @@ def _make_plan(
     bounds: Sequence[Bounds] | None = None,
 ) -> Plan:
     bounds = [Bounds()] * len(axes) if bounds is None else bounds
+    # An index, also where a compiler traces a stride as a symbol: see `axis_sizes`.
+    output_sizes = tuple(map(operator.index, output_sizes))
     shrinkage = math.prod(sizes) / math.prod(output_sizes)
     return Plan(
         window,
@@ -289,7 +292,7 @@ def _make_plan(
                 is_last=is_last,
                 bounds=bounds[i],
                 use_fft=_use_fft(window, method, axis, max(sizes[i], output_sizes[i])),
-                sloped_bins=window.sloped_bins(sizes[i], smoothness, bounds[i]),
+                sloped_bins=operator.index(window.sloped_bins(sizes[i], smoothness, bounds[i])),
             )
             for i, (axis, is_last) in enumerate(zip(axes, _is_last(axes), strict=True))
         ),

@@ -333,10 +333,15 @@ def _tables(
     synthesis, analysis = bases.tables(basis)
     # Kept for later, when the inference mode or the transform of this call is over.
     with torch.inference_mode(False), torch._C._DisableFuncTorch():
-        return (
+        tables = (
             torch.tensor(synthesis, dtype=dtype, device=device),
             torch.tensor(analysis, dtype=dtype, device=device),
         )
+    for table in tables:
+        # Else torch.compile would give constants of its graph sizes that are symbols. The mark is
+        # that of torch._dynamo.mark_static, which imports the whole compiler.
+        table._dynamo_static_indices = {0, 1}  # type: ignore[attr-defined]
+    return tables
 
 
 def _constant_tables(

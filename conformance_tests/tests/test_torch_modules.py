@@ -9,11 +9,13 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from diffstride_backends.torch_backend import BACKEND
 from diffstride_conformance import oracle
 from diffstride_torch import (
     DiffStride1d,
     DiffStride2d,
     DiffStride3d,
+    DiffStrideConv2d,
     SpectralPool1d,
     SpectralPool2d,
     SpectralPool3d,
@@ -29,7 +31,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffstride_core import NothingToCropWarning, plan_cache
+from diffstride_core import NothingToCropWarning, bases, plan_cache
 
 # Dynamo's own way of tracing any autograd function, up to 2.13 at least.
 COMPILER_WARNING = (
@@ -1435,6 +1437,50 @@ def test_compiled_module(method):
     assert_close(compiled(x), module(x), 1e-14)
     with torch.no_grad():
         assert_close(compiled(x), module(x), 1e-14)
+
+
+@pytest.mark.filterwarnings(COMPILER_WARNING)
+def test_sizes_of_constant_tables_are_no_symbols():
+    torch._dynamo.reset()
+
+    def f(x):
+        return x * BACKEND.tables(bases.AxisBasis(20, 12, bases.half_spectrum), x)[0].shape[0]
+
+    graphs = CompileCounterWithBackend("eager")
+    compiled = torch.compile(f, dynamic=True, fullgraph=True, backend=graphs)
+    assert_close(compiled(torch.ones(3)), torch.full((3,), 12.0))
+    (graph,) = graphs.graphs
+    assert 12 in [argument for node in graph.graph.nodes for argument in node.args]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(COMPILER_WARNING)
+@pytest.mark.parametrize(
+    ("module", "seen", "shape"),
+    [
+        (DiffStride1d(1.7), False, (20,)),
+        (DiffStrideConv2d(3, 4, 3, 2.3, method="separate"), True, (3, 24, 20)),
+    ],
+    ids=["DiffStride", "DiffStrideConv"],
+)
+def test_compiled_for_any_batch(module, seen, shape):
+    torch._dynamo.reset()
+    module = module.double()
+    if seen:
+        module(random(1, *shape, dtype=torch.float64))
+
+    def f(x):
+        return module(x).relu_()
+
+    compiled = torch.compile(f, dynamic=True, fullgraph=True, backend="aot_eager")
+    for batch in (4, 7):
+        x = random(batch, *shape, dtype=torch.float64, requires_grad=True)
+        y, expected = compiled(x), f(x)
+        assert_close(y, expected)
+        inputs = x, *module.parameters()
+        gradients = torch.autograd.grad((y**3).sum(), inputs)
+        for a, b in zip(gradients, torch.autograd.grad((expected**3).sum(), inputs), strict=True):
+            assert_close(a, b)
 
 
 @pytest.mark.slow
