@@ -127,6 +127,10 @@ class EagerLayer(Generic[ArrayT]):
             f"smoothness={self.settings.smoothness:g})"
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A pullback cannot be pickled. The last forward pass stays with the original.
+        return {**self.__dict__, "_pullback": None}
+
     def _refresh(self) -> None:
         strides = self.strides
         if not isinstance(strides, np.ndarray) or strides.dtype != np.float64 or strides.ndim != 1:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from functools import wraps
+from inspect import getdoc
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -34,6 +36,44 @@ from diffstride_core.planning import authors_strides, plan_diff_stride, plan_poo
 from diffstride_core.settings import Settings, make_settings
 
 ResultT = TypeVar("ResultT")
+Parameters = ParamSpec("Parameters")
+ReturnT = TypeVar("ReturnT")
+
+
+def public(
+    method: Callable[Parameters, ReturnT], module: str, *, with_pullback: bool = False
+) -> Callable[Parameters, ReturnT]:
+    """Return a method of a `Functional` as a function of an adapter.
+
+    A function is pickled and copied as its name. A method would be with all that it is bound to.
+
+    Parameters
+    ----------
+    method : callable
+    module : str
+        Name of the module that has the function.
+    with_pullback : bool
+        Whether the method returns a value and its pullback. The function's name and documentation
+        then say so.
+    """
+
+    @wraps(method)
+    def function(*args: Parameters.args, **kwargs: Parameters.kwargs) -> ReturnT:
+        return method(*args, **kwargs)
+
+    name = method.__name__
+    if with_pullback:
+        name, function.__doc__ = f"{name}_with_pullback", f"{getdoc(method)}\n{_PULLBACK}"
+    function.__name__, function.__qualname__, function.__module__ = name, name, module
+    return function
+
+
+_PULLBACK = """
+Notes
+-----
+Returns ``(value, pullback)``. ``pullback(g)`` is the tuple of the gradients of the arguments that
+are arrays, for the cotangent `g` of the value: for `diff_stride` ``(dx, dstrides)``.
+"""
 
 
 class Functional(Generic[ArrayT, ResultT]):

@@ -278,7 +278,7 @@ def value_and_pullback(
     return y, pullback
 
 
-plain_autodiff = PlainAutodiff()
+plain_autodiff = PlainAutodiff(__name__)
 BACKEND = JaxBackend()
 FUNCTIONAL: Functional[jax.Array, jax.Array] = Functional(BACKEND, attach, convolve_then_resize)
 FRAMEWORK = Framework(

@@ -15,6 +15,11 @@ class PlainAutodiff(threading.local):
     of automatic differentiation. Each thread has a switch of its own; not a context variable, which
     torch.compile does not read.
 
+    Parameters
+    ----------
+    module : str
+        Name of the module that has the switch, as ``plain_autodiff``.
+
     Attributes
     ----------
     enabled : bool
@@ -22,6 +27,12 @@ class PlainAutodiff(threading.local):
     """
 
     enabled = False
+
+    def __init__(self, module: str) -> None:
+        self.__module__ = module
+
+    def __reduce__(self) -> str:
+        return "plain_autodiff"  # By name, as a function: a copy would switch nothing.
 
     @contextmanager
     def __call__(self) -> Iterator[None]:

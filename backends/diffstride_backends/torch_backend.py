@@ -506,7 +506,7 @@ def value_and_pullback(
     return y.detach(), pullback
 
 
-plain_autodiff = PlainAutodiff()
+plain_autodiff = PlainAutodiff(__name__)
 BACKEND = TorchBackend()
 FUNCTIONAL: Functional[torch.Tensor, torch.Tensor] = Functional(
     BACKEND, attach, convolve_then_resize

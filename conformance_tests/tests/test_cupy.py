@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import pickle
 import pkgutil
 import re
 import subprocess
@@ -179,6 +180,13 @@ def test_gradients_are_of_the_strides_shape_and_dtype(cupy, ds, stride):
     assert (dx.shape, dx.dtype) == (x.shape, x.dtype)
     assert isinstance(dstrides, cupy.ndarray)
     assert (dstrides.shape, dstrides.dtype) == (np.shape(stride), np.asarray(stride).dtype)
+
+
+@pytest.mark.parametrize("name", ["diff_stride", "complexity_with_pullback"])
+def test_a_function_is_pickled_by_its_name(ds, name):
+    function = getattr(ds, name)
+    assert function.__qualname__ == name
+    assert pickle.loads(pickle.dumps(function)) is function
 
 
 def test_other_arrays_are_refused(cupy, ds):
