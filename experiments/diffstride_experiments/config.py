@@ -27,6 +27,7 @@ from diffstride_experiments.data import DataOptions, Digits, EvaluateOn
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.methods import METHODS, Method, MethodName
 from diffstride_experiments.options import Options, Stride
+from diffstride_experiments.text import AnyPath
 
 __all__ = [
     "Config",
@@ -212,7 +213,7 @@ class Config(Options):
     # and 3 all lay within two standard errors of each other. Penalties 0.3, 1 and 3 ended at 2.9,
     # 2.1 and 2.1 million multiply-adds, none at 4.1.
 
-    run_dir: Path = Path("runs/demo")
+    run_dir: AnyPath = Path("runs/demo")
     """Folder of the run."""
 
     methods: tuple[MethodName, ...] = (
@@ -397,8 +398,11 @@ def differences(earlier: Config, config: Config) -> list[str]:
 
 
 def fingerprint(config: Config) -> str:
-    """Return 8 hexadecimal digits that stand for all options that decide results."""
-    values = json.dumps(_deciding(config), sort_keys=True)
+    """Return 8 hexadecimal digits that stand for all that decides results, options and reading."""
+    deciding = _deciding(config)
+    if config.data.reading:
+        deciding["data.reading"] = config.data.reading
+    values = json.dumps(deciding, sort_keys=True)
     return hashlib.blake2b(values.encode(), digest_size=4).hexdigest()
 
 

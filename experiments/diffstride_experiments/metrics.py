@@ -1,8 +1,10 @@
 """Metrics of the epochs, for programs and for TensorBoard."""
 
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -43,9 +45,14 @@ class MetricsWriter:
         """
         epoch = metrics["epoch"]
         folder = self._folder / "tensorboard" / metrics["method"]
-        with SummaryWriter(str(folder), purge_step=epoch) as writer:
-            for name in ("train_loss", "train_accuracy", "loss", "accuracy"):
-                writer.add_scalar(name, metrics[name], epoch)
-            for place, strides in enumerate(metrics["strides"], 1):
-                for axis, stride in zip(("height", "width"), strides, strict=True):
-                    writer.add_scalar(f"strides/{place} {axis}", stride, epoch)
+        folder.mkdir(parents=True, exist_ok=True)
+        # TensorBoard cannot write to a folder whose name is not UTF-8.
+        with TemporaryDirectory() as unfinished:
+            with SummaryWriter(unfinished, purge_step=epoch) as writer:
+                for name in ("train_loss", "train_accuracy", "loss", "accuracy"):
+                    writer.add_scalar(name, metrics[name], epoch)
+                for place, strides in enumerate(metrics["strides"], 1):
+                    for axis, stride in zip(("height", "width"), strides, strict=True):
+                        writer.add_scalar(f"strides/{place} {axis}", stride, epoch)
+            for events in Path(unfinished).iterdir():
+                shutil.move(events, folder / events.name)

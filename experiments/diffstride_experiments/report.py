@@ -23,6 +23,7 @@ from diffstride_experiments.trainer import Trainer, build_network
 __all__ = [
     "Result",
     "comparisons",
+    "data_notes",
     "markdown",
     "millions",
     "results_record",
@@ -30,6 +31,10 @@ __all__ = [
     "terminal_table",
     "versions",
 ]
+
+
+# Files left out that the terminal shows.
+SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -213,7 +218,52 @@ def terminal_table(results: Sequence[Result], config: Config) -> Table:
     return table
 
 
-def markdown(results: Sequence[Result], config: Config) -> str:
+def data_notes(data: Data) -> list[str]:
+    """Return what must be said of the samples before they are trained on, in paragraphs.
+
+    Parameters
+    ----------
+    data : Data
+        Samples that are used.
+
+    Returns
+    -------
+    list of str
+        Unreadable files, all by name; other files that are not used, the first of them by name; and
+        the remarks.
+    """
+    notes = []
+    if data.skipped:
+        notes.append("\n  ".join([f"Skipped {len(data.skipped)} unreadable files:", *data.skipped]))
+    if data.left_out:
+        more = len(data.left_out) - SHOWN
+        notes.append(
+            "\n  ".join(
+                [
+                    f"Left out {len(data.left_out)} files, folders or frames:",
+                    *data.left_out[:SHOWN],
+                    *([f"and {more} more, see results.json"] if more > 0 else []),
+                ]
+            )
+        )
+    return [*notes, *data.remarks]
+
+
+def _account(data: Data) -> str:
+    """Return the counts and remarks as a paragraph."""
+    counts = [
+        f"{count} {what}, listed in results.json."
+        for count, what in (
+            (len(data.skipped), "unreadable files were skipped"),
+            (len(data.left_out), "other files, folders or frames were left out"),
+        )
+        if count
+    ]
+    trained = f"Trained on {len(data.train)} samples, evaluated on {len(data.evaluation)}."
+    return "\n".join([trained, *data.remarks, *counts])
+
+
+def markdown(results: Sequence[Result], config: Config, data: Data) -> str:
     """Write the results as a Markdown page.
 
     Parameters
@@ -222,11 +272,13 @@ def markdown(results: Sequence[Result], config: Config) -> str:
         Outcomes.
     config : Config
         Options of the run.
+    data : Data
+        Samples that were used.
 
     Returns
     -------
     str
-        Table, comparisons and what the columns mean.
+        Table, comparisons, what the columns mean, and an account of the samples.
     """
     header = [name.replace("\n", " ") for name in _header(config)]
     lines = [header, ["---"] + ["---:"] * 5]
@@ -243,6 +295,8 @@ Accuracy after the last of {config.training.epochs} epochs, ± one standard erro
 x width, before → after training, with one line for each place that downsamples; feature maps are
 the outputs there after training. Multiply-adds are those of one sample's forward pass. Seed
 {config.seed}, threads: {config.threads}.
+
+{_account(data)}
 """
 
 
@@ -282,6 +336,8 @@ def results_record(
         "train_samples": len(data.train),
         "evaluation_samples": len(data.evaluation),
         "skipped": data.skipped,
+        "left_out": data.left_out,
+        "remarks": data.remarks,
         "versions": versions(),
         "threads": torch.get_num_threads(),
         "processes": processes.count,

@@ -1,5 +1,6 @@
 """The console command ``diffstride-train``."""
 
+import io
 import json
 import shlex
 import sys
@@ -21,6 +22,7 @@ from diffstride_experiments.processes import Processes
 from diffstride_experiments.report import (
     Result,
     comparisons,
+    data_notes,
     markdown,
     results_record,
     summarise,
@@ -63,15 +65,14 @@ def run(config: Config, console: Console) -> list[Result]:
         data = config.data.load(config.evaluate_on, config.training.workers)
         if processes.is_first:
             processes.wait()
-        if data.skipped:
-            lines = [f"Skipped {len(data.skipped)} unreadable files:", *data.skipped]
-            console.print("\n  ".join(lines), markup=False, soft_wrap=True)
+        for note in data_notes(data):
+            console.print(note, markup=False, soft_wrap=True)
 
         trainers = train_methods(config, data, folder, processes, console)
         if not processes.is_first:
             return []
         results = write_results(trainers, folder)
-        folder.write_text("results.md", markdown(results, config))
+        folder.write_text("results.md", markdown(results, config, data))
         with replacing(folder.path / "results.png") as file:
             file.write(figure_png(results, [trainer.history for trainer in trainers], config))
         console.print(terminal_table(results, config))
@@ -167,6 +168,10 @@ def run_command(command: Callable[[], object]) -> None:
     SystemExit
         After an error or an interruption.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files may hold what the terminal's encoding does not.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     errors = Console(stderr=True, soft_wrap=True)
     try:
         command()

@@ -276,13 +276,13 @@ def test_unfit_folders_are_explained(folder, options, tmp_path):
 def test_only_changed_and_unreadable_images_are_checked_again(folder, options, monkeypatch):
     checked = []
 
-    read_image = image_files.read_image
+    read_image = image_files.read_image_and_frames
 
     def read(path):
         checked.append(path)
         return read_image(path)
 
-    monkeypatch.setattr(image_files, "read_image", read)
+    monkeypatch.setattr(image_files, "read_image_and_frames", read)
     broken = folder / "train" / "dog" / "1.jpg"
     broken.write_bytes(b"no image")
     skip = options(unreadable="skip")

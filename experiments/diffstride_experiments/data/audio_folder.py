@@ -1,6 +1,5 @@
 """Folders of sounds."""
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,12 +14,20 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from diffstride_experiments.data.cache import digest, file_states, load_array, save_array
-from diffstride_experiments.data.files import FileSource, Unreadable, check_classes, read_files
+from diffstride_experiments.data.files import (
+    READING,
+    FileSource,
+    Unreadable,
+    check_classes,
+    read_files,
+)
 from diffstride_experiments.data.log_mel import LogMel
 from diffstride_experiments.data.samples import Samples
 from diffstride_experiments.data.source import Data, EvaluateOn
-from diffstride_experiments.data.splits import hold_out
+from diffstride_experiments.data.splits import held_out_remark, hold_out
+from diffstride_experiments.data.walk import Found, find_files
 from diffstride_experiments.errors import ExperimentError
+from diffstride_experiments.text import AnyPath
 
 __all__ = ["AudioFolder"]
 
@@ -46,7 +53,7 @@ class AudioFolder(FileSource):
     name: Literal["audio"] = "audio"
     """Kind of data."""
 
-    path: Path
+    path: AnyPath
     """Folder of the .wav, .flac and .ogg files, in it or in folders below."""
 
     pattern: str = CLASS_FOLDERS
@@ -117,17 +124,24 @@ class AudioFolder(FileSource):
 
     def load(self, evaluate_on: EvaluateOn, workers: int = 0) -> Data:
         """Compute the spectrograms, unless they are cached, see `Source.load`."""
-        paths = _find(self.path)
+        found = _find(self.path)
+        (paths,) = found.files
         names, groups = self._match(paths)
         unique, labels = np.unique(names, return_inverse=True)
         classes = tuple(unique.tolist())
-        self._check_class_folders(classes)
+        self._check_class_folders(classes, found)
         if self._has_groups:
             self._check_held_out(groups, evaluate_on)
+            remarks = []
+        else:
+            train, test = hold_out(
+                np.arange(len(paths)), labels, classes, self.test_fraction, "data.test_fraction"
+            )
+            remarks = [held_out_remark(len(test), len(paths), self.test_fraction)]
 
         features, unreadable = self._features(paths, workers)
-        readable, skipped = self._leave_out(unreadable, len(paths))
-        check_classes(labels[readable], classes, self.path)
+        readable, skipped = self._leave_out(unreadable, len(paths), found)
+        check_classes(labels[readable], classes, self.path, found)
 
         if self._has_groups:
             in_test = np.isin(groups[readable], self.test_groups)
@@ -137,9 +151,7 @@ class AudioFolder(FileSource):
                 train, evaluation = train[~in_validation], train[in_validation]
             train, evaluation = self._limit(labels, classes, train, evaluation)
         else:
-            train, test = hold_out(
-                readable, labels, classes, self.test_fraction, "data.test_fraction"
-            )
+            train, test = (part[np.isin(part, readable)] for part in (train, test))
             train, evaluation = self._split(labels, classes, train, test, evaluate_on)
 
         standardise = _Standardise(features, train)
@@ -149,16 +161,17 @@ class AudioFolder(FileSource):
             classes=classes,
             input_shape=(1, *features.shape[1:]),
             skipped=skipped,
+            left_out=tuple(found.left_out),
+            remarks=(*remarks, *found.remarks()),
         )
 
-    def _check_class_folders(self, classes: Sequence[str]) -> None:
+    def _check_class_folders(self, classes: Sequence[str], found: Found) -> None:
         """Check that, where folders are classes, none is empty."""
-        if self.pattern == CLASS_FOLDERS:
-            folders = {folder.name for folder in self.path.iterdir() if folder.is_dir()}
-            if empty := sorted(folders - set(classes)):
-                raise ExperimentError(
-                    f"data.path: class {empty[0]} has no .wav, .flac or .ogg file in {self.path}."
-                )
+        if self.pattern == CLASS_FOLDERS and (empty := set(found.folders[0]) - set(classes)):
+            raise ExperimentError(
+                f"data.path: class {min(empty)} has no .wav, .flac or .ogg file in {self.path}."
+                f"{found.hint()}"
+            )
 
     def _match(self, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return label and group of each file; without groups in the pattern, the label twice."""
@@ -211,7 +224,8 @@ class AudioFolder(FileSource):
             bands=self.mel_bands,
         )
         shape = (len(paths), *log_mel.shape)
-        key = digest([librosa.__version__, asdict(log_mel), file_states(self.path, paths)])
+        states = file_states(self.path, paths)
+        key = digest([READING, librosa.__version__, asdict(log_mel), states])
         file = self.cache / f"log-mel-{key}.npy"
         features = load_array(file, np.float32, shape)
         if features is None:
@@ -251,17 +265,14 @@ class _Standardise:
         return torch.from_numpy((spectrogram - self._mean) / self._std).unsqueeze(0)
 
 
-def _find(folder: Path) -> list[str]:
+def _find(folder: Path) -> Found:
     if not folder.is_dir():
         raise ExperimentError(
             f"data.path: there is no folder {folder}; it must hold .wav, .flac or .ogg files."
         )
-    paths = sorted(
-        str(Path(parent) / name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if Path(name).suffix.lower() in EXTENSIONS
-    )
-    if not paths:
-        raise ExperimentError(f"data.path: there is no .wav, .flac or .ogg file in {folder}.")
-    return paths
+    found = find_files([folder], EXTENSIONS, ".wav, .flac or .ogg file")
+    if not found.files[0]:
+        raise ExperimentError(
+            f"data.path: there is no .wav, .flac or .ogg file in {folder}.{found.hint()}"
+        )
+    return found

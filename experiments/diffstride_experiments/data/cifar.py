@@ -1,6 +1,5 @@
 """CIFAR10 and CIFAR100."""
 
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,6 +11,7 @@ from torchvision.transforms import Compose
 from diffstride_experiments.data.samples import Normalise, Samples, ShiftFlip
 from diffstride_experiments.data.source import Data, EvaluateOn, Source
 from diffstride_experiments.errors import ExperimentError
+from diffstride_experiments.text import AnyPath
 
 __all__ = ["Cifar"]
 
@@ -30,7 +30,7 @@ class Cifar(Source):
     name: Literal["cifar"] = "cifar"
     """Kind of data."""
 
-    path: Path
+    path: AnyPath
     """Folder that holds the unpacked folder cifar-10-batches-py or cifar-100-python of the Python
     version, from https://www.cs.toronto.edu/~kriz/cifar.html. Nothing is downloaded."""
 

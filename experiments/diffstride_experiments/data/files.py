@@ -1,67 +1,71 @@
 """Reading many files, some of which may be unreadable."""
 
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from diffstride_experiments.data.source import Source
+from diffstride_experiments.data.walk import Found, Unreadable
 from diffstride_experiments.errors import ExperimentError
+from diffstride_experiments.text import AnyPath
 
-__all__ = ["FileSource", "Unreadable", "check_classes", "read_files"]
+__all__ = ["READING", "FileSource", "Unreadable", "check_classes", "read_files"]
 
 # Unreadable files that an error lists.
 SHOWN = 10
 
-
-class Unreadable(NamedTuple):
-    """A file that cannot be read, and why."""
-
-    path: str
-    reason: str
+# Raised whenever files are read in another way, so that neither a cache nor a checkpoint of the way
+# before is taken for one of this way.
+READING = 2
 
 
 class FileSource(Source):
     """Options of data that is read from single files."""
 
-    path: Path
+    reading: ClassVar[int] = READING
+
+    path: AnyPath
     """Folder of the files."""
 
     unreadable: Literal["fatal", "skip"] = "fatal"
     """What unreadable files are: the end of the run before it starts, or left out. Every file is
     read once to find all of them."""
 
-    cache: Path = Path("runs/cache")
+    cache: AnyPath = Path("runs/cache")
     """Folder that keeps what was computed from the files until they change."""
 
     def _leave_out(
-        self, unreadable: dict[int, Unreadable], count: int
+        self, unreadable: dict[int, Unreadable], count: int, found: Found
     ) -> tuple[np.ndarray, tuple[str, ...]]:
         """Return the indices of the readable ones of `count` files and one line for each other.
 
         Unreadable ones end the run, unless they are to be skipped.
         """
-        lines = tuple(f"{path}: {reason}" for path, reason in unreadable.values())
+        lines = tuple(map(str, [*found.closed, *unreadable.values()]))
         if lines and self.unreadable == "fatal":
             rest = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+            what = f"{len(lines)} of {count} files" if unreadable else f"{len(lines)} folders"
             problem = (
-                f"data.path: {len(lines)} of {count} files cannot be read. Mend or remove them, or "
+                f"data.path: {what} cannot be read. Mend or remove them, or "
                 "leave them out with --data.unreadable skip:"
             )
             raise ExperimentError("\n  ".join([problem, *lines[:SHOWN], *rest]))
         return np.setdiff1d(np.arange(count), list(unreadable)), lines
 
 
-def check_classes(labels: np.ndarray, classes: Sequence[str], folder: Path) -> None:
+def check_classes(labels: np.ndarray, classes: Sequence[str], folder: Path, found: Found) -> None:
     """Raise an ExperimentError if a class has no readable file, naming it and the folder."""
     counts = np.bincount(labels, minlength=len(classes))
     if not counts.all():
         raise ExperimentError(
             f"data.path: class {classes[counts.argmin()]} has no readable file in {folder}."
+            f"{found.hint()}"
         )
 
 
@@ -76,7 +80,12 @@ class _Files(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         path = self._paths[index]
         try:
+            # Opening a pipe would wait for someone to write to it.
+            if not stat.S_ISREG(Path(path).stat().st_mode):
+                return Unreadable(path, "not a regular file")
             return self._read(path)
+        except OSError as error:
+            return Unreadable(path, error.strerror or str(error))
         # Decoders raise all kinds of errors for damaged files, PNG's a SyntaxError.
         except Exception as error:
             return Unreadable(path, str(error) or type(error).__name__)

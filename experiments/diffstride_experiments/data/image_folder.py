@@ -1,33 +1,53 @@
 """Folders of images."""
 
+import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
-from torchvision import datasets
 from torchvision.transforms import Compose, v2
 
 from diffstride_experiments.data.files import FileSource, Unreadable, check_classes, read_files
-from diffstride_experiments.data.image_files import image_sizes, read_image
+from diffstride_experiments.data.image_files import (
+    image_sizes,
+    image_suffixes,
+    read_image,
+    read_image_and_frames,
+)
 from diffstride_experiments.data.samples import Normalise, Samples, ShiftFlip
 from diffstride_experiments.data.source import Data, EvaluateOn
+from diffstride_experiments.data.splits import held_out_remark, hold_out
+from diffstride_experiments.data.walk import Found, find_files
 from diffstride_experiments.errors import ExperimentError
+from diffstride_experiments.text import AnyPath
 
 __all__ = ["ImageFolder"]
 
+# Names of folders that are parts of a data set rather than classes.
+PARTS = {"train", "training", "test", "testing", "val", "valid", "validation"}
+
 
 class ImageFolder(FileSource):
-    """Colour images path/train/CLASS/* and, for the evaluation, path/test or path/val alike."""
+    """Colour images path/train/CLASS/* and, for the evaluation, path/test or path/val alike.
+
+    With test_fraction they are path/CLASS/*.
+    """
 
     name: Literal["images"] = "images"
     """Kind of data."""
 
-    path: Path
-    """Folder that holds train/CLASS/ and test/CLASS/ with images; where there is no test, val."""
+    path: AnyPath
+    """Folder that holds train/CLASS/ and test/CLASS/ with images; where there is no test, val. With
+    test_fraction: folder that holds CLASS/ with images."""
+
+    test_fraction: float | None = Field(None, gt=0, lt=1)
+    """Share of each class's images kept for testing, where path holds the classes themselves. None:
+    path holds them in train and test."""
 
     augmentation: Literal["none", "shift-flip", "random-resized-crop"] = "none"
     """What is done to training images: nothing; random shifts by up to pad pixels and mirroring; or
@@ -61,19 +81,31 @@ class ImageFolder(FileSource):
 
     def load(self, evaluate_on: EvaluateOn, workers: int = 0) -> Data:
         """Check all images, and keep them if they are to stay in memory, see `Source.load`."""
-        folders = self._folders(evaluate_on)
-        parts = [_find(folder) for folder in folders]
-        classes = tuple(parts[0].classes)
-        _check_same_classes(folders, parts)
-        paths = [path for part in parts for path, _ in part.samples]
-        labels = np.array([label for part in parts for label in part.targets], dtype=int)
-        items, unreadable = (
-            self._decode(paths, workers) if self.in_memory else (paths, self._check(paths, workers))
-        )
-        readable, skipped = self._leave_out(unreadable, len(paths))
-        train, test = np.split(readable, [np.searchsorted(readable, len(parts[0]))])
-        for part, folder in zip((train, test), folders, strict=False):
-            check_classes(labels[part], classes, folder)
+        folders = self._part_folders(evaluate_on) if self.test_fraction is None else [self.path]
+        self._check_layout()
+        found = find_files(folders, image_suffixes(), "image")
+        self._leave_out_beside(folders, found)
+        used = 1 if evaluate_on == "validation" else len(folders)
+        samples = _labelled(folders[:used], found)
+        classes = tuple(found.folders[0])
+        _check_classes_found(folders[:used], found)
+        paths = [path for part in samples for path, _ in part]
+        numbers = {name: number for number, name in enumerate(classes)}
+        labels = np.array([numbers[name] for part in samples for _, name in part], dtype=int)
+        parts = list(np.split(np.arange(len(paths)), [len(samples[0])]))
+        remarks = []
+        if self.test_fraction is not None:
+            check_classes(labels, classes, self.path, found)
+            parts = list(
+                hold_out(parts[0], labels, classes, self.test_fraction, "data.test_fraction")
+            )
+            remarks = [held_out_remark(len(parts[1]), len(paths), self.test_fraction)]
+
+        items, unreadable = (self._decode if self.in_memory else self._check)(paths, workers, found)
+        readable, skipped = self._leave_out(unreadable, len(paths), found)
+        train, test = (part[np.isin(part, readable)] for part in parts)
+        for part, folder in zip((train, test), (folders * 2)[: used + len(remarks)], strict=False):
+            check_classes(labels[part], classes, folder, found)
 
         train, evaluation = self._split(labels, classes, train, test, evaluate_on)
         augment, plain = self._transforms()
@@ -84,55 +116,106 @@ class ImageFolder(FileSource):
             classes=classes,
             input_shape=tuple(evaluated[0][0].shape),
             skipped=skipped,
+            left_out=tuple(found.left_out),
+            remarks=(*remarks, *found.remarks()),
         )
 
-    def _folders(self, evaluate_on: EvaluateOn) -> list[Path]:
+    def _part_folders(self, evaluate_on: EvaluateOn) -> list[Path]:
         train, test, val = (self.path / name for name in ("train", "test", "val"))
         # ImageNet's test images have no classes.
-        has_classes = test.is_dir() and any(child.is_dir() for child in test.iterdir())
-        evaluation = test if has_classes or not val.is_dir() else val
-        folders = [train, evaluation] if evaluate_on == "test" else [train]
-        for folder in folders:
-            if not folder.is_dir():
-                missing = train if folder == train else f"{test} or {val}"
-                raise ExperimentError(
-                    f"data.path: {self.path} must hold train/CLASS/ and test/CLASS/ or val/CLASS/ "
-                    f"with images, there is no {missing}."
-                )
-        return folders
+        evaluation = test if _has_folders(test) or not val.is_dir() else val
+        missing = None
+        if not train.is_dir():
+            missing = f"{train}"
+        elif evaluate_on == "test" and not evaluation.is_dir():
+            missing = f"{test} or {val}"
+        if missing:
+            advice = (
+                " Where the folders in it are the classes, give data.test_fraction, the share to "
+                "keep for testing, for instance --data.test-fraction 0.2."
+            )
+            raise ExperimentError(
+                f"data.path: {self.path} must hold train/CLASS/ and test/CLASS/ or val/CLASS/ "
+                f"with images, there is no {missing}."
+                f"{advice if _has_folders(self.path) else ''}"
+            )
+        # Of a file that links lead to from both, the evaluation is the owner whatever is evaluated
+        # on, so that training has the same files.
+        return [folder for folder in (train, evaluation) if folder.is_dir()]
 
-    def _check(self, paths: Sequence[str], workers: int) -> dict[int, Unreadable]:
-        """Return the unreadable ones by index; check that the others have one size if they must."""
+    def _check_layout(self) -> None:
+        """Check that what is to be split is not split already."""
+        if self.test_fraction is None:
+            return
+        if not self.path.is_dir():
+            raise ExperimentError(
+                f"data.path: there is no folder {self.path}; with data.test_fraction it must hold "
+                "CLASS/ with images."
+            )
+        parts = [
+            folder.name
+            for folder in sorted(self.path.iterdir())
+            if folder.name.lower() in PARTS and folder.is_dir()
+        ]
+        if len(parts) > 1 or any(_has_folders(self.path / name) for name in parts):
+            raise ExperimentError(
+                f"data.test_fraction: {self.test_fraction} is not allowed, since {self.path} is "
+                f"split already, it has {', '.join(parts)}. Leave data.test_fraction out, or give "
+                "as data.path the folder that holds the classes."
+            )
+
+    def _leave_out_beside(self, folders: Sequence[Path], found: Found) -> None:
+        """Note what is beside the folders of the parts and hence not used."""
+        if self.test_fraction is not None:
+            return
+        for path in sorted(set(self.path.iterdir()) - set(folders)):
+            if path.name.startswith("."):
+                found.hidden += 1
+            else:
+                found.leave_out(str(path), "beside the folders that are used")
+
+    def _check(
+        self, paths: Sequence[str], workers: int, found: Found
+    ) -> tuple[Sequence[str], dict[int, Unreadable]]:
+        """Return the paths and the unreadable ones by index.
+
+        Check that the others have one size if they must.
+        """
         unreadable, first = {}, None
-        for index, size in enumerate(image_sizes(self.path, paths, self.cache, workers)):
-            if isinstance(size, Unreadable):
-                unreadable[index] = size
-            elif self.size is None:
+        for index, result in enumerate(image_sizes(self.path, paths, self.cache, workers)):
+            if isinstance(result, Unreadable):
+                unreadable[index] = result
+                continue
+            *size, frames = result
+            _leave_out_frames(paths[index], frames, found)
+            if self.size is None:
                 first = first or (paths[index], size)
                 _check_size(paths[index], size, *first)
-        return unreadable
+        return paths, unreadable
 
-    def _decode(self, paths: Sequence[str], workers: int) -> tuple[Tensor, dict[int, Unreadable]]:
+    def _decode(
+        self, paths: Sequence[str], workers: int, found: Found
+    ) -> tuple[Tensor, dict[int, Unreadable]]:
         """Return all images as bytes and the unreadable ones by index."""
         images, unreadable, first = np.empty(0, np.uint8), {}, None
-        read = Compose([*self._to_size(), np.asarray])
-        for index, pixels in enumerate(read_files(read, paths, workers, "Reading images")):
-            if isinstance(pixels, Unreadable):
-                unreadable[index] = pixels
+        read = partial(_pixels, Compose(self._resize()))
+        for index, result in enumerate(read_files(read, paths, workers, "Reading images")):
+            if isinstance(result, Unreadable):
+                unreadable[index] = result
                 continue
+            pixels, frames = result
+            _leave_out_frames(paths[index], frames, found)
             height, width, channels = pixels.shape
             if first is None:
-                first = (paths[index], (width, height))
+                first = (paths[index], [width, height])
                 images = np.empty((len(paths), channels, height, width), np.uint8)
-            _check_size(paths[index], (width, height), *first)
+            _check_size(paths[index], [width, height], *first)
             images[index] = pixels.transpose(2, 0, 1)
         return torch.from_numpy(images), unreadable
 
-    def _to_size(self) -> list[Callable[[Any], Any]]:
-        """Return what makes of a path an image of the size that augmentation starts from."""
-        if self.size is None:
-            return [read_image]
-        return [read_image, v2.Resize(self.size), v2.CenterCrop(self.size)]
+    def _resize(self) -> list[Callable[[Any], Any]]:
+        """Return what gives an image the size that augmentation starts from."""
+        return [] if self.size is None else [v2.Resize(self.size), v2.CenterCrop(self.size)]
 
     def _transforms(self) -> tuple[Compose, Compose]:
         """Return what makes samples of items, for training and for evaluation."""
@@ -142,32 +225,61 @@ class ImageFolder(FileSource):
             crop = [v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip()]
             centre = [v2.Resize(round(self.size * 256 / 224)), v2.CenterCrop(self.size)]
             return tuple(Compose([read_image, *middle, *finish]) for middle in (crop, centre))
-        start = [] if self.in_memory else [*self._to_size(), v2.PILToTensor()]
+        start = [] if self.in_memory else [read_image, *self._resize(), v2.PILToTensor()]
         augment = [ShiftFlip(self.pad)] if self.augmentation == "shift-flip" else []
         return Compose([*start, *augment, normalise]), Compose([*start, normalise])
 
 
-def _find(folder: Path) -> datasets.ImageFolder:
-    try:
-        return datasets.ImageFolder(folder, allow_empty=True)
-    except FileNotFoundError as error:
-        raise ExperimentError(f"data.path: there is no folder of a class in {folder}.") from error
+def _has_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(
+        child.is_dir() for child in folder.iterdir() if not child.name.startswith(".")
+    )
 
 
-def _check_same_classes(folders: Sequence[Path], parts: Sequence[datasets.ImageFolder]) -> None:
-    known = {name for part in parts for name in part.classes}
+def _labelled(folders: Sequence[Path], found: Found) -> list[list[tuple[str, str]]]:
+    """Return path and class of the images in each folder, by class; leave out those in none."""
+    parts = []
+    for folder, paths in zip(folders, found.files, strict=False):
+        part = []
+        for path in paths:
+            name, *below = Path(path).relative_to(folder).parts
+            if below:
+                part.append((path, name))
+            else:
+                found.leave_out(path, "in no folder of a class")
+        parts.append(sorted(part, key=lambda sample: (sample[1], *os.path.split(sample[0]))))
+    return parts
+
+
+def _check_classes_found(folders: Sequence[Path], found: Found) -> None:
+    """Check that each folder has classes, and all of them the same ones."""
+    parts = [(folder, set(names)) for folder, names in zip(folders, found.folders, strict=False)]
+    for folder, names in parts:
+        if not names:
+            raise ExperimentError(
+                f"data.path: there is no folder of a class in {folder}.{found.hint()}"
+            )
+    known = set().union(*(names for _, names in parts))
     absent = [
-        f"{folder} has no {', '.join(sorted(known - set(part.classes)))}"
-        for folder, part in zip(folders, parts, strict=True)
-        if known - set(part.classes)
+        f"{folder} has no {', '.join(sorted(known - names))}"
+        for folder, names in parts
+        if known - names
     ]
     if absent:
-        raise ExperimentError(f"data.path: the classes differ: {', '.join(absent)}.")
+        raise ExperimentError(f"data.path: the classes differ: {', '.join(absent)}.{found.hint()}")
 
 
-def _check_size(
-    path: str, size: tuple[int, int], first_path: str, first_size: tuple[int, int]
-) -> None:
+def _pixels(resize: Callable[[Any], Any], path: str) -> tuple[np.ndarray, int]:
+    image, frames = read_image_and_frames(path)
+    return np.asarray(resize(image)), frames
+
+
+def _leave_out_frames(path: str, frames: int, found: Found) -> None:
+    if frames > 1:
+        found.leave_out(path, f"all of its {frames} frames but the first")
+
+
+def _check_size(path: str, size: Sequence[int], first_path: str, first_size: Sequence[int]) -> None:
     if size != first_size:
         raise ExperimentError(
             "data.size must be given where images differ in width and height: "

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import librosa
 import numpy as np
-import soundfile
+
+from diffstride_experiments.data.sound_files import read_sound
 
 __all__ = ["LogMel"]
 
@@ -59,14 +60,13 @@ class LogMel:
 
         Raises
         ------
-        soundfile.LibsndfileError
-            If the file is not audio.
+        ValueError
+            If the file is not audio, is cut off, or holds a clip that is shorter than a window or
+            whose values overflow.
         librosa.ParameterError
             If it holds values that are not finite.
-        ValueError
-            If the clip is shorter than a window, or its values overflow.
         """
-        channels, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        channels, rate = read_sound(path)
         clip = channels.mean(axis=1)
         if len(clip) < self.window * rate / self.sample_rate:
             raise ValueError(

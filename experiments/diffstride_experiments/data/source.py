@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
@@ -36,6 +36,10 @@ class Data:
         Channels, height and width of every sample.
     skipped : tuple of str
         Unreadable files that were left out, as ``"PATH: why"``.
+    left_out : tuple of str
+        What else there was and is not used, likewise.
+    remarks : tuple of str
+        Sentences about what the samples are.
     """
 
     train: Dataset[tuple[Tensor, int]]
@@ -43,10 +47,21 @@ class Data:
     classes: tuple[str, ...]
     input_shape: tuple[int, int, int]
     skipped: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class Source(Options, ABC):
-    """Options of every kind of data."""
+    """Options of every kind of data.
+
+    Attributes
+    ----------
+    reading : int
+        Version of the way files are read, for data that is read from single files. A run does not
+        go on from what was learnt from samples read in another way.
+    """
+
+    reading: ClassVar[int] = 0
 
     train_count: PositiveInt | None = None
     """Training samples used, drawn with the classes' shares kept. None: all."""

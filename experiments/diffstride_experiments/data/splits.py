@@ -8,7 +8,7 @@ from sklearn.utils import resample
 
 from diffstride_experiments.errors import ExperimentError
 
-__all__ = ["choose", "hold_out"]
+__all__ = ["choose", "held_out_remark", "hold_out"]
 
 # Not the run's seed: the test samples are the same ones for every seed.
 SPLIT_SEED = 0
@@ -40,7 +40,8 @@ def hold_out(
     Raises
     ------
     ExperimentError
-        If a class has fewer than two samples or a part would be smaller than the number of classes.
+        If a class has fewer than two samples, or a part would be smaller than the number of classes
+        or have none of a class.
     """
     counts = np.bincount(labels[indices], minlength=len(classes))
     held_out = round(len(indices) * fraction)
@@ -61,7 +62,22 @@ def hold_out(
         stratify=labels[indices],
         random_state=SPLIT_SEED,
     )
+    for part, action in ((held, "holds out"), (kept, "keeps")):
+        counts = np.bincount(labels[part], minlength=len(classes))
+        if not counts.all():
+            raise ExperimentError(
+                f"{option}: {fraction} {action} no sample of class {classes[counts.argmin()]}, "
+                "both parts must have all classes."
+            )
     return kept, held
+
+
+def held_out_remark(count: int, total: int, fraction: float) -> str:
+    """Return a sentence that says which files are kept for testing."""
+    return (
+        f"Files kept for testing: {count} of {total}, a share of {fraction:g} of each class "
+        "(data.test_fraction), drawn at random but always the same."
+    )
 
 
 def choose(indices: np.ndarray, labels: np.ndarray, count: int | None, option: str) -> np.ndarray:

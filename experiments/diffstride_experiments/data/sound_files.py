@@ -1,0 +1,99 @@
+"""Reading sounds, and finding out whether they are whole."""
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+
+__all__ = ["read_sound"]
+
+# RIFF's chunk sizes from here on are what programs write that do not know yet how much will follow.
+UNKNOWN = 0x7FFF_F000
+
+# In the second byte of the type of Ogg's pages.
+LAST_PAGE = 4
+
+
+def read_sound(path: str) -> tuple[np.ndarray, int]:
+    """Decode a sound.
+
+    Parameters
+    ----------
+    path : str
+        File that soundfile reads.
+
+    Returns
+    -------
+    samples : ndarray of float32, shape (frames, channels)
+    rate : int
+        Samples a second.
+
+    Raises
+    ------
+    ValueError
+        If the file is not audio, or is cut off in the middle of its data.
+    """
+    with Path(path).open("rb") as file:
+        magic = file.read(4)
+        cut_off = (magic in RIFF and _riff_is_cut_off(file, RIFF[magic])) or (
+            magic == b"OggS" and _ogg_is_cut_off(file)
+        )
+        if cut_off:
+            raise ValueError("cut off in the middle of its data")
+        file.seek(0)
+        try:
+            # From the open file: soundfile encodes names as UTF-8, which not all of them are.
+            with soundfile.SoundFile(file) as sound:
+                samples = sound.read(dtype="float32", always_2d=True)
+                expected, rate = sound.frames, sound.samplerate
+        except soundfile.LibsndfileError as error:
+            raise ValueError(error.error_string) from error
+    if len(samples) < expected:
+        raise ValueError(f"cut off: {len(samples)} of {expected} samples can be decoded")
+    return samples, rate
+
+
+# Byte order of the sizes in each kind of RIFF file.
+RIFF = {b"RIFF": "little", b"RF64": "little", b"RIFX": "big"}
+
+
+def _riff_is_cut_off(file: BinaryIO, order: str) -> bool:
+    """Return whether the file ends before its samples do."""
+    end = file.seek(0, os.SEEK_END)
+    position, long_size = 12, None
+    while position + 8 <= end:
+        file.seek(position)
+        name, size = file.read(4), int.from_bytes(file.read(4), order)
+        if name == b"ds64":
+            file.seek(8, os.SEEK_CUR)
+            long_size = int.from_bytes(file.read(8), order)
+        if name == b"data":
+            if long_size is not None and size == 0xFFFF_FFFF:
+                size = long_size
+            elif size >= UNKNOWN:
+                return False
+            return position + 8 + size > end
+        position += 8 + size + size % 2
+    return False  # no sound at all, which soundfile says
+
+
+def _ogg_is_cut_off(file: BinaryIO) -> bool:
+    """Return whether a page is incomplete or the last one of a stream is missing."""
+    end = file.seek(0, os.SEEK_END)
+    position, unfinished = 0, set()
+    while position < end:
+        file.seek(position)
+        header = file.read(27)
+        if not header.startswith(b"OggS"):
+            break  # something else that was appended
+        lengths = file.read(header[26]) if len(header) == 27 else b""
+        if len(header) < 27 or len(lengths) < header[26]:
+            return True
+        position += 27 + len(lengths) + sum(lengths)
+        if position > end:
+            return True
+        serial = header[14:18]
+        (unfinished.discard if header[5] & LAST_PAGE else unfinished.add)(serial)
+    return bool(unfinished)
