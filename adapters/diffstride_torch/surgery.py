@@ -230,7 +230,7 @@ class _Group:
         """Why the operation keeps its stride, be it for the sake of another."""
         shared = self.root()._shared
         if self.own is None and shared is not None:
-            return f"it shares its stride with an operation of which is said: {shared}"
+            return f"it shares its stride with an operation that keeps its own: {shared}"
         return self.own
 
     def join(self, other: _Group) -> None:
