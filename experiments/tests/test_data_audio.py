@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from diffstride_experiments.data import AudioFolder
+from diffstride_experiments.data import AudioFolder, audio_folder
 from diffstride_experiments.data import log_mel as log_mel_module
 from diffstride_experiments.data.log_mel import LogMel
+from diffstride_experiments.data.sound_files import read_sound
 from diffstride_experiments.errors import ExperimentError
 from pydantic import ValidationError
 
@@ -402,3 +403,104 @@ def test_one_class_is_refused(folder, options):
 def test_empty_class_name_is_no_match(options):
     with pytest.raises(ExperimentError, match="does not match 12 of 12 paths"):
         options(pattern=r"(?P<label>x?).*").load("test")
+
+
+FORMATS = [
+    ("WAV", "PCM_16"),
+    ("WAV", "IMA_ADPCM"),
+    ("WAVEX", "PCM_24"),
+    ("RF64", "PCM_16"),
+    ("FLAC", None),
+    ("OGG", "VORBIS"),
+    ("OGG", "OPUS"),
+]
+
+
+@pytest.mark.parametrize(("kind", "subtype"), FORMATS)
+def test_sound_that_is_cut_off_anywhere_is_unreadable(tmp_path, kind, subtype):
+    path = tmp_path / "a"
+    noise = 0.1 * np.random.default_rng(0).standard_normal(16_000)
+    soundfile.write(path, noise, 16_000, format=kind, subtype=subtype)
+    samples, rate = read_sound(str(path))
+    assert (len(samples) >= 16_000, rate) == (True, 16_000)
+    whole = path.read_bytes()
+    for kept in (len(whole) // 3, len(whole) * 2 // 3, len(whole) - 2):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match=r"."):
+            read_sound(str(path))
+
+
+@pytest.mark.parametrize("byteorder", ["LITTLE", "BIG"])
+def test_wave_file_may_have_other_chunks_and_no_known_length(tmp_path, byteorder):
+    path = tmp_path / "a.wav"
+    soundfile.write(
+        path,
+        np.zeros(999),
+        8000,
+        subtype="PCM_U8" if byteorder == "LITTLE" else None,
+        endian=byteorder,
+    )
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"LIST")
+    assert len(read_sound(str(path))[0]) == 999
+    start = whole.index(b"data") + 4
+    path.write_bytes(whole[:start] + b"\xff" * 4 + whole[start + 4 :])
+    assert len(read_sound(str(path))[0]) >= 999
+
+
+def test_sound_that_ends_between_pages_or_after_others_is_told_apart(tmp_path):
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(64_000), 16_000)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.rindex(b"OggS")])
+    with pytest.raises(ValueError, match="cut off in the middle"):
+        read_sound(str(path))
+    path.write_bytes(whole + b"TAG")
+    assert len(read_sound(str(path))[0]) == 64_000
+
+
+def test_sounds_cut_off_are_listed_and_others_accounted_for(folder, options):
+    path = folder / "no" / "ada_0.wav"
+    path.write_bytes(path.read_bytes()[:-200])
+    (folder / "no" / "up").symlink_to(folder)
+    (folder / "no" / "song.mp3").touch()
+    (folder / ".cache").mkdir()
+    data = options(unreadable="skip").load("test")
+    assert data.skipped == (f"{path}: cut off in the middle of its data",)
+    assert data.left_out == (
+        f"{folder}/no/song.mp3: no .wav, .flac or .ogg file by its name",
+        f"{folder}/no/up: a link to a folder above it, {folder}",
+    )
+    assert len(data.train) + len(data.evaluation) == 11
+    assert data.remarks == (
+        "Files kept for testing: 2 of 12, a share of 0.2 of each class (data.test_fraction), drawn "
+        "at random but always the same.",
+        "Hidden files and folders, their names begin with a dot, skipped: 1.",
+    )
+
+
+def test_names_that_are_not_utf8_are_read_and_can_be_told(folder, options):
+    cafe = os.fsdecode(b"caf\xe9")
+    (folder / "no").rename(folder / cafe)
+    write(folder / "yes" / "a.wav").rename(folder / "yes" / f"{cafe}.wav")
+    data = options(path=folder).load("test")
+    assert data.classes == (r"caf\udce9", "yes")
+    assert len(data.train) + len(data.evaluation) == 13
+
+
+def test_fraction_that_leaves_a_class_out_is_refused_before_reading(folder, options, reads):
+    for index in range(40):
+        (folder / "no" / f"more_{index}.wav").write_bytes(b"not looked at")
+    for path in sorted((folder / "yes").iterdir())[2:]:
+        path.unlink()
+    with pytest.raises(ExperimentError, match=r"test_fraction: 0.2 holds out no .* class yes"):
+        options().load("test")
+    assert reads == []
+
+
+def test_another_way_of_reading_reuses_no_spectrogram(options, reads, monkeypatch):
+    options().load("test")
+    reads.clear()
+    monkeypatch.setattr(audio_folder, "READING", audio_folder.READING + 1)
+    options().load("test")
+    assert len(reads) == 12

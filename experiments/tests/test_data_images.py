@@ -1,6 +1,9 @@
+import os
+
 import numpy as np
 import pytest
 import torch
+from diffstride_experiments.config import Config, fingerprint, read_recipe
 from diffstride_experiments.data import ImageFolder, image_files
 from diffstride_experiments.errors import ExperimentError
 from PIL import Image
@@ -309,3 +312,204 @@ def test_damaged_cache_is_made_anew(options, damage):
     file.write_bytes(whole[:-8] if damage is None else damage)
     assert options().load("test").input_shape == (3, 8, 12)
     assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_images_are_used_as_they_are_shown_in_memory_and_from_files(folder, options, in_memory):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = folder / "test" / "cat" / "0.png"
+    stored = np.zeros((12, 8, 4), np.uint8)
+    stored[:6, :, :] = (90, 60, 30, 255)
+    Image.fromarray(stored).save(turned, exif=exif)
+    data = options(in_memory=in_memory).load("test")
+    assert data.input_shape == (3, 8, 12)
+    image = data.evaluation[0][0] * 255
+    assert image[:, 0, 0].tolist() == [255, 255, 255]
+    assert image[:, 0, -1].tolist() == [90, 60, 30]
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_every_file_is_used_or_accounted_for(folder, options, in_memory):
+    train, test = folder / "train", folder / "test"
+    for name in ("cat/5.GIF", "cat/below/6.jfif", "dog/5.webp"):
+        write(train / name)
+    for name in ("cat/.hidden.png", ".ipynb_checkpoints/0.png"):
+        write(train / name)
+    pages = [Image.new("RGB", (12, 8))] * 3
+    pages[0].save(test / "cat" / "pages.tiff", save_all=True, append_images=pages[1:])
+    (train / "cat" / "Thumbs.db").write_bytes(b"db")
+    write(train / "stray.png")
+    write(folder / "extra" / "0.png")
+    (train / "latest").symlink_to(train)
+    (test / "dog" / "same.png").symlink_to(test / "dog" / "0.png")
+    data = options(in_memory=in_memory).load("test")
+    assert data.classes == ("cat", "dog")
+    assert (len(data.train), len(data.evaluation)) == (13, 5)
+    assert sorted(data.left_out) == sorted(
+        [
+            f"{train}/cat/Thumbs.db: no image by its name",
+            f"{train}/latest: a link to a folder above it, {train}",
+            f"{train}/stray.png: in no folder of a class",
+            f"{folder}/extra: beside the folders that are used",
+            f"{test}/dog/same.png: the same file as {test}/dog/0.png",
+            f"{test}/cat/pages.tiff: all of its 3 frames but the first",
+        ]
+    )
+    assert data.remarks == ("Hidden files and folders, their names begin with a dot, skipped: 2.",)
+    again = options(in_memory=in_memory).load("test")
+    assert again.left_out == data.left_out
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_what_is_no_regular_file_is_unreadable_and_not_waited_for(folder, options, in_memory):
+    os.mkfifo(folder / "train" / "cat" / "pipe.png")
+    (folder / "train" / "cat" / "lost.png").symlink_to(folder / "nowhere")
+    (folder / "train" / "cat" / "empty.png").touch()
+    data = options(in_memory=in_memory, unreadable="skip").load("test")
+    assert len(data.train) == 10
+    empty, lost, pipe = data.skipped
+    assert "empty.png: cannot identify" in empty
+    assert lost.endswith("lost.png: No such file or directory")
+    assert pipe.endswith("pipe.png: not a regular file")
+
+
+def test_folder_that_may_not_be_read_ends_the_run_or_is_skipped(folder, options, monkeypatch):
+    (folder / "train" / "cat" / "closed").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(ExperimentError, match=r"1 folders cannot be read(.|\n)*closed: Permission"):
+        options().load("test")
+    data = options(unreadable="skip").load("test")
+    assert data.skipped == (f"{folder}/train/cat/closed: Permission denied",)
+
+
+def test_missing_class_is_explained_by_what_was_left_out(folder, options):
+    for path in folder.glob("test/dog/*"):
+        path.rename(path.with_suffix(".heic"))
+    with pytest.raises(ExperimentError, match=r"class dog has no readable(.|\n)*0.heic: no image"):
+        options().load("test")
+
+
+def test_another_way_of_reading_reuses_nothing(folder, options, monkeypatch):
+    data = options()
+    data.load("test")
+    before = fingerprint(Config(data=data))
+    monkeypatch.setattr(image_files, "READING", image_files.READING + 1)
+    monkeypatch.setattr(ImageFolder, "reading", ImageFolder.reading + 1)
+    data.load("test")
+    assert len(list(data.cache.iterdir())) == 2
+    assert fingerprint(Config(data=data)) != before
+
+
+@pytest.fixture
+def classes(folder):
+    """Folder that holds the classes themselves."""
+    return folder / "train"
+
+
+def test_fraction_of_each_class_is_kept_for_testing(classes, options):
+    data = options(path=classes, test_fraction=0.4).load("test")
+    assert data.classes == ("cat", "dog")
+    assert sorted(label for _, label in data.train) == [0, 0, 0, 1, 1, 1]
+    assert sorted(label for _, label in data.evaluation) == [0, 0, 1, 1]
+    assert data.remarks == (
+        "Files kept for testing: 4 of 10, a share of 0.4 of each class (data.test_fraction), drawn "
+        "at random but always the same.",
+    )
+
+    def contents(samples):
+        return {image.numpy().tobytes() for image, _ in samples}
+
+    again = options(path=classes, test_fraction=0.4, in_memory=True).load("test")
+    assert contents(again.evaluation) == contents(data.evaluation)
+    chosen = options(path=classes, test_fraction=0.4, validation_fraction=0.4).load("validation")
+    assert len(chosen.train) == 4
+    for part in (chosen.train, chosen.evaluation):
+        assert contents(part) < contents(data.train)
+
+
+def test_unreadable_images_do_not_change_who_is_tested(classes, options):
+    def tested(**changes):
+        data = options(path=classes, test_fraction=0.4, **changes).load("test")
+        return {image.numpy().tobytes() for image, _ in data.evaluation}
+
+    before = tested()
+    (classes / "cat" / "0.jpg").write_bytes(b"no image")
+    assert len(tested(unreadable="skip") - before) == 0
+
+
+def test_classes_without_a_fraction_are_refused_by_its_name(classes, options):
+    message = f"there is no {classes / 'train'}. Where .* give data.test_fraction, the share"
+    with pytest.raises(ExperimentError, match=message):
+        options(path=classes).load("test")
+
+
+@pytest.mark.parametrize("parts", [("train", "test"), ("Training", "Validation"), ("train",)])
+def test_fraction_of_what_is_split_already_is_refused(folder, options, parts):
+    (folder / "test").rename(folder / "elsewhere")
+    for name in parts[1:]:
+        write(folder / name / "cat" / "0.png")
+    if parts[0] != "train":
+        (folder / "train").rename(folder / parts[0])
+    message = r"data.test_fraction: 0.2 is not allowed, since .* is split already"
+    with pytest.raises(ExperimentError, match=message):
+        options(test_fraction=0.2).load("test")
+
+
+def test_class_may_be_called_train(folder, options):
+    for name in ("train", "car"):
+        for index in range(4):
+            write(folder / "vehicles" / name / f"{index}.png")
+    data = options(path=folder / "vehicles", test_fraction=0.5).load("test")
+    assert data.classes == ("car", "train")
+
+
+@pytest.mark.parametrize(
+    ("fraction", "message"),
+    [
+        (0.2, "holds out no sample of class rare"),
+        (0.8, "keeps no sample of class rare"),
+        (0.01, "0.01 holds out 0 of 42 samples"),
+    ],
+)
+def test_fraction_that_leaves_a_class_out_is_refused_before_reading(
+    tmp_path, options, monkeypatch, fraction, message
+):
+    for name, count in (("common", 40), ("rare", 2)):
+        for index in range(count):
+            (tmp_path / "few" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "few" / name / f"{index}.png").write_bytes(b"not looked at")
+    with pytest.raises(ExperimentError, match=message) as caught:
+        options(path=tmp_path / "few", test_fraction=fraction).load("test")
+    assert str(caught.value).startswith("data.test_fraction: ")
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+def test_fraction_out_of_range_is_refused(options, fraction):
+    with pytest.raises(ValidationError, match="test_fraction"):
+        options(test_fraction=fraction)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_names_that_are_not_utf8_are_used_and_can_be_told(folder, options, in_memory):
+    cafe = os.fsdecode(b"caf\xe9")
+    for part in ("train", "test"):
+        (folder / part / "cat").rename(folder / part / cafe)
+    (folder / "train" / cafe / f"{cafe}.png").write_bytes(b"no image")
+    (folder / "train" / cafe / f"{cafe}.txt").write_bytes(b"no image")
+    root = folder.rename(folder.with_name(cafe))
+    given = options(path=root, in_memory=in_memory, unreadable="skip", cache=root / "cache")
+    data = given.load("test")
+    assert len(data.train) == 10
+    told = "\n".join([*data.classes, *data.skipped, *data.left_out])
+    assert told.isascii()
+    config = Config(run_dir=root / "run", data=given)
+    (folder.parent / "recipe.toml").write_text(config.to_toml(), encoding="utf-8")
+    assert read_recipe(folder.parent / "recipe.toml") == config

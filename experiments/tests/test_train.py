@@ -1,4 +1,6 @@
+import io
 import json
+import os
 import sys
 from dataclasses import replace
 
@@ -199,6 +201,49 @@ def test_names_of_skipped_files_are_printed_as_they_are(tiny_config, monkeypatch
     )
     train.run(changed(tiny_config, methods=("conv",)), Console())
     assert f"Skipped 1 unreadable files:\n  {skipped[0]}\n" in capsys.readouterr().out
+
+
+def test_samples_are_accounted_for_on_the_terminal_and_in_the_report(
+    tiny_config, monkeypatch, capsys
+):
+    load = type(tiny_config.data).load
+    account = {
+        "skipped": ("broken.png: cannot be read",),
+        "left_out": tuple(f"{number}.txt: no image" for number in range(12)),
+        "remarks": ("Half of them are kept.",),
+    }
+    monkeypatch.setattr(
+        type(tiny_config.data), "load", lambda *given: replace(load(*given), **account)
+    )
+    config = changed(tiny_config, methods=("conv",))
+    train.run(config, Console())
+    told = capsys.readouterr().out
+    assert "Left out 12 files, folders or frames:\n  0.txt: no image\n  1.txt" in told
+    assert "  9.txt: no image\n  and 2 more, see results.json\nHalf of them are kept.\n" in told
+    record = json.loads((config.run_dir / "results.json").read_text())
+    assert {name: tuple(record[name]) for name in account} == account
+    assert (
+        (config.run_dir / "results.md")
+        .read_text()
+        .endswith(
+            "\nTrained on 160 samples, evaluated on 40.\nHalf of them are kept.\n"
+            "1 unreadable files were skipped, listed in results.json.\n"
+            "12 other files, folders or frames were left out, listed in results.json.\n"
+        )
+    )
+
+
+def test_run_folder_and_terminal_take_names_that_are_not_utf8(tiny_config, monkeypatch):
+    folder = tiny_config.run_dir.with_name(os.fsdecode(b"caf\xe9"))
+    config = changed(tiny_config, methods=("conv",), run_dir=folder)
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    train.run_command(lambda: train.run(config, Console()))
+    terminal.flush()
+    assert rb"caf\udce9" in terminal.buffer.getvalue()
+    assert (folder / "results.json").exists()
+    assert list((folder / "tensorboard" / "conv").iterdir())
+    assert run(config)[0].label == "strided convolution"
 
 
 def test_unfinished_files_of_a_killed_run_are_removed(tiny_config):

@@ -27,7 +27,7 @@ from diffstride_experiments.data.source import Data, EvaluateOn
 from diffstride_experiments.data.splits import held_out_remark, hold_out
 from diffstride_experiments.data.walk import Found, find_files
 from diffstride_experiments.errors import ExperimentError
-from diffstride_experiments.text import AnyPath
+from diffstride_experiments.text import AnyPath, printable
 
 __all__ = ["AudioFolder"]
 
@@ -158,7 +158,7 @@ class AudioFolder(FileSource):
         return Data(
             train=Samples(features, labels, train, standardise),
             evaluation=Samples(features, labels, evaluation, standardise),
-            classes=classes,
+            classes=tuple(map(printable, classes)),
             input_shape=(1, *features.shape[1:]),
             skipped=skipped,
             left_out=tuple(found.left_out),

@@ -24,7 +24,7 @@ from diffstride_experiments.data.source import Data, EvaluateOn
 from diffstride_experiments.data.splits import held_out_remark, hold_out
 from diffstride_experiments.data.walk import Found, find_files
 from diffstride_experiments.errors import ExperimentError
-from diffstride_experiments.text import AnyPath
+from diffstride_experiments.text import AnyPath, printable
 
 __all__ = ["ImageFolder"]
 
@@ -113,7 +113,7 @@ class ImageFolder(FileSource):
         return Data(
             train=Samples(items, labels, train, augment),
             evaluation=evaluated,
-            classes=classes,
+            classes=tuple(map(printable, classes)),
             input_shape=tuple(evaluated[0][0].shape),
             skipped=skipped,
             left_out=tuple(found.left_out),
