@@ -237,6 +237,9 @@ def convolve_then_resize(
     backend: JaxBackend, plan: ConvPlan, x: jax.Array, weight: jax.Array, *rest: jax.Array
 ) -> jax.Array:
     """Convolve an array by JAX's own convolution, and resize what comes of it."""
+    if x.size == 0:
+        # JAX puts the gradients of its convolution on the default device where nothing is convolved.
+        return attach(backend, fused.forward, fused.vjp, plan, x, weight, *rest)
     conv = plan.convolution
     strides, bias = fused.strides_and_bias(plan, rest)
     lead = x.shape[: -conv.rank - 1]

@@ -163,6 +163,7 @@ def _features(case: Case) -> set[frozenset[str]]:
     main = {key: options.get(key) for key in ("convention", "method", "norm")}
     main["axes"] = len(case.axes)
     others = {
+        "norm is None": options.get("norm", "") is None,
         "smoothness": options.get("smoothness"),
         "limits": options.get("limits", (None, None)),
         "cropping": options.get("cropping", True),
