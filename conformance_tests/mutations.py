@@ -394,7 +394,7 @@ _TABLE = (
     )),
     ("tensorflow", CONVENTIONS, GOLDEN, (
         ("tensorflow-stride-in-float64",
-         "single = xp.astype(stride, xp.float32)", "single = stride",
+         "xp.astype(clamp(ops, stride, -FLOAT32_MAX, FLOAT32_MAX), xp.float32)", "stride",
          "the authors' strides are float32"),
         ("tensorflow-ratio-by-the-reciprocal",
          "xp.full_like(stride, size) / stride", "size / stride",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, MappingView, Sequence, Set
+from decimal import Decimal
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,7 +18,13 @@ Limits: TypeAlias = tuple[float | None, float | None]
 NORMS = ("forward", "ortho", "backward")
 METHODS = ("auto", "matmul", "fft")
 
-_BOOLS = (bool, np.bool_)
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+_MOST_SAMPLES = 2**31 - 1
+"""The largest output size: phases are products of two indices, which must fit 64 bits."""
+
+_TEXT = (str, bytes, bytearray)
+_UNORDERED = (Set, Mapping, MappingView)
 
 
 def option(name: str, value: object, allowed: tuple[str, ...]) -> str:
@@ -29,21 +38,61 @@ def option(name: str, value: object, allowed: tuple[str, ...]) -> str:
 
 def real(name: str, value: Any) -> float:
     """Return a real number as a float, or raise TypeError naming the argument."""
-    if isinstance(value, (*_BOOLS, str, bytes, complex)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a real number, got {value!r}")
     try:
+        _check_number(value)
+        if getattr(value, "ndim", 0):
+            raise TypeError("an array with dimensions")
         return float(value)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise TypeError(f"{name} must be a real number, got {value!r}") from error
+
+
+def _check_number(value: Any) -> None:
+    """Raise TypeError for what Python or NumPy would convert to a number, but is none."""
+    dtype = str(getattr(value, "dtype", ""))
+    if isinstance(value, (bool, complex, *_TEXT, np.ma.MaskedArray)) or any(
+        kind in dtype for kind in ("bool", "complex", "time", "object")
+    ):
+        raise TypeError(f"a {type(value).__name__} is no real number")
+
+
+def check_plain(name: str, array: Any) -> None:
+    """Raise TypeError for an array of NumPy's whose entries are not all that it is."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} must be an array without a mask, which no resize can honour, got a "
+            f"{type(array).__name__}"
+        )
+    if isinstance(array, np.matrix):
+        raise TypeError(f"{name} must be a numpy.ndarray, got a numpy.matrix")
+
+
+def check_float(name: str, dtype: str, allowed: Sequence[str]) -> None:
+    """Raise TypeError unless the name of an array's dtype is one of those computed with."""
+    if dtype not in allowed:
+        raise TypeError(
+            f"{name} must be real floating point, one of {', '.join(allowed)}, got dtype {dtype}"
+        )
+
+
+def within_float32(value: float) -> float:
+    """Return a number within the range of float32, whose ends stand for what is beyond.
+
+    No stride and no bound so large is told from them, and every framework can hold them.
+    """
+    return min(max(value, -FLOAT32_MAX), FLOAT32_MAX)
 
 
 def integers(name: str, value: Any) -> tuple[int, ...]:
     """Return one int or several as a non-empty tuple of ints."""
-    several = isinstance(value, Iterable) and not isinstance(value, (str, bytes))
-    entries = tuple(value) if several else (value,)
+    several = isinstance(value, Iterable) and getattr(value, "ndim", 1) > 0
     try:
-        if any(isinstance(entry, _BOOLS) for entry in entries):
+        # The order of the entries counts, and a set's is arbitrary.
+        if isinstance(value, (*_TEXT, *_UNORDERED, np.ma.MaskedArray)):
             raise TypeError
+        entries = tuple(value) if several else (value,)
+        for entry in entries:
+            _check_number(entry)
         integers = tuple(operator.index(entry) for entry in entries)
     except TypeError:
         raise TypeError(f"{name} must be an int or a sequence of ints, got {value!r}") from None
@@ -56,7 +105,7 @@ def checked_limits(limits: Any) -> Limits | None:
     """Return None, or a pair of limits of which each is a number or None."""
     if limits is None:
         return None
-    if not isinstance(limits, Sequence) or isinstance(limits, str) or len(limits) != 2:
+    if not isinstance(limits, Sequence) or isinstance(limits, _TEXT) or len(limits) != 2:
         raise TypeError(
             f"limits must be None or a pair (lower, upper) of numbers or Nones, got {limits!r}"
         )
@@ -67,7 +116,20 @@ def checked_limits(limits: Any) -> Limits | None:
         raise ValueError(f"limits must have lower <= upper, got {limits!r}")
     if lower is not None and math.isinf(lower):
         raise ValueError(f"limits must have a finite lower limit, got {limits!r}")
-    return lower, upper
+    return (
+        None if lower is None else within_float32(lower),
+        None if upper is None else within_float32(upper),
+    )
+
+
+def checked_layers(strides_per_layer: Any) -> Sequence[Any]:
+    """Return the strides of several layers as they are, which must be a sequence."""
+    if not isinstance(strides_per_layer, Sequence) or isinstance(strides_per_layer, _TEXT):
+        raise TypeError(
+            "strides_per_layer must be a sequence with the strides of each layer, got "
+            f"{strides_per_layer!r}"
+        )
+    return strides_per_layer
 
 
 def check_strides(
@@ -97,30 +159,40 @@ def check_strides(
 def host_strides(strides: Any, name: str = "strides") -> NDArray[np.floating]:
     """Return strides given as numbers or as a host array, in float32 or float64.
 
+    They are within the range of float32, see `within_float32`, but for those that are infinite.
+
     Raises
     ------
     TypeError
-        Unless they are real numbers; for an array of another dtype.
+        Unless they are real numbers; for an array of another dtype, or with a mask.
     ValueError
         For more than one dimension.
     """
     if isinstance(strides, np.ndarray):
-        array: NDArray[Any] = strides
+        check_plain(name, strides)
+        array: NDArray[Any] = np.asarray(strides, strides.dtype.newbyteorder("="))
         if array.dtype not in (np.float32, np.float64):
             raise TypeError(f"{name} must be float32 or float64, got dtype {array.dtype}")
     else:
+        several = isinstance(strides, Sequence) and not isinstance(strides, _TEXT)
         try:
-            array = np.asarray(strides)
-        except (TypeError, ValueError, RuntimeError) as error:
+            array = np.asarray([*map(_number, strides)] if several else _number(strides))
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise TypeError(f"{name} must be real numbers or an array, got {strides!r}") from error
-        # Among numbers a bool would be taken for one.
-        has_bool = isinstance(strides, Sequence) and any(isinstance(s, _BOOLS) for s in strides)
-        if array.dtype.kind not in "iuf" or has_bool:
+        if array.dtype.kind not in "iuf":
             raise TypeError(f"{name} must be real numbers or an array, got {strides!r}")
         array = array.astype(np.float64)
     if array.ndim > 1:
         raise ValueError(f"{name} must have at most 1 dimension, got {array.ndim}")
-    return array
+    return np.where(np.isfinite(array), array.clip(-FLOAT32_MAX, FLOAT32_MAX), array)
+
+
+def _number(value: Any) -> Any:
+    """Return a number of Python's as a float, and anything else as it is."""
+    _check_number(value)
+    if hasattr(value, "dtype") and not hasattr(value, "__array__"):
+        raise TypeError("an array that NumPy could only read entry by entry")  # as a sparse one
+    return float(value) if isinstance(value, (Real, Decimal)) else value
 
 
 def initial_strides(stride: Any, count: int, shared: Any) -> tuple[float, ...]:
@@ -199,6 +271,8 @@ def checked_shape(shape: Any) -> tuple[int, ...]:
     result = integers("shape", shape)
     if min(result) < 0:
         raise ValueError(f"shape must have no negative entry, got {result}")
+    if max(result) > sys.maxsize:
+        raise ValueError(f"shape must have no entry above {sys.maxsize}, got {result}")
     return result
 
 
@@ -209,6 +283,8 @@ def checked_sizes(sizes: Any, count: int) -> tuple[int, ...]:
         raise ValueError(f"sizes must have one entry per axis, {count}, got {result}")
     if min(result) < 1:
         raise ValueError(f"sizes must be at least 1, got {result}")
+    if max(result) > _MOST_SAMPLES:
+        raise ValueError(f"sizes must be at most {_MOST_SAMPLES}, got {result}")
     return result
 
 

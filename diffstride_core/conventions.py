@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffstride_core.arguments import Limits
+from diffstride_core.arguments import FLOAT32_MAX, Limits
 from diffstride_core.bases import AxisBasis, Integers, Table, bin_counts
 from diffstride_core.ops import Array, ArrayOps
 from diffstride_core.plan import AxisPlan, Bounds
@@ -28,6 +28,9 @@ from diffstride_core.window import (
     straight_through,
     with_slope,
 )
+
+# Beyond these a product with a smoothness may leave the range of float32.
+_LEAST_SMOOTHNESS, _MOST_SMOOTHNESS = 1e-30, 1e30
 
 
 class Convention(Window):
@@ -47,10 +50,10 @@ class Convention(Window):
     def check_smoothness(self, smoothness: float) -> None:
         """Raise ValueError unless the smoothness is one the convention allows."""
         # A comparison, which a compiler follows that traces the number as a symbol.
-        if not 0 < smoothness < math.inf:
+        if not _LEAST_SMOOTHNESS <= smoothness <= _MOST_SMOOTHNESS:
             raise ValueError(
-                f"smoothness must be a finite number above 0 for convention {self.name!r}, "
-                f"got {smoothness!r}"
+                f"smoothness must be a finite number above 0 for convention {self.name!r}, from "
+                f"{_LEAST_SMOOTHNESS:g} to {_MOST_SMOOTHNESS:g}, got {smoothness!r}"
             )
 
     def check_axis_count(self, axes: tuple[int, ...]) -> None:
@@ -166,10 +169,10 @@ class Relative(Convention):
     _WIDE = 1 - 1e-6
 
     def check_smoothness(self, smoothness: float) -> None:  # noqa: D102
-        if not 0 < smoothness <= 1:
+        if not _LEAST_SMOOTHNESS <= smoothness <= 1:
             raise ValueError(
                 "smoothness must be above 0 and at most 1, a fraction of the pass band, for "
-                f"convention {self.name!r}, got {smoothness!r}"
+                f"convention {self.name!r}, from {_LEAST_SMOOTHNESS:g} on, got {smoothness!r}"
             )
 
     def floor(self, size: int, smoothness: float) -> float:  # noqa: D102
@@ -198,9 +201,6 @@ class Relative(Convention):
         slope_wide = -2 * k / (smoothness * axis.size)
         v = where(is_wide, (1 + smoothness) / smoothness + slope_wide * used, 1 + band - k)
         return clipped_ramp(ops, v, where(is_wide, slope_wide, -axis.size / (2 * used**2)))
-
-
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ class TensorFlow(Convention):
         return Bounds(
             floor=1.0 if limits is None else self.floor(size, smoothness),
             lower=1.0 if lower is None else float(np.float32(lower)),
-            upper=_FLOAT32_MAX if upper is None else float(np.float32(upper)),
+            upper=FLOAT32_MAX if upper is None else float(np.float32(upper)),
         )
 
     @staticmethod
@@ -283,7 +283,7 @@ class TensorFlow(Convention):
         self, ops: ArrayOps, axis: AxisPlan, smoothness: float, stride: Array, like: Array
     ) -> Mask:
         xp, bounds = ops.xp, axis.bounds
-        single = xp.astype(stride, xp.float32)
+        single = xp.astype(clamp(ops, stride, -FLOAT32_MAX, FLOAT32_MAX), xp.float32)
         raised = clamp(ops, single, bounds.floor, math.inf)
         used = clamp(ops, raised, bounds.lower, bounds.upper)
         ratio, threshold = self._threshold(xp, axis.size, used, axis.is_last)
@@ -291,7 +291,7 @@ class TensorFlow(Convention):
         # Divided in double precision and rounded, which is the float32 quotient: compilers replace
         # a float32 division by a constant with a product that rounds differently.
         above = xp.astype(smoothness + threshold - position, stride.dtype)
-        raw = xp.astype(above / smoothness, xp.float32)
+        raw = xp.astype(clamp(ops, above / smoothness, -1.0, 2.0), xp.float32)
         clipped = clamp(ops, raw, 0.0, 1.0)
 
         # The code's clips pass the gradient at their corners, ties included.

@@ -10,7 +10,13 @@ from functools import partial, reduce
 
 import numpy as np
 
-from diffstride_core.arguments import Limits, axis_sizes, check_strides, normalized_axes
+from diffstride_core.arguments import (
+    Limits,
+    axis_sizes,
+    check_strides,
+    normalized_axes,
+    within_float32,
+)
 from diffstride_core.plan import AxisPlan, Bounds, Plan
 from diffstride_core.settings import Settings
 from diffstride_core.window import FlatWindow, Window
@@ -263,7 +269,8 @@ def authors_strides(
     if len(strides) == 1:
         floors = [max(floors)]
     return tuple(
-        max(float(np.float32(stride)), floor) for stride, floor in zip(strides, floors, strict=True)
+        max(float(np.float32(within_float32(stride))), floor)
+        for stride, floor in zip(strides, floors, strict=True)
     )
 
 

@@ -14,7 +14,7 @@ from diffstride_backends.numpy_backend import BACKEND, WITH_PULLBACK
 from numpy.typing import NDArray
 
 from diffstride_core import resample
-from diffstride_core.arguments import Limits
+from diffstride_core.arguments import Limits, check_plain
 from diffstride_core.ops import ArrayOps
 from diffstride_core.plan import AxisPlan, Plan
 from diffstride_core.window import Mask, Term, Window, spread_strides
@@ -275,7 +275,7 @@ def explain(
         convention=convention,
         method=method,
     )
-    _check_cotangent(dy, plan.output_shape(x.shape), x.dtype)
+    dy = None if dy is None else _checked_cotangent(dy, plan.output_shape(x.shape), x.dtype)
     norm = plan.window.default_norm if norm is None else norm
     y, pullback = WITH_PULLBACK.resample(plan, x, parameters)
     dy = y if dy is None else dy
@@ -309,23 +309,24 @@ def explain(
 def _plan_and_arrays(
     backend: Any, forward: Any, vjp: Any, plan: Plan, x: Floats, strides: Floats
 ) -> tuple[Plan, Floats, Floats]:
-    return plan, x, strides
+    return plan, backend.native(x), strides
 
 
 # The checks of `diff_stride`, and what it would go on with.
 _CHECKED: Functional[Floats, tuple[Plan, Floats, Floats]] = Functional(BACKEND, _plan_and_arrays)
 
 
-def _check_cotangent(dy: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    if dy is None:
-        return
+def _checked_cotangent(dy: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Floats:
     if not isinstance(dy, np.ndarray):
         raise TypeError(f"dy must be a numpy.ndarray, got {type(dy).__name__}")
-    if dy.shape != shape or dy.dtype != dtype:
+    check_plain("dy", dy)
+    native = BACKEND.native(dy)
+    if native.shape != shape or native.dtype != dtype:
         raise ValueError(
             f"dy must have the output's shape {shape} and dtype {dtype}, got {dy.shape} and "
             f"{dy.dtype}"
         )
+    return native
 
 
 def _explain_axis(

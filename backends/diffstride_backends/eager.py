@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_core import bases
 from diffstride_core._namespace import device_of, namespace_of
+from diffstride_core.arguments import check_float, check_plain
 from diffstride_core.ops import Factors
 
 # The standard knows no half precision; some frameworks do.
-_FLOATS = ("float64", "float32", "float16")
+_FLOATS = ("float16", "float32", "float64")
 _DTYPES = (
     *_FLOATS,
     "bool",
@@ -36,6 +37,7 @@ class EagerBackend:
         self.xp: Any = namespace_of(example)
         self._type: type = type(example)
         self._names = [name for name in _DTYPES if hasattr(self.xp, name)]
+        self._floats = tuple(name for name in _FLOATS if name in self._names)
         self._precise: dict[Any, Any] = {}
 
     def precise_dtype(self, array: Any) -> Any:  # noqa: D102
@@ -106,12 +108,12 @@ class EagerBackend:
     def check_input(self, x: Any, name: str = "x", like: Any = None) -> None:  # noqa: D102
         if not self.is_array(x):
             raise TypeError(f"{name} must be a {self.array_type}, got {type(x).__name__}")
-        if (dtype := self.dtype_name(x)) not in _FLOATS:
-            raise TypeError(f"{name} must be real floating point, got dtype {dtype}")
+        check_plain(name, x)
+        check_float(name, self.dtype_name(x), self._floats)
         if like is None:
             return
-        if x.dtype != like.dtype:
-            raise TypeError(f"{name} must have the dtype of x, {like.dtype}, got {x.dtype}")
+        if (dtype := self.dtype_name(x)) != (other := self.dtype_name(like)):
+            raise TypeError(f"{name} must have the dtype of x, {other}, got {dtype}")
         if device_of(x) != device_of(like):
             raise ValueError(
                 f"{name} must be on the device of x, {device_of(like)}, got {device_of(x)}"
@@ -121,6 +123,7 @@ class EagerBackend:
         return arrays
 
     def check_strides(self, strides: Any, like: Any) -> None:  # noqa: D102
+        check_plain("strides", strides)
         if (name := self.dtype_name(strides)) not in ("float32", "float64"):
             raise TypeError(f"strides must be float32 or float64, got dtype {name}")
         if like is not None and device_of(strides) != device_of(like):
@@ -135,6 +138,13 @@ class EagerBackend:
         if self.precise_dtype(like) == self.xp.float32:
             dtype = "float32"
         return self.from_host(strides, dtype, device_of(like))
+
+    def unshared(self, strides: Any) -> Any:  # noqa: D102
+        return self.xp.asarray(strides, copy=True, device=device_of(strides))
+
+    def native(self, array: Any) -> Any:
+        """Return an array as the framework computes with it, a view if it can be."""
+        return array
 
     def host_values(self, strides: Any) -> tuple[float, ...]:  # noqa: D102
         return tuple(np.ravel(self.to_host(strides)).tolist())
@@ -166,7 +176,7 @@ def value(
     *arrays: Any,
 ) -> Any:
     """Evaluate the forward pass alone."""
-    return forward(backend, plan, *arrays)
+    return forward(backend, plan, *map(backend.native, arrays))
 
 
 def value_and_pullback(
@@ -178,18 +188,23 @@ def value_and_pullback(
 ) -> tuple[Any, Pullback[Any]]:
     """Evaluate the forward pass and return it with its pullback, which keeps the inputs alone."""
     assert vjp is not None  # The framework differentiates nothing itself.
+    arrays = tuple(map(backend.native, arrays))
     y = forward(backend, plan, *arrays)
-    shape, dtype = y.shape, y.dtype
+    shape, dtype = tuple(y.shape), backend.dtype_name(y)
 
     def pullback(g: Any) -> tuple[Any, ...]:
         """Return the gradients of the inputs for the cotangent `g` of the output."""
-        if not hasattr(g, "shape") or tuple(g.shape) != tuple(shape) or g.dtype != dtype:
+        is_array = backend.is_array(g)
+        if is_array:
+            check_plain("g", g)
+        given = backend.dtype_name(g) if is_array else str(getattr(g, "dtype", None))
+        if not hasattr(g, "shape") or (tuple(g.shape), given) != (shape, dtype):
             raise ValueError(
-                f"g must have the output's shape {tuple(shape)} and dtype {dtype}, got "
-                f"{getattr(g, 'shape', type(g).__name__)} and {getattr(g, 'dtype', None)}"
+                f"g must have the output's shape {shape} and dtype {dtype}, got "
+                f"{getattr(g, 'shape', type(g).__name__)} and {given}"
             )
-        if not backend.is_array(g):
+        if not is_array:
             raise TypeError(f"g must be a {backend.array_type}, got {type(g).__name__}")
-        return vjp(backend, plan, g, *arrays, needs=(True,) * len(arrays))
+        return vjp(backend, plan, backend.native(g), *arrays, needs=(True,) * len(arrays))
 
     return y, pullback

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffstride_backends.functional import Functional
 from diffstride_backends.protocol import ArrayT, Backend, Pullback
-from diffstride_core.arguments import Limits, initial_strides
+from diffstride_core.arguments import Limits, check_plain, initial_strides
 from diffstride_core.plan_cache import PlanCache
 from diffstride_core.settings import make_settings
 
@@ -133,9 +133,14 @@ class EagerLayer(Generic[ArrayT]):
 
     def _refresh(self) -> None:
         strides = self.strides
-        if not isinstance(strides, np.ndarray) or strides.dtype != np.float64 or strides.ndim != 1:
+        if (
+            not isinstance(strides, np.ndarray)
+            or strides.dtype.newbyteorder("=") != np.float64
+            or strides.ndim != 1
+        ):
             raise TypeError(
                 f"strides must be a float64 NumPy array of one dimension, got {strides!r}"
             )
+        check_plain("strides", strides)
         values = tuple(strides.tolist())
         self._plans.refresh(values, lambda: values)

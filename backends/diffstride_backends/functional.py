@@ -16,6 +16,7 @@ from diffstride_core.arguments import (
     axis_sizes,
     check_stride_count,
     check_strides,
+    checked_layers,
     checked_shape,
     checked_sizes,
     host_strides,
@@ -483,12 +484,7 @@ class Functional(Generic[ArrayT, ResultT]):
         TypeError, ValueError
             If there is no layer, or strides are not finite numbers in one dimension.
         """
-        if not isinstance(strides_per_layer, Sequence) or isinstance(strides_per_layer, str):
-            raise TypeError(
-                "strides_per_layer must be a sequence with the strides of each layer, got "
-                f"{strides_per_layer!r}"
-            )
-        layers = [self._checked(strides, None) for strides in strides_per_layer]
+        layers = [self._checked(strides, None) for strides in checked_layers(strides_per_layer)]
         for layer in layers:
             values = self._values(layer)
             if values is not None:
@@ -564,8 +560,7 @@ class Functional(Generic[ArrayT, ResultT]):
 
     def _array(self, checked: ArrayT | HostArray, *, like: ArrayT | None = None) -> ArrayT:
         if self._backend.is_array(checked):
-            array: ArrayT = checked  # type: ignore[assignment]
-            return array
+            return self._backend.unshared(checked)  # type: ignore[arg-type]
         return self._backend.strides_from_host(checked, like)  # type: ignore[arg-type]
 
     def _values(self, checked: ArrayT | HostArray) -> tuple[float, ...] | None:

@@ -18,9 +18,12 @@ from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_backends.registry import Framework
 from diffstride_core import bases, fused, resample
 from diffstride_core._namespace import namespace_of
+from diffstride_core.arguments import check_float
 from diffstride_core.byte_cache import ByteBoundCache
 from diffstride_core.convolution import ConvPlan, spatial_axes
 from diffstride_core.ops import Factors
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class JaxBackend:
@@ -93,8 +96,7 @@ class JaxBackend:
     ) -> None:
         if not isinstance(x, jax.Array):
             raise TypeError(f"{name} must be a jax.Array, got {type(x).__name__}")
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"{name} must be real floating point, got dtype {x.dtype}")
+        check_float(name, str(x.dtype), _FLOATS)
         if like is not None and x.dtype != like.dtype:
             raise TypeError(f"{name} must have the dtype of x, {like.dtype}, got {x.dtype}")
         _check_devices(name, x, like)
@@ -111,6 +113,9 @@ class JaxBackend:
         self, strides: NDArray[np.floating], like: jax.Array | None
     ) -> jax.Array:
         return jnp.asarray(strides)
+
+    def unshared(self, strides: jax.Array) -> jax.Array:  # noqa: D102
+        return strides
 
     def host_values(self, strides: jax.Array) -> tuple[float, ...] | None:  # noqa: D102
         if isinstance(strides, jax.core.Tracer):

@@ -36,6 +36,16 @@ class NumpyBackend(eager.EagerBackend):
         values = None if strides is None else self.host_values(strides)
         return host.factors(make, plan, values, like.dtype.name)
 
+    def native(self, array: HostArray) -> HostArray:
+        """Return an array in the machine's byte order, without a subclass."""
+        return np.asarray(array, array.dtype.newbyteorder("="))
+
+    def dtype_name(self, array: HostArray) -> str:  # noqa: D102
+        return str(array.dtype.newbyteorder("="))
+
+    def unshared(self, strides: HostArray) -> HostArray:  # noqa: D102
+        return np.array(self.native(strides))
+
     def block_elements(self, array: HostArray) -> int:  # noqa: D102
         return host.BLOCK_ELEMENTS
 

@@ -43,6 +43,12 @@ class Backend(ArrayOps, Protocol[ArrayT]):
         device of `like`.
         """
 
+    def unshared(self, strides: ArrayT) -> ArrayT:
+        """Return strides that stay what they are when the caller writes to the array given.
+
+        That array itself, where the framework sees to it.
+        """
+
     def host_values(self, strides: ArrayT) -> tuple[float, ...] | None:
         """Return the values of the strides, None where they are traced."""
 

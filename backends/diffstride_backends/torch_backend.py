@@ -142,8 +142,12 @@ class TorchBackend:
     ) -> None:
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+        _check_strided(name, x)
         if x.dtype not in _FLOATS:
-            raise TypeError(f"{name} must be real floating point, got dtype {x.dtype}")
+            raise TypeError(
+                f"{name} must be real floating point, one of float16, bfloat16, float32, float64, "
+                f"got dtype {x.dtype}"
+            )
         if like is None:
             return
         if x.dtype != like.dtype:
@@ -165,6 +169,7 @@ class TorchBackend:
         )
 
     def check_strides(self, strides: torch.Tensor, like: torch.Tensor | None) -> None:  # noqa: D102
+        _check_strided("strides", strides)
         if strides.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"strides must be float32 or float64, got dtype {strides.dtype}")
         if like is not None and strides.device != like.device:
@@ -181,6 +186,9 @@ class TorchBackend:
             torch.tensor(strides).dtype, self.precise_dtype(like), key=lambda dtype: dtype.itemsize
         )
         return torch.tensor(strides, dtype=dtype, device=like.device)
+
+    def unshared(self, strides: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        return strides
 
     def host_values(self, strides: torch.Tensor) -> tuple[float, ...] | None:  # noqa: D102
         if torch.compiler.is_compiling() or strides.is_meta or _is_batched(strides):
@@ -206,6 +214,19 @@ class TorchBackend:
     def to_host(self, array: torch.Tensor) -> HostArray:  # noqa: D102
         array = array.detach().cpu()
         return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+
+
+def _check_strided(name: str, tensor: torch.Tensor) -> None:
+    """Raise TypeError for a tensor that is more or less than an array of its entries."""
+    if isinstance(tensor, torch.masked.MaskedTensor):
+        kind = "a masked tensor"
+    elif tensor.is_nested:
+        kind = "a nested tensor"
+    elif tensor.layout != torch.strided:
+        kind = f"one of layout {tensor.layout}"
+    else:
+        return
+    raise TypeError(f"{name} must be a dense tensor, got {kind}")
 
 
 def _convolved_lines(rows: torch.Tensor) -> int | None:

@@ -52,6 +52,7 @@ def refusal(implementation: Implementation, call: BadCall) -> str:
         raise Mismatch(f"the message {message!r} does not mention {missing}")
     if after != before:
         raise Mismatch("the call changed its arguments")
+    message = re.sub(r", one of (b?float\d+, )+", ", ", message)  # which dtypes a framework has
     return re.sub(r"(x|weight|bias) must be a [\w.]+,", r"\1 must be a ARRAY,", message)
 
 

@@ -193,10 +193,10 @@ def test_other_arrays_are_refused(cupy, ds):
     for wrong, message in (
         (np.ones((8, 8)), "x must be a cupy.ndarray, got ndarray"),
         (torch.ones(8, 8), "x must be a cupy.ndarray, got Tensor"),
-        (cupy.ones((8, 8), dtype=cupy.int64), "x must be real floating point, got dtype int64"),
+        (cupy.ones((8, 8), dtype=cupy.int64), "x must be real floating point.* got dtype int64"),
         (
             cupy.asarray(np.ones((8, 8), ml_dtypes.bfloat16)),
-            "x must be real floating point, got dtype bfloat16",
+            "x must be real floating point.* got dtype bfloat16",
         ),
     ):
         for call in (ds.diff_stride, lambda x, _: ds.DiffStride(2.0).forward(x)):

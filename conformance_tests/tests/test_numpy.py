@@ -525,7 +525,10 @@ def test_layer_refuses_wrong_inputs():
     layer = ds.DiffStride(2.0)
     for wrong, message in (
         ([[1.0]], "x must be a numpy.ndarray, got list"),
-        (np.ones((20, 20), int), "x must be real floating point, got dtype int64"),
+        (
+            np.ones((20, 20), int),
+            "x must be real floating point, one of float16, float32, float64, got dtype int64",
+        ),
     ):
         with pytest.raises(TypeError, match=message):
             layer.forward(wrong)
