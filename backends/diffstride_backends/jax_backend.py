@@ -243,7 +243,7 @@ def convolve_then_resize(
 ) -> jax.Array:
     """Convolve an array by JAX's own convolution, and resize what comes of it."""
     if x.size == 0:
-        # JAX puts the gradients of its convolution on the default device where nothing is convolved.
+        # Where nothing is convolved, JAX puts the gradients on the default device.
         return attach(backend, fused.forward, fused.vjp, plan, x, weight, *rest)
     conv = plan.convolution
     strides, bias = fused.strides_and_bias(plan, rest)
