@@ -44,6 +44,9 @@ class ByteBoundCache(Generic[R]):
     ----------
     function : callable
         Of hashable arguments by position; returns an array, or arrays in nested tuples.
+    size : callable, optional
+        Returns the bytes that the result for the same arguments takes, for results that are no
+        arrays.
     most_bytes : int
     most_entries : int
         Arrays that are tiny take more memory than their bytes.
@@ -60,10 +63,12 @@ class ByteBoundCache(Generic[R]):
         self,
         function: Callable[..., R],
         *,
+        size: Callable[..., int] | None = None,
         most_bytes: int = MOST_BYTES,
         most_entries: int = 512,
     ) -> None:
         update_wrapper(self, function)
+        self._size = size
         self.most_bytes, self.most_entries, self.nbytes = most_bytes, most_entries, 0
         # Least recently used first. An entry has its own key, by which it is found without
         # comparing the arguments anew.
@@ -82,7 +87,7 @@ class ByteBoundCache(Generic[R]):
                 self._entries.move_to_end(found[0])
                 return found[1]
         value = self.__wrapped__(*args)
-        size = _bytes(value, set())
+        size = _bytes(value, set()) if self._size is None else self._size(*args)
         if size <= self.most_bytes:
             with self._lock:
                 self._keep(key, value, size)

@@ -22,6 +22,7 @@ from diffstride_core.arguments import check_float
 from diffstride_core.byte_cache import ByteBoundCache
 from diffstride_core.convolution import ConvPlan, spatial_axes
 from diffstride_core.ops import Factors
+from diffstride_core.plan import Plan
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -195,19 +196,44 @@ _attached.defvjp(_attached_forward, _attached_backward)
 
 # Compiled even outside a user's jit: dispatched one by one, the small operations that build the
 # operators would cost more than the products themselves.
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _evaluate(
+def _program(
     plain: bool,
     forward: Callable[..., jax.Array],
     vjp: Callable[..., tuple[jax.Array | None, ...]],
-    plan: Any,
-    *arrays: jax.Array,
-) -> jax.Array:
-    # The default precision of some devices would round the products' inputs.
-    with jax.default_matmul_precision("highest"):
-        if plain:
-            return forward(BACKEND, plan, *arrays)
-        return _attached(forward, vjp, plan, *_varying_together(arrays))
+    plan: Plan | ConvPlan,
+) -> Callable[..., jax.Array]:
+    """Return the compiled evaluation of a plan: with it goes what JAX has compiled of it."""
+
+    def evaluate(*arrays: jax.Array) -> jax.Array:
+        # The default precision of some devices would round the products' inputs.
+        with jax.default_matmul_precision("highest"):
+            if plain:
+                return forward(BACKEND, plan, *arrays)
+            return _attached(forward, vjp, plan, *_varying_together(arrays))
+
+    compiled: Callable[..., jax.Array] = jax.jit(evaluate)
+    return compiled
+
+
+def _program_bytes(plain: bool, forward: Any, vjp: Any, plan: Plan | ConvPlan) -> int:
+    """Return about what the program of a plan takes, most of it copies of its constant tables."""
+    resize = plan.by_matrices if isinstance(plan, ConvPlan) else plan
+    entries = [
+        2 * (min(basis.size, basis.output_size) // 2 + 1) * (basis.size + basis.output_size)
+        for term in resize.window.terms(resize.axes)
+        for axis, basis in zip(resize.axes, term, strict=True)
+        if not axis.use_fft
+    ]
+    # Two are kept in any case: compiling one of them anew at every call would take seconds.
+    return min(_PROGRAM_BYTES + _BYTES_PER_TABLE_ENTRY * sum(entries), _MOST_BYTES // 2)
+
+
+# As measured: a table is held by the traced program, by the compiled one and in between.
+_PROGRAM_BYTES = 2**18
+_BYTES_PER_TABLE_ENTRY = 16
+_MOST_BYTES = 2**27
+
+_programs = ByteBoundCache(_program, size=_program_bytes, most_bytes=_MOST_BYTES, most_entries=4096)
 
 
 def _varying_together(arrays: tuple[jax.Array, ...]) -> list[jax.Array]:
@@ -234,8 +260,7 @@ def attach(
     """Evaluate the forward pass, with its derivative known to JAX."""
     if vjp is None:
         return forward(backend, plan, *arrays)
-    y: jax.Array = _evaluate(plain_autodiff.enabled, forward, vjp, plan, *arrays)
-    return y
+    return _programs(plain_autodiff.enabled, forward, vjp, plan)(*arrays)
 
 
 def convolve_then_resize(

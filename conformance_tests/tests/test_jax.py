@@ -1,5 +1,7 @@
 """The functions under JAX's transformations."""
 
+import gc
+import weakref
 from functools import partial
 
 import jax
@@ -18,6 +20,9 @@ from diffstride_jax import (
     output_sizes,
     plain_autodiff,
 )
+
+from diffstride_core.planning import plan_diff_stride
+from diffstride_core.settings import make_settings
 
 
 @pytest.fixture(autouse=True)
@@ -60,10 +65,36 @@ def test_jit_needs_sizes_and_compiles_once_per_size():
 def test_one_compilation_while_the_size_stays():
     x = random(3, 30, 26)
     diff_stride(x, jnp.asarray([2.0, 2.0]))
-    before = jax_backend._evaluate._cache_size()
+    before = dict(jax_backend._programs._entries)
+    compiled = [program._cache_size() for _, program, _ in before.values()]
     for stride in (2.001, 2.002, 2.003):
         diff_stride(x, jnp.asarray([stride, stride]))
-    assert jax_backend._evaluate._cache_size() == before
+    assert jax_backend._programs._entries == before
+    assert [program._cache_size() for _, program, _ in before.values()] == compiled
+
+
+def test_programs_are_kept_within_bytes(monkeypatch):
+    programs = jax_backend._programs
+    assert programs.most_bytes <= 2**27
+    programs.cache_clear()
+    x = random(1, 40)
+    diff_stride(x, 2.0, axes=-1, method="matmul")
+    ((_, first, size),) = programs._entries.values()
+    # Tables of 40 samples to 28, at least: what only lasts as long as the program.
+    assert size > 4 * 2 * 15 * (40 + 28)
+    first = weakref.ref(first)
+    monkeypatch.setattr(programs, "most_bytes", size)
+    diff_stride(x, 2.0, axes=-1, method="matmul", sizes=24)
+    assert len(programs) == 1
+    gc.collect()
+    assert first() is None
+
+
+def test_two_programs_are_kept_however_large():
+    settings = make_settings(axes=-1, method="matmul")
+    plan = plan_diff_stride(settings, (-1,), (10**5,), (2.0,), shared=False)
+    size = jax_backend._program_bytes(False, None, None, plan)
+    assert 2 * size <= jax_backend._programs.most_bytes
 
 
 def loss(x, s, **options):
