@@ -486,6 +486,9 @@ def test_names_that_are_not_utf8_are_read_and_can_be_told(folder, options):
     data = options(path=folder).load("test")
     assert data.classes == (r"caf\udce9", "yes")
     assert len(data.train) + len(data.evaluation) == 13
+    pattern = r"(?P<group>[^/]+)/(?P<label>ada|bob|cleo|a|caf).*"
+    grouped = options(pattern=pattern, test_groups=(r"caf\udce9",)).load("test")
+    assert len(grouped.evaluation) == 6
 
 
 def test_fraction_that_leaves_a_class_out_is_refused_before_reading(folder, options, reads):

@@ -158,7 +158,7 @@ class AudioFolder(FileSource):
         return Data(
             train=Samples(features, labels, train, standardise),
             evaluation=Samples(features, labels, evaluation, standardise),
-            classes=tuple(map(printable, classes)),
+            classes=classes,
             input_shape=(1, *features.shape[1:]),
             skipped=skipped,
             left_out=tuple(found.left_out),
@@ -167,15 +167,19 @@ class AudioFolder(FileSource):
 
     def _check_class_folders(self, classes: Sequence[str], found: Found) -> None:
         """Check that, where folders are classes, none is empty."""
-        if self.pattern == CLASS_FOLDERS and (empty := set(found.folders[0]) - set(classes)):
+        empty = sorted(set(map(printable, found.folders[0])) - set(classes))
+        if self.pattern == CLASS_FOLDERS and empty:
             raise ExperimentError(
-                f"data.path: class {min(empty)} has no .wav, .flac or .ogg file in {self.path}."
+                f"data.path: class {empty[0]} has no .wav, .flac or .ogg file in {self.path}."
                 f"{found.hint()}"
             )
 
     def _match(self, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return label and group of each file; without groups in the pattern, the label twice."""
-        names = [Path(path).relative_to(self.path).with_suffix("").as_posix() for path in paths]
+        names = [
+            printable(Path(path).relative_to(self.path).with_suffix("").as_posix())
+            for path in paths
+        ]
         matches = [re.fullmatch(self.pattern, name) for name in names]
         parts = ("label", "group" if self._has_groups else "label")
         found = [match and match.group(*parts) for match in matches]
