@@ -10,12 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from amounts import quick_every, quick_first
 from diffstride_jax import diff_stride, equinox_modules, nnx_modules, spectral_pool, spectral_resize
 from flax import nnx
 
 pytestmark = pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")
 
 LIBRARIES = (nnx_modules, equinox_modules)
+over_libraries = pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+# What compiles for seconds is quick for one of them and slow for the other.
+quick_for_nnx = pytest.mark.parametrize("library", quick_first(1, LIBRARIES))
+quick_for_equinox = pytest.mark.parametrize("library", quick_first(1, LIBRARIES[::-1]))
 # Height and width, where each library has them.
 AXES = {nnx_modules: (-3, -2), equinox_modules: (-2, -1)}
 
@@ -68,8 +73,8 @@ OPTIONS = (
 )
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@pytest.mark.parametrize("options", quick_every(3, OPTIONS), ids=str)
+@over_libraries
 def test_layer_is_the_function(library, options):
     x = random(12, 20, 24, 10) if "axes" in options else random(*laid_out(library, 2, 20, 24, 10))
     layer = library.DiffStride(2.25, **options)
@@ -81,7 +86,7 @@ def test_layer_is_the_function(library, options):
     np.testing.assert_allclose(under_jit, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@over_libraries
 def test_strides_and_their_dtype(library):
     dtype = {"param_dtype" if library is nnx_modules else "dtype": jnp.float64}
     assert strides_of(library.DiffStride(2.0)).shape == (2,)
@@ -95,7 +100,7 @@ def test_strides_and_their_dtype(library):
         library.DiffStride(2.0, **{name: jnp.bfloat16})
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@over_libraries
 def test_wrong_arguments_are_refused_when_a_layer_is_made(library):
     for stride, options, message in (
         (0.5, {}, "stride must be at least 1"),
@@ -113,7 +118,7 @@ def test_wrong_arguments_are_refused_when_a_layer_is_made(library):
         layer(np.ones((20, 20, 3), np.float32))
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@over_libraries
 def test_compiles_exactly_when_a_size_changes(library):
     traced = []
 
@@ -143,7 +148,7 @@ def test_compiles_exactly_when_a_size_changes(library):
     assert len(traced) == 3
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@over_libraries
 def test_traced_sizes_are_those_of_the_last_replan(library):
     x = random(*laid_out(library, 2, 32, 32, 3))
     apply = compiled(library, lambda layer, x: layer(x))
@@ -158,7 +163,7 @@ def test_traced_sizes_are_those_of_the_last_replan(library):
     assert apply(layer, x).shape == laid_out(library, 2, 20, 20, 3)
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@over_libraries
 def test_project_strides_and_replan_of_a_model(library):
     first = library.DiffStride([2.0, 2.0], limits=(None, 5.0))
     second = library.DiffStride(2.0, shared=True)
@@ -173,7 +178,7 @@ def test_project_strides_and_replan_of_a_model(library):
     assert model[0].plans.plan(x.shape).output_sizes == model[0].output_sizes(x.shape) == (32, 14)
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@over_libraries
 @pytest.mark.parametrize("jitted", [True, False])
 def test_an_inner_map_bounds_by_its_size_now(library, jitted):
     model = [library.DiffStride(stride, smoothness=2.0) for stride in (2.9, 1.7)]
@@ -204,7 +209,7 @@ def test_an_inner_map_bounds_by_its_size_now(library, jitted):
         assert len(traces) == (1 if jitted else calls)
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@over_libraries
 def test_strides_of_a_model_are_read_in_one_transfer(library, monkeypatch):
     reads = []
 
@@ -221,7 +226,7 @@ def test_strides_of_a_model_are_read_in_one_transfer(library, monkeypatch):
         reads.clear()
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@over_libraries
 def test_strides_that_are_not_finite_are_named_and_nothing_changes(library):
     layers = [library.DiffStride([2.0, 2.0]), with_strides(library.DiffStride(3.0), np.nan, 3.0)]
     model = nnx.List(layers) if library is nnx_modules else layers
@@ -233,7 +238,7 @@ def test_strides_that_are_not_finite_are_named_and_nothing_changes(library):
     assert model[0].plans is before
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@over_libraries
 def test_replan_inside_jit_is_refused(library):
     layer = library.DiffStride(2.0)
     for function in (library.replan, library.project_strides):
@@ -245,7 +250,7 @@ def mean_square(layer, x):
     return jnp.mean(layer(x) ** 2)
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@over_libraries
 def test_gradients_are_those_of_the_function(library):
     x, layer = random(*laid_out(library, 2, 32, 32, 3)), library.DiffStride([2.0, 2.6])
     if library is nnx_modules:
@@ -260,7 +265,7 @@ def test_gradients_are_those_of_the_function(library):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@over_libraries
 def test_complexity_penalty(library):
     layers = [library.DiffStride([2.0, 4.0]), library.DiffStride(2.5, shared=True)]
     x = random(*laid_out(library, 1, 32, 32, 3))
@@ -325,7 +330,7 @@ def learn(library, steps=60):
     return losses, strides_of(layer), len(traces), sizes
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@quick_for_equinox
 def test_strides_are_learnt_through_changes_of_size(library):
     losses, strides, traces, sizes = learn(library)
     assert losses[-1] < 0.05 * losses[0]
@@ -341,7 +346,7 @@ def test_optimisers_can_tell_strides_apart():
     assert [value.shape for value in jax.tree.leaves(strides)] == [(2,)]
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@over_libraries
 def test_vmap_over_layers_and_over_the_batch(library):
     x, layer = random(*laid_out(library, 5, 32, 32, 3)), library.DiffStride([2.0, 2.6])
     expected = layer(x)
@@ -352,7 +357,7 @@ def test_vmap_over_layers_and_over_the_batch(library):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@over_libraries
 def test_by_default_the_channels_of_the_library_stay(library):
     x = random(*laid_out(library, 24, 20, 3))
     for layer in (library.DiffStride(2.0, convention="relative"), library.SpectralPool(2.0)):
@@ -378,7 +383,7 @@ def test_layer_in_the_libraries_own_sequences():
     assert sequence(x).shape == (2, 20, 20, 4)
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@over_libraries
 def test_copies_and_restored_strides(library):
     x, layer = random(*laid_out(library, 2, 32, 32, 3)), library.DiffStride([3.0, 2.6])
     other = copy.deepcopy(layer)
@@ -396,7 +401,7 @@ def test_copies_and_restored_strides(library):
     np.testing.assert_array_equal(apply(replanned(library, fresh), x), apply(layer, x))
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@over_libraries
 def test_spectral_pool(library):
     x = random(*laid_out(library, 2, 32, 20, 3))
     layer = library.SpectralPool([2.0, 3.0], norm="ortho")
@@ -483,8 +488,12 @@ CONVOLUTIONS = (
 )
 
 
-@pytest.mark.parametrize(("options", "pool_options"), CONVOLUTIONS, ids=str)
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@pytest.mark.parametrize(
+    ("library", "options", "pool_options"),
+    # The first of NNX's, and another of Equinox's.
+    quick_every(6, [(library, *options) for library in LIBRARIES for options in CONVOLUTIONS]),
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_convolution_is_the_librarys_own_and_a_layer(library, options, pool_options):
     rank = len(options.get("kernel", (3, 3)))
     stride = 2.25 if "shared" in pool_options else [1.5, 2.25, 2.0][:rank]
@@ -503,7 +512,7 @@ def test_convolution_is_the_librarys_own_and_a_layer(library, options, pool_opti
                 np.testing.assert_allclose(a, b, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@quick_for_nnx
 def test_convolution_of_an_image_and_of_axes_of_images(library):
     layer = make_conv(library, [2.0, 2.6], convention="relative")
     x = random(2, 3, 4, 14, 15)
@@ -526,7 +535,7 @@ def test_convolution_of_an_image_and_of_axes_of_images(library):
         ("separate", (16.0, 16.0), True),
     ],
 )
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@over_libraries
 def test_method_decides_what_a_convolution_evaluates(library, method, strides, is_convolved):
     layer = make_conv(library, strides, kernel=(5, 5), method=method, convention="relative")
     x = jnp.moveaxis(random(2, 4, 32, 32), 1, channels_at(library))
@@ -534,7 +543,7 @@ def test_method_decides_what_a_convolution_evaluates(library, method, strides, i
     assert ("conv_general_dilated" in str(jax.make_jaxpr(call)(arrays, x))) is is_convolved
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@quick_for_equinox
 def test_parameters_of_a_convolution(library):
     for dtype in (jnp.float32, jnp.bfloat16):
         layer = make_conv(library, 2.0, groups=2, **dtype_option(library, dtype))
@@ -580,7 +589,7 @@ def with_pool_strides(layer, *values):
     return layer
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@quick_for_nnx
 def test_convolution_compiles_exactly_when_a_size_changes(library):
     traced = []
 
@@ -609,7 +618,7 @@ def test_convolution_compiles_exactly_when_a_size_changes(library):
     assert len(traced) == 2
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@quick_for_equinox
 def test_strides_of_convolutions_are_projected(library):
     model = [make_conv(library, 2.0, limits=(None, 5.0)), make_conv(library, 2.0, shared=True)]
     model = nnx.List(model) if library is nnx_modules else model
@@ -625,7 +634,7 @@ def test_strides_of_convolutions_are_projected(library):
     assert model[0].pool.plans.plan(x.shape).output_sizes == (32, 14)
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@over_libraries
 def test_wrong_arguments_of_a_convolution_are_refused_when_it_is_made(library):
     for options, error, message in (
         ({"kernel": (3, 4)}, ValueError, r"kernel_size must be odd.* got \(3, 4\)"),
@@ -652,7 +661,7 @@ def test_wrong_arguments_of_a_convolution_are_refused_when_it_is_made(library):
             make_conv(library, 2.0, padding_mode="REFLECT")
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@over_libraries
 def test_arguments_of_a_convolution_are_the_librarys_own(library):
     own = nnx.Conv if library is nnx_modules else eqx.nn.Conv
     theirs, ours = (inspect.signature(c.__init__).parameters for c in (own, library.DiffStrideConv))
@@ -670,7 +679,7 @@ def test_arguments_of_a_convolution_are_the_librarys_own(library):
         assert changed == {"stride": 2.0, "padding": "SAME"}
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@over_libraries
 def test_paddings_that_keep_the_size_change_nothing(library):
     x = random(*laid_out(library, 20, 24, 4))
     for dilation, given in (
@@ -689,7 +698,7 @@ def test_paddings_that_keep_the_size_change_nothing(library):
         assert (conv.padding, conv.padding_mode) == ("CIRCULAR", "circular")
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=["nnx", "equinox"])
+@over_libraries
 def test_wrong_inputs_of_a_convolution_are_refused(library):
     layer = make_conv(library, 2.0, kernel=(1, 7), padding_mode="circular", method="fused")
     for shape, error in (
