@@ -186,13 +186,16 @@ def _warn_where_nothing_can_be_cropped(
 ) -> None:
     for axis, size, never in zip(axes, sizes, never_cropped(settings, sizes), strict=True):
         if never:
-            warnings.warn(
+            warn_of_nothing_to_crop(
                 f"axis {axis} of size {size} can never be cropped with smoothness "
                 f"{settings.smoothness:g} in the {settings.convention.name} convention: no stride "
-                "makes the output smaller",
-                NothingToCropWarning,
-                stacklevel=3,
+                "makes the output smaller"
             )
+
+
+def warn_of_nothing_to_crop(message: str) -> None:
+    """Warn; a function of its own, which a backend can keep a compiler from following."""
+    warnings.warn(message, NothingToCropWarning, stacklevel=4)
 
 
 def never_cropped(settings: Settings, sizes: tuple[int, ...]) -> tuple[bool, ...]:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from diffstride_backends.protocol import HostArray, Pullback
+from diffstride_backends.protocol import HostArray, HostStrides, Pullback
 from diffstride_core import bases
 from diffstride_core._namespace import device_of, namespace_of
 from diffstride_core.arguments import check_float, check_plain
@@ -131,13 +130,12 @@ class EagerBackend:
                 f"strides must be on the device of x, {device_of(like)}, got {device_of(strides)}"
             )
 
-    def strides_from_host(self, strides: NDArray[np.floating], like: Any) -> Any:  # noqa: D102
-        dtype = strides.dtype.name
+    def strides_from_host(self, strides: HostStrides, like: Any) -> Any:  # noqa: D102
         if like is None:
-            return self.from_host(strides, dtype)
-        if self.precise_dtype(like) == self.xp.float32:
-            dtype = "float32"
-        return self.from_host(strides, dtype, device_of(like))
+            return self.from_host(strides.array(), strides.dtype)
+        is_single = self.precise_dtype(like) == self.xp.float32
+        dtype = "float32" if is_single else strides.dtype
+        return self.from_host(strides.array(), dtype, device_of(like))
 
     def unshared(self, strides: Any) -> Any:  # noqa: D102
         return self.xp.asarray(strides, copy=True, device=device_of(strides))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic
 import numpy as np
 
 from diffstride_backends.functional import Functional
-from diffstride_backends.protocol import ArrayT, Backend, Pullback
+from diffstride_backends.protocol import ArrayT, Backend, HostStrides, Pullback
 from diffstride_core.arguments import Limits, check_plain, initial_strides
 from diffstride_core.plan_cache import PlanCache
 from diffstride_core.settings import make_settings
@@ -64,7 +64,7 @@ class EagerLayer(Generic[ArrayT]):
         self._refresh()
         plan = self._plans.plan(x.shape)  # type: ignore[attr-defined]
         # A copy: the strides of this pass, whatever becomes of the parameter before `backward`.
-        strides = self._backend.strides_from_host(self.strides, x)
+        strides = self._backend.strides_from_host(HostStrides.of(self.strides), x)
         y: ArrayT
         y, self._pullback = self._with_pullback.resample(plan, x, strides)
         return y

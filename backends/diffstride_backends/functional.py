@@ -7,9 +7,7 @@ from functools import wraps
 from inspect import getdoc
 from typing import Any, Generic, ParamSpec, TypeVar
 
-import numpy as np
-
-from diffstride_backends.protocol import ArrayT, Attach, Backend, HostArray
+from diffstride_backends.protocol import ArrayT, Attach, Backend, HostStrides
 from diffstride_core import complexity, fused, resample
 from diffstride_core.arguments import (
     Limits,
@@ -543,14 +541,14 @@ class Functional(Generic[ArrayT, ResultT]):
 
     def _checked(
         self, strides: Any, axes: int | None, *, like: ArrayT | None = None
-    ) -> ArrayT | HostArray:
+    ) -> ArrayT | HostStrides:
         """Return checked strides as an array, of the framework or else on the host."""
         if self._backend.is_array(strides):
             self._backend.check_strides(strides, like)
-            checked: ArrayT | HostArray = strides
+            checked: ArrayT | HostStrides = strides
         else:
-            checked = host = host_strides(strides)
-            check_strides(np.ravel(host).tolist(), host.size)
+            checked = _on_host(strides)
+            check_strides(checked.values, len(checked.values))
         rank = len(checked.shape)  # type: ignore[union-attr]
         if rank > 1:
             raise ValueError(f"strides must have at most 1 dimension, got {rank}")
@@ -558,15 +556,15 @@ class Functional(Generic[ArrayT, ResultT]):
             check_stride_count(_entries(checked), axes)
         return checked
 
-    def _array(self, checked: ArrayT | HostArray, *, like: ArrayT | None = None) -> ArrayT:
+    def _array(self, checked: ArrayT | HostStrides, *, like: ArrayT | None = None) -> ArrayT:
         if self._backend.is_array(checked):
             return self._backend.unshared(checked)  # type: ignore[arg-type]
         return self._backend.strides_from_host(checked, like)  # type: ignore[arg-type]
 
-    def _values(self, checked: ArrayT | HostArray) -> tuple[float, ...] | None:
+    def _values(self, checked: ArrayT | HostStrides) -> tuple[float, ...] | None:
         """Return the values of strides, None where they are traced; numbers cost no transfer."""
-        if isinstance(checked, np.ndarray):
-            return tuple(np.ravel(checked).tolist())
+        if isinstance(checked, HostStrides):
+            return checked.values
         return self._backend.host_values(checked)
 
     def _concrete(self, strides: Any, axes: int) -> tuple[float, ...]:
@@ -580,7 +578,7 @@ class Functional(Generic[ArrayT, ResultT]):
         self,
         settings: Settings,
         shape: tuple[int, ...],
-        strides: ArrayT | HostArray,
+        strides: ArrayT | HostStrides,
         sizes: Sequence[int] | None,
     ) -> Plan:
         axes = normalized_axes(settings.axes, shape)
@@ -595,6 +593,26 @@ class Functional(Generic[ArrayT, ResultT]):
             shared=_entries(strides) == 1,
             output_sizes=given,
         )
+
+
+_ORDINARY = 2.0**100
+"""Below it a number is one that every framework can hold."""
+
+
+def _on_host(strides: Any) -> HostStrides:
+    """Return strides that are no array of the framework."""
+    several = isinstance(strides, (list, tuple))
+    numbers = tuple(strides) if several else (strides,)
+    # Without NumPy, which compilers would follow into its arrays; they may be symbols to them.
+    if all(map(_is_ordinary, numbers)):
+        shape = (len(numbers),) if several else ()
+        return HostStrides(tuple(map(float, numbers)), shape, "float64")
+    return HostStrides.of(host_strides(strides))
+
+
+def _is_ordinary(number: Any) -> bool:
+    is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+    return is_number and -_ORDINARY < number < _ORDINARY
 
 
 def _entries(strides: Any) -> int:

@@ -10,11 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 
 from diffstride_backends.functional import Functional
 from diffstride_backends.plain import PlainAutodiff
-from diffstride_backends.protocol import HostArray, Pullback
+from diffstride_backends.protocol import HostArray, HostStrides, Pullback
 from diffstride_backends.registry import Framework
 from diffstride_core import bases, fused, resample
 from diffstride_core._namespace import namespace_of
@@ -111,9 +110,9 @@ class JaxBackend:
         _check_devices("strides", strides, like)
 
     def strides_from_host(  # noqa: D102
-        self, strides: NDArray[np.floating], like: jax.Array | None
+        self, strides: HostStrides, like: jax.Array | None
     ) -> jax.Array:
-        return jnp.asarray(strides)
+        return jnp.asarray(strides.array())
 
     def unshared(self, strides: jax.Array) -> jax.Array:  # noqa: D102
         return strides

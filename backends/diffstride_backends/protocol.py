@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,32 @@ ResultT_co = TypeVar("ResultT_co", covariant=True)
 HostArray: TypeAlias = NDArray[Any]
 Pullback: TypeAlias = Callable[[ArrayT], tuple[ArrayT | None, ...]]
 """Maps the cotangent of an output to the gradients of the arrays it was computed from."""
+
+
+class HostStrides(NamedTuple):
+    """Strides given as numbers or as a host array, checked: plain values, which compilers follow.
+
+    Attributes
+    ----------
+    values : tuple of float
+    shape : tuple of int
+        () or (d,).
+    dtype : str
+        "float32" or "float64".
+    """
+
+    values: tuple[float, ...]
+    shape: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, array: HostArray) -> HostStrides:
+        """Return the strides that a host array holds."""
+        return cls(tuple(np.ravel(array).tolist()), array.shape, array.dtype.name)
+
+    def array(self) -> HostArray:
+        """Return the strides as an array of their own."""
+        return np.reshape(np.asarray(self.values, dtype=self.dtype), self.shape)
 
 
 class Backend(ArrayOps, Protocol[ArrayT]):
@@ -33,7 +59,7 @@ class Backend(ArrayOps, Protocol[ArrayT]):
     def is_array(self, x: object) -> bool:
         """Return whether `x` is an array of the framework."""
 
-    def strides_from_host(self, strides: NDArray[np.floating], like: ArrayT | None) -> ArrayT:
+    def strides_from_host(self, strides: HostStrides, like: ArrayT | None) -> ArrayT:
         """Return host strides as an array of the same dtype on the device of `like`."""
 
     def check_strides(self, strides: ArrayT, like: ArrayT | None) -> None:

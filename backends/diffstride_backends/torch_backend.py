@@ -8,9 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
@@ -18,13 +16,14 @@ from torch.nn.grad import conv2d_weight
 from diffstride_backends import host
 from diffstride_backends.functional import Functional
 from diffstride_backends.plain import PlainAutodiff
-from diffstride_backends.protocol import HostArray, Pullback
+from diffstride_backends.protocol import HostArray, HostStrides, Pullback
 from diffstride_backends.registry import Framework
 from diffstride_core import bases, fused, resample
 from diffstride_core._namespace import namespace_of
 from diffstride_core.byte_cache import ByteBoundCache
 from diffstride_core.convolution import ConvPlan
 from diffstride_core.ops import Factors
+from diffstride_core.planning import warn_of_nothing_to_crop
 
 _AUTOCAST = (torch.float16, torch.bfloat16, torch.float32)
 _FLOATS = (*_AUTOCAST, torch.float64)
@@ -178,14 +177,14 @@ class TorchBackend:
             )
 
     def strides_from_host(  # noqa: D102
-        self, strides: NDArray[np.floating], like: torch.Tensor | None
+        self, strides: HostStrides, like: torch.Tensor | None
     ) -> torch.Tensor:
-        if like is None:
-            return torch.tensor(strides)
-        dtype = min(
-            torch.tensor(strides).dtype, self.precise_dtype(like), key=lambda dtype: dtype.itemsize
-        )
-        return torch.tensor(strides, dtype=dtype, device=like.device)
+        dtype = torch.float32 if strides.dtype == "float32" else torch.float64
+        device = None
+        if like is not None:
+            dtype = min(dtype, self.precise_dtype(like), key=lambda dtype: dtype.itemsize)
+            device = like.device
+        return torch.tensor(strides.values, dtype=dtype, device=device).reshape(strides.shape)
 
     def unshared(self, strides: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return strides
@@ -381,6 +380,8 @@ def _constant_tables(
 # torch.compile would trace the NumPy code of the tables, as torch code in single precision. The
 # mark is that of torch.compiler.assume_constant_result, which imports the whole compiler.
 _constant_tables._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# A warning is given while the compiler traces, and is not part of the graph.
+warn_of_nothing_to_crop._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _is_batched(tensor: torch.Tensor) -> bool:

@@ -13,7 +13,9 @@ from diffstride_conformance.cases import all_cases
 from diffstride_conformance.problems import is_posed
 from diffstride_conformance.run import run_case
 from diffstride_torch import (
+    NothingToCropWarning,
     complexity,
+    conv_diff_stride,
     diff_stride,
     output_sizes,
     plain_autodiff,
@@ -810,15 +812,39 @@ def test_compiled_for_several_sizes():
     [
         lambda x: diff_stride(x, [1.7, 2.4], smoothness=1.5),
         lambda x: diff_stride(x, [1.7, 2.4], sizes=(10, 8), smoothness=1.5),
+        lambda x: diff_stride(x, 2, convention="tensorflow"),
         lambda x: spectral_pool(x, 2.0),
+        lambda x: conv_diff_stride(x[:, None], x.new_ones(2, 1, 3, 3), (1.7, 2)),
     ],
-    ids=["diff_stride", "diff_stride-sizes", "spectral_pool"],
+    ids=["diff_stride", "diff_stride-sizes", "tensorflow", "spectral_pool", "conv_diff_stride"],
 )
-@pytest.mark.xfail(reason="strides given as numbers go through NumPy, which dynamo traces")
 def test_compiled_with_strides_given_as_numbers(f):
     torch._dynamo.reset()
     x = random(2, 12, 15)
     assert_close(torch.compile(f, fullgraph=True, backend="aot_eager")(x), f(x), 1e-14)
+
+
+@pytest.mark.slow
+@compiled_by_dynamo
+def test_compiled_numbers_decide_sizes():
+    torch._dynamo.reset()
+
+    def f(x, stride):
+        return x * complexity([stride, [2.0]]) + output_sizes((40, 40), stride)[0]
+
+    compiled = torch.compile(f, fullgraph=True, backend="eager")
+    # The second of which is a symbol, and compiled for all strides of its size.
+    for stride in (2, 2.4, 2.401, 3.0):
+        assert_close(compiled(x := random(3), stride), f(x, stride))
+
+
+def test_compiled_where_nothing_can_be_cropped():
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x: x + output_sizes((7, 40), 2.0)[0], fullgraph=True, backend="eager"
+    )
+    with pytest.warns(NothingToCropWarning):
+        assert_close(compiled(torch.zeros(2)), torch.full((2,), 7.0))
 
 
 def test_compiled_without_sizes_says_that_they_are_needed():
