@@ -59,7 +59,11 @@ class EagerLayer(Generic[ArrayT]):
         self._pullback: Pullback[ArrayT] | None = None
 
     def forward(self, x: ArrayT) -> ArrayT:
-        """Downsample an array and keep what `backward` needs: the input, nothing else."""
+        """Downsample an array and keep what `backward` needs: the input, nothing else.
+
+        The input is kept itself, not a copy: leave its entries as they are until `backward`. The
+        strides may be changed.
+        """
         self._backend.check_input(x)
         self._refresh()
         plan = self._plans.plan(x.shape)  # type: ignore[attr-defined]

@@ -72,6 +72,10 @@ Notes
 -----
 Returns ``(value, pullback)``. ``pullback(g)`` is the tuple of the gradients of the arguments that
 are arrays, for the cotangent `g` of the value: for `diff_stride` ``(dx, dstrides)``.
+
+The pullback is that of this very evaluation. It has the values of the strides, so that their array
+may be changed before it is called. It keeps `x`, `weight` and `bias` themselves, not copies: their
+entries must stay as they are until then.
 """
 
 
@@ -128,10 +132,12 @@ class Functional(Generic[ArrayT, ResultT]):
         Parameters
         ----------
         x : array, shape (..., N_1, ..., N_d, ...)
-            Real floating point, any number of other dimensions.
+            Real floating point of 16, 32 or 64 bits (bfloat16 where the framework has it), any
+            number of other dimensions. Dense: no sparse, nested or masked array.
         strides : float, sequence of float, or array of shape (), (1,) or (d,)
             One stride per resized axis, or one shared by all. A value outside the bounds is
-            bounded; its gradient passes straight through. Arrays are float32 or float64.
+            bounded; its gradient passes straight through. Arrays are float32 or float64; numbers
+            beyond float32 count as its ends.
         sizes : sequence of int, optional
             Output size per axis, in place of the one that follows from the stride. Needed where
             strides are traced; with it, strides that are arrays are never read.
@@ -140,7 +146,7 @@ class Functional(Generic[ArrayT, ResultT]):
             Eq. 4).
         smoothness : float, optional
             Width R of the window's ramp: in frequencies ("paper", "tensorflow"; default 4.0), or as
-            a fraction of the pass band, at most 1 ("relative"; default 0.25).
+            a fraction of the pass band, at most 1 ("relative"; default 0.25). From 1e-30 to 1e30.
         limits : (lower, upper) or None
             Limits on the strides besides the built-in bounds, None for none. ``limits=None``
             switches the built-in bounds off too, but for S >= 1.
@@ -163,8 +169,8 @@ class Functional(Generic[ArrayT, ResultT]):
         Raises
         ------
         TypeError
-            For an argument of the wrong kind: `x` not real floating point, strides in half
-            precision, ...
+            For an argument of the wrong kind: `x` not real floating point or not dense, strides in
+            half precision, axes in a set, which has no order, ...
         ValueError
             For a value that is not allowed: strides that are not finite or too many, axes repeated
             or out of range, limits the wrong way round, arrays on different devices, ...

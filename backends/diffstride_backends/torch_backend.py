@@ -141,7 +141,7 @@ class TorchBackend:
     ) -> None:
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-        _check_strided(name, x)
+        _check_dense(name, x)
         if x.dtype not in _FLOATS:
             raise TypeError(
                 f"{name} must be real floating point, one of float16, bfloat16, float32, float64, "
@@ -163,12 +163,14 @@ class TorchBackend:
             return arrays
         dtype = torch.get_autocast_dtype(kind)
         return tuple(
-            a.to(dtype) if isinstance(a, torch.Tensor) and a.dtype in _AUTOCAST else a
+            a.to(dtype)
+            if isinstance(a, torch.Tensor) and a.dtype in _AUTOCAST and _sparse_kind(a) is None
+            else a
             for a in arrays
         )
 
     def check_strides(self, strides: torch.Tensor, like: torch.Tensor | None) -> None:  # noqa: D102
-        _check_strided("strides", strides)
+        _check_dense("strides", strides)
         if strides.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"strides must be float32 or float64, got dtype {strides.dtype}")
         if like is not None and strides.device != like.device:
@@ -215,17 +217,19 @@ class TorchBackend:
         return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
 
 
-def _check_strided(name: str, tensor: torch.Tensor) -> None:
+def _check_dense(name: str, tensor: torch.Tensor) -> None:
     """Raise TypeError for a tensor that is more or less than an array of its entries."""
+    if (kind := _sparse_kind(tensor)) is not None:
+        raise TypeError(f"{name} must be a dense tensor, got {kind}")
+
+
+def _sparse_kind(tensor: torch.Tensor) -> str | None:
+    """Return what kind of tensor it is that is not dense; None where it is."""
     if isinstance(tensor, torch.masked.MaskedTensor):
-        kind = "a masked tensor"
-    elif tensor.is_nested:
-        kind = "a nested tensor"
-    elif tensor.layout != torch.strided:
-        kind = f"one of layout {tensor.layout}"
-    else:
-        return
-    raise TypeError(f"{name} must be a dense tensor, got {kind}")
+        return "a masked tensor"
+    if tensor.is_nested:
+        return "a nested tensor"
+    return None if tensor.layout == torch.strided else f"one of layout {tensor.layout}"
 
 
 def _convolved_lines(rows: torch.Tensor) -> int | None:
@@ -428,6 +432,8 @@ class _Attached(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> Any:
+        if not torch.compiler.is_compiling():  # which lets nobody ask in a backward pass
+            _check_dense("the gradient of the output", g)
         needs = ctx.needs_input_grad[4:]
         # The backward pass can run inside autocast too.
         with _no_autocast(g.device), _noted_if_batched(g):

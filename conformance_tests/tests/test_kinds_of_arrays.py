@@ -154,6 +154,27 @@ def test_tensors_that_are_not_dense_are_refused():
                 call(tensor)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse|.*nested tensors|.*MaskedTensor")
+def test_tensors_that_are_not_dense_are_refused_under_autocast():
+    kernel = torch.ones(1, 30, 3)
+    for kind, tensor in tensors().items():
+        with (
+            torch.autocast("cpu", dtype=torch.bfloat16),
+            pytest.raises(TypeError, match=rf"^x must be a dense tensor, got .*{kind}"),
+        ):
+            diffstride_torch.conv_diff_stride(tensor, kernel, 2.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*MaskedTensor")
+def test_gradients_that_are_not_dense_are_refused():
+    x = torch.tensor(IMAGE, requires_grad=True)
+    y = diffstride_torch.diff_stride(x, 2.0)
+    g = torch.ones_like(y)
+    for wrong in (g.to_sparse(), torch.masked.masked_tensor(g, g > 0)):
+        with pytest.raises(TypeError, match=r"^the gradient of the output must be a dense"):
+            y.backward(wrong)
+
+
 def test_harmless_tensors_work():
     full = torch.tensor(IMAGE)
     expected = diffstride_torch.diff_stride(full, torch.tensor([2.0, 3.0]))
