@@ -196,9 +196,17 @@ def _strides() -> Iterator[BadCall]:
         ("dict", {"height": 2.0}),
         ("ragged list", [[2.0], [2.0, 2.0]]),
         ("overflow", 10**400),
+        ("list with an overflow", [2.0, 10**400]),
+        ("list with an array of a bool", [2.0, np.array(True)]),
+        ("set", {2.0, 3.0}),
+        ("dict values", {0: 2.0}.values()),
+        ("bytearray", bytearray(b"22")),
     ):
         mentions = ("strides must be real numbers or an array", f"got {strides!r}")
         group.add(what, X, strides, error=TypeError, mentions=mentions)
+    masked = np.ma.array([2.0, 3.0], mask=[False, True])
+    mentions = ("strides must be an array without a mask",)
+    group.add("masked array", X, masked, error=TypeError, mentions=mentions)
 
     mentions = ("strides must have at most 1 dimension", "got 2")
     for what, two_dimensional in (
@@ -237,6 +245,8 @@ def _limits() -> Iterator[BadCall]:
             ("one", (1.0,)),
             ("number", 2.0),
             ("string", "12"),
+            ("bytes", b"12"),
+            ("set", {1.0, 2.0}),
             ("dict", {1.0: 2.0}),
             ("True", True),
         ):
@@ -251,9 +261,9 @@ def _limits() -> Iterator[BadCall]:
 def _smoothness() -> Iterator[BadCall]:
     group = _Group("diff_stride", "smoothness")
     for convention, allowed, values in (
-        ("paper", "finite number above 0", (0, 0.0, -1.5, math.nan, math.inf)),
-        ("tensorflow", "finite number above 0", (0.0, -4, math.nan, math.inf)),
-        ("relative", "above 0 and at most 1", (0.0, -0.25, 1.001, 4, math.nan, math.inf)),
+        ("paper", "finite number above 0", (0, 0.0, -1.5, 1e39, 1e-39, math.nan, math.inf)),
+        ("tensorflow", "finite number above 0", (0.0, -4, 1e39, 1e-39, math.nan, math.inf)),
+        ("relative", "above 0 and at most 1", (0.0, -0.25, 1.001, 4, 1e-39, math.nan, math.inf)),
     ):
         for value in values:
             group.add(
@@ -271,6 +281,8 @@ def _smoothness() -> Iterator[BadCall]:
         ("complex", 4j),
         ("list", [4.0]),
         ("host array", np.array([4.0, 4.0])),
+        ("host array of one", np.array([4.0])),
+        ("host array of a bool", np.array(True)),
         ("overflow", 10**400),
     ):
         mentions = ("smoothness must be a real number", f"got {wrong!r}")
@@ -297,6 +309,11 @@ def _axes() -> Iterator[BadCall]:
         for wrong in (1.0, (0, 1.5), "01", b"01", True, (True, False), None, [None], [[0, 1]]):
             mentions = ("axes must be an int or a sequence of ints", f"got {wrong!r}")
             group.add(f"{wrong!r}", first, second, error=TypeError, mentions=mentions, axes=wrong)
+        unordered = {-2, -1}, {-2: 2.0, -1: 4.0}, {-2: 2.0}.keys(), {0: -2}.values()
+        for wrong in (*unordered, bytearray(b"\x00"), np.array([True, False])):
+            mentions = ("axes must be an int or a sequence of ints", f"got {wrong!r}")
+            what = type(wrong).__name__
+            group.add(what, first, second, error=TypeError, mentions=mentions, axes=wrong)
         for none in ((), []):
             mentions = ("axes must have at least one entry", f"got {none!r}")
             group.add(f"none {none}", first, second, mentions=mentions, axes=none)
@@ -323,6 +340,10 @@ _WRONG_SIZES: tuple[tuple[str, Any, type[Exception], str], ...] = (
     ("string", "66", TypeError, "an int or a sequence of ints"),
     ("strings", ("6", "6"), TypeError, "an int or a sequence of ints"),
     ("bools", (True, True), TypeError, "an int or a sequence of ints"),
+    ("set", {6, 5}, TypeError, "an int or a sequence of ints"),
+    ("dict", {6: 1, 5: 1}, TypeError, "an int or a sequence of ints"),
+    ("bytes", b"66", TypeError, "an int or a sequence of ints"),
+    ("huge", (6, 10**400), ValueError, "at most 2147483647"),
     ("NaN", math.nan, TypeError, "an int or a sequence of ints"),
 )
 
@@ -448,7 +469,7 @@ def _complexities() -> Iterator[BadCall]:
     for none in ([], ()):
         mentions = ("strides_per_layer must have at least one layer", "got none")
         group.add(f"none {none}", none, mentions=mentions)
-    for wrong in (2.0, None, "22", {0: [2.0, 2.0]}, np.full((1, 2), 2.0)):
+    for wrong in (2.0, None, "22", b"22", {0: [2.0, 2.0]}, {2.0, 3.0}, np.full((1, 2), 2.0)):
         mentions = ("strides_per_layer must be a sequence", f"got {wrong!r}")
         group.add(type(wrong).__name__, wrong, error=TypeError, mentions=mentions)
     for value in (math.nan, math.inf):
@@ -473,7 +494,13 @@ def _complexities() -> Iterator[BadCall]:
 def _shapes() -> Iterator[BadCall]:
     for operation in ("output_sizes", "authors_strides"):
         group = _Group(operation, "shape")
-        for what, shape in (("floats", (12.0, 10.0)), ("string", "ab"), ("None", None)):
+        for what, shape in (
+            ("floats", (12.0, 10.0)),
+            ("string", "ab"),
+            ("None", None),
+            ("set", {12, 10}),
+            ("dict", {12: 0, 10: 0}),
+        ):
             mentions = ("shape must be an int or a sequence of ints", f"got {shape!r}")
             group.add(what, shape, 2.0, error=TypeError, mentions=mentions)
         mentions = ("shape must have no negative entry", "got (12, -10)")
@@ -566,7 +593,7 @@ def _convolutions() -> Iterator[BadCall]:
     integers = "an int or a sequence of ints"
     yield from calls("dilation", "1 or 2 entries of at least 1", 0, -1, (1, 0), (1, 1, 1))
     yield from calls("dilation", "at least one entry", ())
-    yield from calls("dilation", integers, 1.0, "2", None, True, (1, 1.5), error=TypeError)
+    yield from calls("dilation", integers, 1.0, "2", None, True, (1, 1.5), {1, 2}, error=TypeError)
     yield from calls("groups", "one entry of at least 1", 0, -2, (1, 1))
     yield from calls("groups", integers, 1.0, "1", None, True, error=TypeError)
     choices = {
