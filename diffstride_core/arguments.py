@@ -101,6 +101,20 @@ def integers(name: str, value: Any) -> tuple[int, ...]:
     return integers
 
 
+def in_order(name: str, values: Any, entries: str) -> tuple[Any, ...]:
+    """Return the entries of an iterable whose order counts.
+
+    Raises
+    ------
+    TypeError
+        For anything else: a set's order is arbitrary, a dict stands for more than its keys. The
+        message says of what entries a sequence is wanted.
+    """
+    if not isinstance(values, Iterable) or isinstance(values, (*_TEXT, *_UNORDERED)):
+        raise TypeError(f"{name} must be a sequence, {entries}, got {values!r}")
+    return tuple(values)
+
+
 def checked_limits(limits: Any) -> Limits | None:
     """Return None, or a pair of limits of which each is a number or None."""
     if limits is None:

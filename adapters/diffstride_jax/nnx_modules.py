@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from flax.nnx.nn.linear import default_bias_init, default_kernel_init
 
-from diffstride_core.arguments import Limits, checked_shape, initial_strides
+from diffstride_core.arguments import Limits, checked_shape, in_order, initial_strides
 from diffstride_core.convolution import odd_kernel, per_axis, spatial_axes
 from diffstride_core.planning import plan_pool
 from diffstride_core.settings import make_settings
@@ -396,9 +396,12 @@ def complexity_penalty(layers: Sequence[DiffStride]) -> jax.Array:
 
     Raises
     ------
+    TypeError
+        Unless the layers are in a sequence: a set has no order.
     ValueError
         If there is no layer.
     """
+    layers = in_order("layers", layers, "of DiffStride layers")
     return penalty([layer.plans for layer in layers], [layer.strides[...] for layer in layers])
 
 

@@ -13,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from diffstride_core.arguments import (
     Limits,
     checked_shape,
+    in_order,
     initial_strides,
 )
 from diffstride_core.convolution import ConvPlan
@@ -435,14 +436,14 @@ def complexity_penalty(model: torch.nn.Module | Sequence[DiffStride]) -> torch.T
     Raises
     ------
     TypeError
-        If a sequence holds anything but DiffStride layers.
+        If a sequence holds anything but DiffStride layers; for a set, which has no order.
     ValueError
         If there is no DiffStride layer.
     """
     if isinstance(model, torch.nn.Module):
         layers = [layer for _, layer in _named_layers(model)]
     else:
-        layers = list(model)
+        layers = list(in_order("model", model, "of DiffStride layers, or a module"))
         for layer in layers:
             if not isinstance(layer, DiffStride):
                 raise TypeError(

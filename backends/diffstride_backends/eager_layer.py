@@ -9,7 +9,7 @@ import numpy as np
 
 from diffstride_backends.functional import Functional
 from diffstride_backends.protocol import ArrayT, Backend, HostStrides, Pullback
-from diffstride_core.arguments import Limits, check_plain, initial_strides
+from diffstride_core.arguments import Limits, check_plain, checked_shape, initial_strides
 from diffstride_core.plan_cache import PlanCache
 from diffstride_core.settings import make_settings
 
@@ -105,7 +105,7 @@ class EagerLayer(Generic[ArrayT]):
     def output_sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the sizes along the resized axes for an input of the given shape."""
         self._refresh()
-        return self._plans.plan(shape).output_sizes
+        return self._plans.plan(checked_shape(shape)).output_sizes
 
     def to_dict(self) -> dict[str, Any]:
         """Return the layer's arguments with its strides as they are now, as plain values.

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from diffstride_jax import equinox_modules, nnx_modules
+from diffstride_torch import models
 from jax.experimental import sparse
 
 from diffstride_core.arguments import FLOAT32_MAX
@@ -398,6 +400,23 @@ def test_what_is_no_sequence_of_numbers(name):
     for layers in (b"ab", bytearray(b"ab"), {2.0, 3.0}, {2.0: 3.0}, {2.0: 3.0}.values(), "23"):
         with pytest.raises(TypeError, match=r"^strides_per_layer must be a sequence"):
             ds.complexity(layers)
+
+
+def test_layers_are_in_an_order():
+    layer = diffstride_torch.DiffStride2d(2.0)
+    for layers in ({layer}, {layer: 1}, {1: layer}.values()):
+        with pytest.raises(TypeError, match=r"^model must be a sequence"):
+            diffstride_torch.complexity_penalty(layers)
+    for modules in (nnx_modules, equinox_modules):
+        layer = modules.DiffStride(2.0)
+        for layers in ({1: layer}, {1: layer}.values()):
+            with pytest.raises(TypeError, match=r"^layers must be a sequence"):
+                modules.complexity_penalty(layers)
+        assert modules.complexity_penalty(iter([layer])) == modules.complexity_penalty([layer])
+    with pytest.raises(TypeError, match=r"^strides must be a sequence, one entry a place"):
+        models.resnet18(strides={1.0, 2.0, 3.0, 4.0, 5.0})
+    with pytest.raises(TypeError, match=r"^shape must be an int or a sequence"):
+        diffstride_numpy.DiffStride(2.0).output_sizes({30, 31})
 
 
 def test_sequences_of_every_kind_work():

@@ -1,12 +1,12 @@
 """How many blocks a residual network has, where it downsamples, and the checks of its arguments."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
 
-from diffstride_core.arguments import Limits, integers, option
+from diffstride_core.arguments import Limits, in_order, integers, option
 from diffstride_torch.models.blocks import STEM_KINDS, ResidualBlock, Stem, StemKind
 from diffstride_torch.models.pooling import (
     Pair,
@@ -28,11 +28,9 @@ def stride_entries(strides: Strides) -> list[Pair | None]:
     TypeError, ValueError
         Unless `strides` is a sequence of what `stride_pair` takes or None.
     """
-    if not isinstance(strides, Iterable) or isinstance(strides, str):
-        raise TypeError(f"strides must be a sequence, one entry a place, got {strides!r}")
     return [
         None if entry is None else stride_pair(entry, f"strides[{i}]")
-        for i, entry in enumerate(strides)
+        for i, entry in enumerate(in_order("strides", strides, "one entry a place"))
     ]
 
 
