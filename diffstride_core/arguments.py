@@ -20,8 +20,8 @@ METHODS = ("auto", "matmul", "fft")
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
-_MOST_SAMPLES = 2**31 - 1
-"""The largest output size: phases are products of two indices, which must fit 64 bits."""
+MOST_SAMPLES = 2**31 - 1
+"""The largest size or distance: phases are products of two indices, which must fit 64 bits."""
 
 _TEXT = (str, bytes, bytearray)
 _UNORDERED = (Set, Mapping, MappingView)
@@ -297,8 +297,8 @@ def checked_sizes(sizes: Any, count: int) -> tuple[int, ...]:
         raise ValueError(f"sizes must have one entry per axis, {count}, got {result}")
     if min(result) < 1:
         raise ValueError(f"sizes must be at least 1, got {result}")
-    if max(result) > _MOST_SAMPLES:
-        raise ValueError(f"sizes must be at most {_MOST_SAMPLES}, got {result}")
+    if max(result) > MOST_SAMPLES:
+        raise ValueError(f"sizes must be at most {MOST_SAMPLES}, got {result}")
     return result
 
 

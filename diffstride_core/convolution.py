@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from diffstride_core.arguments import axis_sizes, integers, option
+from diffstride_core.arguments import MOST_SAMPLES, axis_sizes, integers, option
 from diffstride_core.plan import Plan
 
 PADDING_MODES = ("zeros", "circular")
@@ -200,6 +200,8 @@ def per_axis(name: str, value: Any, count: int) -> tuple[int, ...]:
     if len(values) not in (1, count) or min(values) < 1:
         entries = "one entry" if count == 1 else f"1 or {count} entries"
         raise ValueError(f"{name} must have {entries} of at least 1, got {value!r}")
+    if max(values) > MOST_SAMPLES:
+        raise ValueError(f"{name} must be at most {MOST_SAMPLES}, got {value!r}")
     return values * count if len(values) == 1 else values
 
 

@@ -182,6 +182,21 @@ def test_gradients_are_of_the_strides_shape_and_dtype(cupy, ds, stride):
     assert (dstrides.shape, dstrides.dtype) == (np.shape(stride), np.asarray(stride).dtype)
 
 
+def test_a_pullback_keeps_the_strides_of_its_forward_pass(cupy, ds):
+    x, host = cupy.asarray(random(2, 20, 24)), np.array([2.0, 1.5])
+    strides = cupy.asarray(host)
+    strides._host = host  # what the caller writes to
+    for function, arguments in (
+        (ds.diff_stride_with_pullback, (x, strides)),
+        (ds.complexity_with_pullback, ([strides],)),
+    ):
+        y, pullback = function(*arguments)
+        before = [array.get() for array in pullback(y)]
+        host += 0.25
+        for a, b in zip(pullback(y), before, strict=True):
+            np.testing.assert_array_equal(a.get(), b)
+
+
 @pytest.mark.parametrize("name", ["diff_stride", "complexity_with_pullback"])
 def test_a_function_is_pickled_by_its_name(ds, name):
     function = getattr(ds, name)

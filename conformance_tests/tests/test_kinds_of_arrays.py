@@ -339,6 +339,8 @@ def test_huge_integers_are_refused_by_name(name):
             ds.spectral_resize(x, (huge, 8))
         with pytest.raises(ValueError, match=r"^sizes must be at most 2147483647"):
             ds.diff_stride(x, 2.0, sizes=(8, huge))
+        with pytest.raises(ValueError, match=r"^dilation must be at most 2147483647"):
+            ds.conv_diff_stride(x, arrays(name, np.ones((1, 30, 3))), 2.0, dilation=huge)
         with pytest.raises(ValueError, match=r"^axes must lie between"):
             ds.diff_stride(x, 2.0, axes=huge)
     with pytest.raises(ValueError, match=r"^shape must have no entry above"):
