@@ -663,7 +663,7 @@ _TABLE = (
          "with _no_autocast(arrays[0].device):", "with nullcontext():",
          "autocast does not reach the operator"),
         ("torch-autocast-in-the-backward-pass",
-         "with _no_autocast(g.device):", "with nullcontext():",
+         "with _no_autocast(g.device), _noted", "with nullcontext(), _noted",
          "autocast does not reach the operator"),
     )),
     ("jax", JAX_BACKEND, JAX, (
@@ -691,8 +691,8 @@ _TABLE = (
     )),
     ("numbers and arrays", TORCH_BACKEND, DETAILS, (
         ("numbers-in-float32-by-torch",
-         "torch.tensor(strides, dtype=dtype, device=like.device)",
-         "torch.tensor(strides, dtype=torch.float32, device=like.device)",
+         "torch.tensor(strides.values, dtype=dtype, device=device)",
+         "torch.tensor(strides.values, dtype=torch.float32, device=device)",
          "Python's numbers are double precision"),
     )),
     ("numbers and arrays", FUNCTIONAL, TORCH, (

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from diffstride_backends.torch_backend import whole
 from torch import nn
 
 from diffstride_core.arguments import axis_sizes, normalized_axes
@@ -101,9 +102,9 @@ class FlopsPenalty:
             Of the strides' dtype.
         """
         now = self._evaluate()
-        total = self.layers[0].strides.new_tensor(float(now.total))
-        for layer in self.layers:
-            strides = layer.strides
+        every = [whole(layer.strides) for layer in self.layers]
+        total = every[0].new_tensor(float(now.total))
+        for layer, strides in zip(self.layers, every, strict=True):
             slopes = strides.new_tensor(now.slopes(layer))
             # Nothing in value: the gradient alone.
             total = total + ((strides - strides.detach()) * slopes).sum().to(total)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffstride_backends import host
-from diffstride_backends.torch_backend import BACKEND, as_base
+from diffstride_backends.torch_backend import BACKEND, as_base, whole
 from numpy.typing import NDArray
 from torch import nn
 
@@ -198,6 +198,8 @@ def _plans_met(model: nn.Module, example_input: Any) -> dict[str, set[Plan]]:
 
 def _fixed(layer: DiffStride | SpectralPool, plan: Plan, like: torch.Tensor) -> FixedResize:
     """Return a layer's resize, in the precision and on the device of a parameter."""
-    strides = tuple(layer.strides.tolist()) if isinstance(layer, DiffStride) else None
+    strides = None
+    if isinstance(layer, DiffStride):
+        strides = tuple(whole(layer.strides.detach()).tolist())
     dtype = "float64" if like.dtype == torch.float64 else "float32"
     return FixedResize(plan, host.matrices(plan, strides, dtype)).to(like.device)

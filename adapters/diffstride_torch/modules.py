@@ -7,7 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffstride_backends.torch_backend import BACKEND, FUNCTIONAL
+from diffstride_backends.torch_backend import (
+    BACKEND,
+    FUNCTIONAL,
+    distributed_as,
+    is_distributed,
+    whole,
+)
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from diffstride_core.arguments import (
@@ -191,11 +197,14 @@ class DiffStride(KeepsPrecision, Resize):
         They can be written as JSON and make the same layer in every framework:
         ``DiffStride2d(**layer.to_dict())``. Strides below 1, which count as 1, are given as 1.
         """
-        return self.settings.layer_arguments(self.strides.tolist())
+        return self.settings.layer_arguments(whole(self.strides.detach()).tolist())
 
     def extra_repr(self) -> str:  # noqa: D102
         settings = self.settings
-        values = ["..."] if self.strides.is_meta else map("{:.4g}".format, self.strides.tolist())
+        values = ["..."]
+        # Those of distributed strides are not asked of other processes, which print nothing.
+        if not (self.strides.is_meta or is_distributed(self.strides)):
+            values = [f"{stride:.4g}" for stride in self.strides.tolist()]
         shown = [
             f"strides=[{', '.join(values)}]",
             f"convention={settings.convention.name!r}",
@@ -354,12 +363,19 @@ def project_strides(model: torch.nn.Module) -> None:
     Parameters
     ----------
     model : torch.nn.Module
+        Its parameters may be distributed over processes, as by ``fully_shard``, all of which must
+        call the function then.
 
     Raises
     ------
     ValueError
         If a stride is NaN or infinite, naming the layer; no stride is changed then.
     """
+    for module in model.modules():
+        # What fully_shard puts together for a forward pass without a backward pass stays so, and
+        # is not what it goes on with.
+        if callable(reshard := getattr(module, "reshard", None)):
+            reshard()
     layers = _named_layers(model)
     values = read_together([layer.strides for _, layer in layers])
     for (name, _), strides in zip(layers, values, strict=True):
@@ -368,19 +384,19 @@ def project_strides(model: torch.nn.Module) -> None:
     for (_, layer), strides in zip(layers, values, strict=True):
         bounded = np.array(layer._plans.project(tuple(strides.tolist())), dtype=strides.dtype)
         if (bounded != strides).any():
-            layer.strides.copy_(torch.from_numpy(bounded))
+            layer.strides.copy_(distributed_as(torch.from_numpy(bounded), layer.strides))
         layer._plans.update(_token(layer.strides), tuple(bounded.tolist()))
 
 
 def read_together(tensors: Iterable[torch.Tensor]) -> list[np.ndarray[Any, Any]]:
     """Return the values of small tensors on the host, in one transfer per device and dtype."""
-    tensors = list(tensors)
+    tensors = [whole(tensor.detach()) for tensor in tensors]
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, tensor in enumerate(tensors):
         groups.setdefault((tensor.device, tensor.dtype), []).append(i)
     values: list[np.ndarray[Any, Any]] = [np.empty(0)] * len(tensors)
     for members in groups.values():
-        together = torch.cat([tensors[i].detach() for i in members]).cpu()
+        together = torch.cat([tensors[i] for i in members]).cpu()
         parts = together.split([tensors[i].numel() for i in members])
         for i, part in zip(members, parts, strict=True):
             values[i] = part.numpy()
@@ -455,4 +471,4 @@ def complexity_penalty(model: torch.nn.Module | Sequence[DiffStride]) -> torch.T
             f"model must have a DiffStride layer, got {type(model).__name__} with none"
         )
     bounds = tuple(layer._plans.bounds() for layer in layers)
-    return FUNCTIONAL.bounded_complexity(bounds, [layer.strides for layer in layers])
+    return FUNCTIONAL.bounded_complexity(bounds, [whole(layer.strides) for layer in layers])

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from diffstride_backends import plotting
+from diffstride_backends.torch_backend import whole
 
 from diffstride_core.arguments import normalized_axes
 from diffstride_torch.modules import DiffStride, DiffStride2d
@@ -156,4 +157,5 @@ def plot_kept_spectrum(layer: DiffStride2d, image: torch.Tensor) -> plotting.Fig
 
 
 def _windows(layer: DiffStride) -> tuple[plotting.AxisWindow, ...]:
-    return plotting.axis_windows(layer.settings, last_plan(layer), layer.strides.tolist())
+    strides = whole(layer.strides.detach()).tolist()
+    return plotting.axis_windows(layer.settings, last_plan(layer), strides)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
+from diffstride_backends.torch_backend import whole
 
 from diffstride_core.plan import Plan
 from diffstride_core.planning import size_jumps
@@ -161,7 +162,7 @@ def stride_summary(model: torch.nn.Module, flops: Flops | None = None) -> Stride
 
 def _axes(layer: DiffStride) -> tuple[AxisSummary, ...]:
     layer._refresh()
-    values = layer.strides.tolist()
+    values = whole(layer.strides.detach()).tolist()
     strides = values * (layer.rank // len(values))
     plan = last_plan(layer)
     if plan is None:

@@ -194,7 +194,7 @@ class TorchBackend:
     def host_values(self, strides: torch.Tensor) -> tuple[float, ...] | None:  # noqa: D102
         if torch.compiler.is_compiling() or strides.is_meta or _is_batched(strides):
             return None
-        return tuple(strides.detach().reshape(-1).tolist())
+        return tuple(whole(strides.detach()).reshape(-1).tolist())
 
     def from_host(  # noqa: D102
         self, array: HostArray, dtype: str, device: torch.device | None = None
@@ -230,6 +230,33 @@ def _sparse_kind(tensor: torch.Tensor) -> str | None:
     if tensor.is_nested:
         return "a nested tensor"
     return None if tensor.layout == torch.strided else f"one of layout {tensor.layout}"
+
+
+def is_distributed(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor is a DTensor, of which every process may hold a part alone."""
+    # A method of no other; to import the class takes those long who have none.
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Any) -> torch.Tensor:
+    """Return a distributed tensor with all its entries, another one as it is.
+
+    All processes that hold a part must call it. Each gets the whole, and its gradient is that which
+    one process alone would have.
+    """
+    full: torch.Tensor = tensor.full_tensor() if is_distributed(tensor) else tensor
+    return full
+
+
+def distributed_as(values: torch.Tensor, like: Any) -> torch.Tensor:
+    """Return values that every process holds as `like` is distributed, which may be not at all."""
+    if not is_distributed(like):
+        return values
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh, values = like.device_mesh, values.to(like.device)
+    everywhere = DTensor.from_local(values, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return everywhere.redistribute(placements=like.placements)
 
 
 def _convolved_lines(rows: torch.Tensor) -> int | None:

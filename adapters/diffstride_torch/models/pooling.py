@@ -4,6 +4,7 @@ import math
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
+from diffstride_backends.torch_backend import whole
 from torch import nn
 
 from diffstride_core.arguments import Limits, check_strides, host_strides, option
@@ -82,7 +83,7 @@ def downsampling(
 def current_strides(conv: nn.Conv2d, pool: nn.Module) -> Pair:
     """Return the strides of height and width: those learnt so far, the fixed ones or the conv's."""
     if isinstance(pool, DiffStride2d):
-        height, width = pool.strides.expand(2).tolist()
+        height, width = whole(pool.strides.detach()).expand(2).tolist()
     elif isinstance(pool, SpectralPool2d):
         height, width = pool.stride
     else:
