@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from diffstride_backends import host
-from diffstride_backends.torch_backend import BACKEND, as_base, whole
+from diffstride_backends.torch_backend import BACKEND, as_base, is_traced, sizes_untraced, whole
 from numpy.typing import NDArray
 from torch import nn
 
@@ -66,7 +66,8 @@ class FixedResize(KeepsPrecision, Resize):
         return self._plan
 
     def _resize(self, x: torch.Tensor) -> torch.Tensor:
-        self._plan_for(x)  # Which checks the sizes.
+        with sizes_untraced():
+            self._plan_for(x)  # Which checks the sizes.
         with _in_full(x):
             y = self._term(0, x)
             for t in range(1, self._terms):
@@ -81,7 +82,7 @@ class FixedResize(KeepsPrecision, Resize):
             [self.get_buffer(f"matrix_{t}_{i}").to(dtype) for i in range(len(self.axes))]
             for t in range(self._terms)
         ]
-        with _in_full(x):
+        with _in_full(x), _quietly_traced():
             factors = fused.shifted(BACKEND, plan, terms)
             return as_base(fused.convolve(BACKEND, plan, factors, x, weight, bias))
 
@@ -97,6 +98,20 @@ class FixedResize(KeepsPrecision, Resize):
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"{self.input_sizes} -> {self.output_sizes}, axes={self.axes}"
+
+
+@contextmanager
+def _quietly_traced() -> Iterator[None]:
+    """Return a context without the warnings of `torch.jit.trace` where sizes decide something.
+
+    What they decide here does not depend on the batch, whose size alone may change.
+    """
+    if not is_traced():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        yield
 
 
 def _in_full(x: torch.Tensor) -> AbstractContextManager[object]:

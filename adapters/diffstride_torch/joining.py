@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, NoReturn, TypeAlias
 
 import torch
-from diffstride_backends.torch_backend import BACKEND
+from diffstride_backends.torch_backend import BACKEND, sizes_untraced
 from torch import nn
 
 from diffstride_core.arguments import normalized_axes, option
@@ -68,7 +68,8 @@ class Resize(nn.Module):
                 "conv must be a convolution alone, got one with a layer of its own, a "
                 f"{type(conv).__name__}"
             )
-        plan = fused_plan(conv, x.shape, self._axes, lambda: self._plan_for(x), method)
+        with sizes_untraced():
+            plan = fused_plan(conv, x.shape, self._axes, lambda: self._plan_for(x), method)
         if plan is None:
             return self._resize(_convolved(conv, x))
         x, weight, bias = BACKEND.as_convolved(x, conv.weight, conv.bias)

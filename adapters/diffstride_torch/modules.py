@@ -10,6 +10,7 @@ import torch
 from diffstride_backends.torch_backend import (
     BACKEND,
     FUNCTIONAL,
+    check_not_traced,
     distributed_as,
     is_distributed,
     whole,
@@ -165,6 +166,7 @@ class DiffStride(KeepsPrecision, Resize):
         return self.settings.axes
 
     def _plan_for(self, x: torch.Tensor) -> Plan:
+        check_not_traced()
         BACKEND.check_strides(self.strides, x)
         self._refresh()
         return self._plans.plan(x.shape)
@@ -293,6 +295,7 @@ class SpectralPool(Resize):
         return self.settings.axes
 
     def _plan_for(self, x: torch.Tensor) -> Plan:
+        check_not_traced()
         return plan_pool(self.settings, x.shape, self.stride)
 
     def _resize(self, x: torch.Tensor) -> torch.Tensor:

@@ -303,12 +303,19 @@ def _is_followed() -> bool:
     """Return whether operations are recorded: by autograd, a compiler, a mode or a transform."""
     return (
         torch.compiler.is_compiling()
+        or is_traced()
         or torch.is_grad_enabled()
         or _is_forward_mode()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
         or _cotangents.are_batched
     )
+
+
+def is_traced() -> bool:
+    """Return whether `torch.jit.trace` records operations."""
+    # A compiler cannot follow the question.
+    return not torch.compiler.is_compiling() and torch._C._is_tracing()
 
 
 class _Cotangents(threading.local):
@@ -479,6 +486,7 @@ def attach(
 
     Forward-mode differentiation finds no attached derivative and so takes that of the forward pass.
     """
+    check_not_traced()
     if vjp is None:
         return forward(backend, plan, *arrays)
     # Autocast would run the small products that build the operator in half precision.
@@ -493,13 +501,40 @@ def attach(
         return y
 
 
+def check_not_traced() -> None:
+    """Raise NotImplementedError within `torch.jit.trace`: what it would record has fixed sizes."""
+    if is_traced():
+        raise NotImplementedError(
+            "torch.jit.trace, which records the operations of one evaluation, is not supported "
+            "where strides decide the sizes: use torch.export or torch.compile, or trace "
+            "diffstride_torch.freeze(model, example_input)"
+        )
+
+
+def sizes_untraced() -> AbstractContextManager[object]:
+    """Return a context in which shapes are ints, as they are not within `torch.jit.trace`."""
+    return _tracing_paused() if is_traced() else nullcontext()
+
+
+@contextmanager
+def _tracing_paused() -> Iterator[None]:
+    resume: Callable[[Any], None] = torch._C._set_tracing_state  # type: ignore[attr-defined]
+    state = torch._C._get_tracing_state()
+    resume(None)
+    try:
+        yield
+    finally:
+        resume(state)
+
+
 def as_base(result: torch.Tensor) -> torch.Tensor:
     """Return a result computed without `attach`, so that it can be written to as any other.
 
     Without gradients it may be a view of a temporary, into which autograd, once it is switched on
     again, lets nothing be written that has a gradient.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not result._is_view():
+    is_recorded = torch.compiler.is_compiling() or is_traced()
+    if torch.is_grad_enabled() or is_recorded or not result._is_view():
         return result
     return result.detach()
 

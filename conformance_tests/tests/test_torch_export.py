@@ -5,7 +5,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from diffstride_torch import FixedResize, freeze, project_strides
+from diffstride_torch import (
+    DiffStride2d,
+    DiffStrideConv2d,
+    FixedResize,
+    SpectralPool2d,
+    freeze,
+    project_strides,
+    spectral_resize,
+)
 from diffstride_torch.models import preact_resnet18
 from torch.export import Dim, export
 
@@ -64,6 +72,40 @@ def test_compile(frozen, method):
     compiled = torch.compile(shipped, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(images(4)), model(images(4)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DiffStride2d((1.7, 2.4), convention="relative"),
+        lambda: DiffStrideConv2d(3, 4, 3, 2.3, convention="relative", method="fused"),
+        lambda: DiffStrideConv2d(3, 4, 3, 2.3, convention="relative", method="separate"),
+        lambda: SpectralPool2d(2.0),
+    ],
+)
+def test_a_traced_frozen_network_takes_any_batch(make, grad):
+    frozen = freeze(torch.nn.Sequential(make()), images(1))
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(frozen, images(4))
+        for batch in (1, 3, 16):
+            torch.testing.assert_close(traced(images(batch)), frozen(images(batch)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DiffStride2d(2.0),
+        lambda: DiffStrideConv2d(3, 4, 3, 2.3, method="fused"),
+        lambda: DiffStrideConv2d(3, 4, 3, 2.3, method="separate"),
+        lambda: SpectralPool2d(2.0),
+        lambda: lambda x: spectral_resize(x, (20, 20)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_tracing_what_is_not_frozen_is_refused(make):
+    with pytest.raises(NotImplementedError, match=r"torch\.jit\.trace.*torch\.export.*freeze"):
+        torch.jit.trace(make(), images(2))
 
 
 @pytest.mark.slow
