@@ -77,7 +77,7 @@ def test_every_case_on_jax(case, dtype):
 
 @pytest.mark.parametrize(
     ("case", "dtype"),
-    quick_every(5, in_turn([case for case in SELECTED if is_offered("dask", case)])),
+    quick_every(9, in_turn([case for case in SELECTED if is_offered("dask", case)])),
     ids=named,
 )
 def test_case_on_dask(case, dtype):
@@ -119,7 +119,7 @@ def test_case_on_another_device(name, case):
     assert run_case(implementation, case, "float32", device=devices[1])
 
 
-@over_cases(quick_every(4, SELECTED[::2]))
+@over_cases(quick_every(8, SELECTED[::2]))
 def test_case_on_another_device_of_jax(case):
     assert run_case(subject("jax"), case, "float32", device=subject("jax").devices()[1])
 

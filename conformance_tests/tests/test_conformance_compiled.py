@@ -86,7 +86,7 @@ class CompiledByDynamo(Compiled):
         return y.detach(), lambda g: torch.autograd.grad(y, leaves, g)
 
 
-@pytest.mark.parametrize("case", quick_every(3, FRESH), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", quick_every(4, FRESH), ids=lambda case: case.name)
 def test_case_under_jit(case):
     for dtype in ("float64", "float32"):
         assert run_case(Jitted(), case, dtype)
