@@ -19,6 +19,7 @@ from diffstride_core import bases, fused, resample
 from diffstride_core._namespace import namespace_of
 from diffstride_core.arguments import check_float
 from diffstride_core.byte_cache import ByteBoundCache
+from diffstride_core.complexity import LayerBounds
 from diffstride_core.convolution import ConvPlan, spatial_axes
 from diffstride_core.ops import Factors
 from diffstride_core.plan import Plan
@@ -199,7 +200,7 @@ def _program(
     plain: bool,
     forward: Callable[..., jax.Array],
     vjp: Callable[..., tuple[jax.Array | None, ...]],
-    plan: Plan | ConvPlan,
+    plan: Plan | ConvPlan | LayerBounds,
 ) -> Callable[..., jax.Array]:
     """Return the compiled evaluation of a plan: with it goes what JAX has compiled of it."""
 
@@ -214,8 +215,10 @@ def _program(
     return compiled
 
 
-def _program_bytes(plain: bool, forward: Any, vjp: Any, plan: Plan | ConvPlan) -> int:
+def _program_bytes(plain: bool, forward: Any, vjp: Any, plan: Plan | ConvPlan | LayerBounds) -> int:
     """Return about what the program of a plan takes, most of it copies of its constant tables."""
+    if isinstance(plan, tuple):  # of a penalty, which has no tables
+        return _PROGRAM_BYTES
     resize = plan.by_matrices if isinstance(plan, ConvPlan) else plan
     entries = [
         2 * (min(basis.size, basis.output_size) // 2 + 1) * (basis.size + basis.output_size)
