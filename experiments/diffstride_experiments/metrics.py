@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from diffstride_experiments.atomic import replacing
+from diffstride_experiments.atomic import naming, replacing
 
 __all__ = ["MetricsWriter"]
 
@@ -43,7 +43,7 @@ class MetricsWriter:
         """
         epoch = metrics["epoch"]
         folder = self._folder / "tensorboard" / metrics["method"]
-        with SummaryWriter(str(folder), purge_step=epoch) as writer:
+        with naming(folder), SummaryWriter(str(folder), purge_step=epoch) as writer:
             for name in ("train_loss", "train_accuracy", "loss", "accuracy"):
                 writer.add_scalar(name, metrics[name], epoch)
             for place, strides in enumerate(metrics["strides"], 1):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from changing import changed
+from diffstride_experiments import run as training
 from diffstride_experiments import train
 from diffstride_experiments.config import Config, read_recipe
 from diffstride_experiments.errors import ExperimentError
@@ -17,7 +18,7 @@ METHODS = Config().methods
 
 
 def run(config):
-    return train.run(config, Console(quiet=True))
+    return training.run(config, Console(quiet=True))
 
 
 def metrics(config):
@@ -40,7 +41,7 @@ def interrupt_after(monkeypatch, steps):
 
 
 def test_one_run_writes_everything(tiny_config, capfd):
-    results = train.run(tiny_config, Console())
+    results = training.run(tiny_config, Console())
     folder = tiny_config.run_dir
     assert [result.method for result in results] == list(METHODS)
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -159,7 +160,7 @@ def test_damaged_checkpoint_is_told_and_the_one_before_it_used(tiny_config, tmp_
     run(whole)
     expected = metrics(whole)
     (whole.run_dir / "checkpoints/conv/00000008.pt").write_bytes(b"")
-    train.run(whole, Console())
+    training.run(whole, Console())
     assert "00000008.pt is damaged or not a checkpoint" in capsys.readouterr().out
     assert metrics(whole) == expected
     assert last_state(whole, "conv")["step"] == 8
@@ -173,7 +174,7 @@ def test_checkpoint_of_a_run_with_other_options_is_refused(tiny_config, tmp_path
     run(other)
     name = "checkpoints/conv/00000008.pt"
     (config.run_dir / name).write_bytes((other.run_dir / name).read_bytes())
-    train.run(config, Console())
+    training.run(config, Console())
     assert "is a checkpoint of conv with options" in " ".join(capsys.readouterr().out.split())
     assert metrics(config) == expected
 
@@ -196,7 +197,7 @@ def test_names_of_skipped_files_are_printed_as_they_are(tiny_config, monkeypatch
     monkeypatch.setattr(
         type(tiny_config.data), "load", lambda *given: replace(load(*given), skipped=skipped)
     )
-    train.run(changed(tiny_config, methods=("conv",)), Console())
+    training.run(changed(tiny_config, methods=("conv",)), Console())
     assert f"Skipped 1 unreadable files:\n  {skipped[0]}\n" in capsys.readouterr().out
 
 

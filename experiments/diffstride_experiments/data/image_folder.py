@@ -1,21 +1,23 @@
 """Folders of images."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
-from torch import Tensor
-from torchvision import datasets
-from torchvision.transforms import Compose, v2
 
 from diffstride_experiments.data.files import FileSource, Unreadable, check_classes, read_files
 from diffstride_experiments.data.image_files import image_sizes, read_image
-from diffstride_experiments.data.samples import Normalise, Samples, ShiftFlip
 from diffstride_experiments.data.source import Data, EvaluateOn
 from diffstride_experiments.errors import ExperimentError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torchvision import datasets
+    from torchvision.transforms import Compose
 
 __all__ = ["ImageFolder"]
 
@@ -61,6 +63,8 @@ class ImageFolder(FileSource):
 
     def load(self, evaluate_on: EvaluateOn, workers: int = 0) -> Data:
         """Check all images, and keep them if they are to stay in memory, see `Source.load`."""
+        from diffstride_experiments.data.samples import Samples
+
         folders = self._folders(evaluate_on)
         parts = [_find(folder) for folder in folders]
         classes = tuple(parts[0].classes)
@@ -114,6 +118,9 @@ class ImageFolder(FileSource):
 
     def _decode(self, paths: Sequence[str], workers: int) -> tuple[Tensor, dict[int, Unreadable]]:
         """Return all images as bytes and the unreadable ones by index."""
+        import torch
+        from torchvision.transforms import Compose
+
         images, unreadable, first = np.empty(0, np.uint8), {}, None
         read = Compose([*self._to_size(), np.asarray])
         for index, pixels in enumerate(read_files(read, paths, workers, "Reading images")):
@@ -132,10 +139,16 @@ class ImageFolder(FileSource):
         """Return what makes of a path an image of the size that augmentation starts from."""
         if self.size is None:
             return [read_image]
+        from torchvision.transforms import v2
+
         return [read_image, v2.Resize(self.size), v2.CenterCrop(self.size)]
 
     def _transforms(self) -> tuple[Compose, Compose]:
         """Return what makes samples of items, for training and for evaluation."""
+        from torchvision.transforms import Compose, v2
+
+        from diffstride_experiments.data.samples import Normalise, ShiftFlip
+
         normalise = Normalise(self.mean, self.std)
         if self.augmentation == "random-resized-crop":
             finish = [v2.PILToTensor(), normalise]
@@ -148,6 +161,8 @@ class ImageFolder(FileSource):
 
 
 def _find(folder: Path) -> datasets.ImageFolder:
+    from torchvision import datasets
+
     try:
         return datasets.ImageFolder(folder, allow_empty=True)
     except FileNotFoundError as error:

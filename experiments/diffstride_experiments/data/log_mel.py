@@ -3,9 +3,7 @@
 import warnings
 from dataclasses import dataclass
 
-import librosa
 import numpy as np
-import soundfile
 
 __all__ = ["LogMel"]
 
@@ -66,6 +64,9 @@ class LogMel:
         ValueError
             If the clip is shorter than a window, or its values overflow.
         """
+        import librosa
+        import soundfile
+
         channels, rate = soundfile.read(path, dtype="float32", always_2d=True)
         clip = channels.mean(axis=1)
         if len(clip) < self.window * rate / self.sample_rate:
@@ -90,6 +91,8 @@ class LogMel:
 
     def has_empty_bands(self) -> bool:
         """Return whether the windows are too short to tell some bands apart."""
+        import librosa
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # librosa's of the same
             filters = librosa.filters.mel(sr=self.sample_rate, n_fft=self.window, n_mels=self.bands)
