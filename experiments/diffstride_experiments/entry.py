@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def run_command(command: Callable[[], object], go_on: str) -> None:
     SystemExit
         After an error or an interruption.
     """
+    threading.excepthook = _report_thread
     try:
         command()
         sys.stdout.flush()
@@ -47,13 +49,18 @@ def run_command(command: Callable[[], object], go_on: str) -> None:
     except ImportError as error:
         _end(1, f"error: {_missing(error)}")
     except OSError as error:
-        _end(1, f"error: {describe(error)}")
+        _end(1, f"error: {_describe(error)}")
     except MemoryError:
         _end(1, "error: there is not enough memory.")
 
 
-def describe(error: OSError) -> str:
-    """Return what failed, with the file where it is known."""
+def _report_thread(failure: threading.ExceptHookArgs) -> None:
+    # TensorBoard writes in a thread, and raises what fails there once more where it was called.
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
+
+
+def _describe(error: OSError) -> str:
     reason = error.strerror or str(error) or type(error).__name__
     return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from diffstride_experiments.atomic import replacing
 from diffstride_experiments.config import Config
 from diffstride_experiments.data import Data
+from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.methods import METHODS
 from diffstride_experiments.metrics import MetricsWriter
 from diffstride_experiments.plot import figure_png
@@ -48,7 +49,7 @@ def run(config: Config, console: Console) -> list[Result]:
     ------
     ExperimentError
         If samples cannot be read, another run goes on in the folder, it holds one with other
-        options or nothing but damaged checkpoints, or a loss is not finite.
+        options or nothing but damaged checkpoints, memory is too small, or a loss is not finite.
     """
     config.check_networks()
     torch.set_num_threads(config.threads)
@@ -68,7 +69,14 @@ def run(config: Config, console: Console) -> list[Result]:
             lines = [f"Skipped {len(data.skipped)} unreadable files:", *data.skipped]
             console.print("\n  ".join(lines), markup=False, soft_wrap=True)
 
-        trainers = train_methods(config, data, folder, processes, console)
+        try:
+            trainers = train_methods(config, data, folder, processes, console)
+        except torch.OutOfMemoryError as error:
+            raise ExperimentError(
+                f"device: {processes.device} has not enough memory; lower training.batch_size, "
+                f"{config.training.batch_size}, or training.evaluation_batch_size, "
+                f"{config.training.evaluation_batch_size}."
+            ) from error
         if not processes.is_first:
             return []
         results = write_results(trainers, folder)

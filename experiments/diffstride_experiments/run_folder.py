@@ -26,6 +26,7 @@ class RunFolder:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.path = config.run_dir
+        self._claimed = False
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -40,7 +41,10 @@ class RunFolder:
         with locked(self.path, "run_dir"):
             self._check_options()
             self._remove_unfinished()
-            yield
+            try:
+                yield
+            finally:
+                self._withdraw()
 
     def claim(self) -> None:
         """Write the options to the folder, as a recipe, unless they are there.
@@ -49,7 +53,13 @@ class RunFolder:
         is written: a start that fails before it leaves nothing that others could be mixed with.
         """
         if not (self.path / "config.toml").exists():
+            self._claimed = True
             self.write_text("config.toml", self._config.to_toml())
+
+    def _withdraw(self) -> None:
+        """Remove the options again if the first checkpoint could not be written after them."""
+        if self._claimed and not any(self.path.glob("checkpoints/*/*.pt")):
+            (self.path / "config.toml").unlink(missing_ok=True)
 
     def _check_options(self) -> None:
         path = self.path / "config.toml"

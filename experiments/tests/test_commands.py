@@ -110,6 +110,24 @@ def test_every_error_is_one_line(error, status, message, capsys):
     assert len(printed.strip().splitlines()) == (2 if status == 130 else 1)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of processes")
+def test_full_disk_under_the_curves_is_one_line(tmp_path):
+    code = """
+import resource, sys
+from pathlib import Path
+from diffstride_experiments.entry import run_command
+from diffstride_experiments.metrics import MetricsWriter
+resource.setrlimit(resource.RLIMIT_FSIZE, (60, 60))
+metrics = {"method": "conv", "epoch": 1, "strides": [[2.0, 2.0]]}
+metrics |= dict.fromkeys(["train_loss", "train_accuracy", "loss", "accuracy"], 0.5)
+run_command(lambda: MetricsWriter(Path(sys.argv[1])).write_events(metrics), "")
+"""
+    done = run_python(code, str(tmp_path))
+    message = f"error: {tmp_path / 'tensorboard' / 'conv'}: File too large\n"
+    assert (done.returncode, done.stderr) == (1, message)
+
+
 def test_a_name_that_cannot_be_printed_hides_no_error():
     code = """
 from diffstride_experiments.entry import run_command

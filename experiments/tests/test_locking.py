@@ -9,6 +9,7 @@ import sys
 import pytest
 from changing import changed
 from diffstride_experiments import atomic, locking
+from diffstride_experiments.checkpoint import Checkpoints
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.locking import check_folder, locked
 from diffstride_experiments.run import run
@@ -30,6 +31,10 @@ with locked(Path(sys.argv[1]), "run_dir"):
         print(helper, flush=True)
     time.sleep(60)
 """
+
+
+def fail_for_want_of_space(*arguments):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_second_is_refused_and_the_first_untouched(tmp_path):
@@ -122,6 +127,16 @@ def test_start_that_failed_does_not_stand_in_the_way(tiny_config, wrong):
     assert (config.run_dir / "config.toml").exists()
 
 
+def test_first_checkpoint_that_cannot_be_written_leaves_no_claim(tiny_config, monkeypatch):
+    config = changed(tiny_config, methods=("conv",), training__epochs=1, data__train_count=40)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", fail_for_want_of_space)
+        with pytest.raises(OSError, match="No space left"):
+            run(config, QUIET)
+    assert not config.run_dir.exists()
+    run(changed(config, seed=1), QUIET)
+
+
 def test_options_are_written_before_the_first_checkpoint(tiny_config, monkeypatch):
     config = changed(tiny_config, methods=("conv",), training__checkpoint_seconds=0.0)
     step, steps = Trainer._train_step, []
@@ -164,10 +179,7 @@ def test_study_in_a_folder_in_use_is_refused(tiny_config, tmp_path, monkeypatch)
 
 
 def test_full_disk_is_reported_with_the_file(tmp_path, monkeypatch):
-    def fail(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(atomic.os, "fsync", fail)
+    monkeypatch.setattr(atomic.os, "fsync", fail_for_want_of_space)
     path = tmp_path / "results.json"
     path.write_text("old")
     refused = pytest.raises(OSError, match=r"No space left on device: .*results\.json")

@@ -246,6 +246,15 @@ def test_batch_larger_than_the_data_is_refused(tiny_config):
         run(changed(tiny_config, training__batch_size=161))
 
 
+def test_device_with_too_little_memory_is_named(tiny_config, monkeypatch):
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("of 80 GiB")
+
+    monkeypatch.setattr(Trainer, "_train_step", fail)
+    with pytest.raises(ExperimentError, match=r"device: cpu .* lower training\.batch_size, 40"):
+        run(tiny_config)
+
+
 def test_gpu_that_is_not_there_is_refused(tiny_config, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ExperimentError, match="device: cuda is not available"):
