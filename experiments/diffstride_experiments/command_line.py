@@ -3,22 +3,33 @@
 import difflib
 import re
 import shutil
+import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from diffstride_experiments.entry import run_command
 from diffstride_experiments.errors import UsageError
-from diffstride_experiments.options import StrideSpelling
+from diffstride_experiments.options import Options, StrideSpelling
 
-__all__ = ["explanations", "help_text", "merged", "read_arguments", "similar"]
+__all__ = [
+    "explanations",
+    "help_text",
+    "merged",
+    "read_arguments",
+    "read_options",
+    "run_script",
+    "similar",
+]
 
 Values = dict[str, Any]
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 # The longest value that an error shows.
 SHOWN = 80
@@ -189,6 +200,60 @@ def _value(option: _Option, flag: str, given: list[str], *, negated: bool) -> An
     return texts[0]
 
 
+def read_options(group: type[OptionsT], arguments: Sequence[str], usage: str) -> OptionsT | None:
+    """Read all options of a command that has no recipes.
+
+    Parameters
+    ----------
+    group : type
+        The options. A first argument that is no option is that of the name ``name``.
+    arguments : sequence of str
+        As of `read_arguments`.
+    usage : str
+        How the command is called.
+
+    Returns
+    -------
+    Options or None
+        None if help was asked for, which was printed.
+
+    Raises
+    ------
+    UsageError
+        For options that are unknown or not allowed.
+    """
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(group, {}, usage), end="")
+        return None
+    options = list(arguments)
+    has_name = "name" in group.model_fields and options and not options[0].startswith("-")
+    named = {"name": options.pop(0)} if has_name else {}
+    given = named | read_arguments(group, options)
+    try:
+        return group.model_validate(given)
+    except ValidationError as error:
+        raise UsageError(explanations(error, group, given, "")) from error
+
+
+def run_script(group: type[Options], main: Callable[..., object]) -> None:
+    """Run a script: errors are one line each, see `run_command`.
+
+    Parameters
+    ----------
+    group : type
+        Its options.
+    main : callable
+        Called with the options by name.
+    """
+
+    def run() -> None:
+        options = read_options(group, sys.argv[1:], f"{Path(sys.argv[0]).name} [OPTIONS]")
+        if options is not None:
+            main(**dict(options))
+
+    run_command(run, "Begin anew")
+
+
 def merged(base: Values, changes: Mapping[str, Any]) -> Values:
     """Return values with changes, table by table.
 
@@ -264,7 +329,7 @@ def _explanation(detail: Any, group: type[BaseModel]) -> tuple[str, str]:
         case "union_tag_invalid":
             return f"{name}.name", f": must be {context['expected_tags']}, got {context['tag']!r}"
         case "missing":
-            return name, " must be given"
+            return name, f" must be given{_allowed(group, name)}"
         case "model_type" | "model_attributes_type" | "dict_type":
             return name, f": must be a table of options, got {_shown(value)}"
         case "tuple_type":
@@ -282,6 +347,12 @@ def _explanation(detail: Any, group: type[BaseModel]) -> tuple[str, str]:
         name = f"{name}.{first}" if name else first
         return name, message.removeprefix(first)
     return name, f": {message}"
+
+
+def _allowed(group: type[BaseModel], name: str) -> str:
+    """Return what an option is one of, if it is one of some values."""
+    choices = next((each.choices for each in _options(group) if each.name == name), ())
+    return f": {', '.join(map(repr, choices))}" if choices else ""
 
 
 def _shown(value: Any) -> str:

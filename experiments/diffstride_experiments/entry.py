@@ -31,7 +31,7 @@ def run_command(command: Callable[[], object], go_on: str) -> None:
     SystemExit
         After an error or an interruption.
     """
-    threading.excepthook = _report_thread
+    threading.excepthook = _leaving_out_errors_of_writing(threading.excepthook)
     try:
         command()
         sys.stdout.flush()
@@ -54,10 +54,15 @@ def run_command(command: Callable[[], object], go_on: str) -> None:
         _end(1, "error: there is not enough memory.")
 
 
-def _report_thread(failure: threading.ExceptHookArgs) -> None:
-    # TensorBoard writes in a thread, and raises what fails there once more where it was called.
-    if not issubclass(failure.exc_type, OSError):
-        threading.__excepthook__(failure)
+def _leaving_out_errors_of_writing(
+    report: Callable[[threading.ExceptHookArgs], object],
+) -> Callable[[threading.ExceptHookArgs], None]:
+    def report_others(failure: threading.ExceptHookArgs) -> None:
+        # TensorBoard writes in a thread, and raises what fails there again where it was called.
+        if not issubclass(failure.exc_type, OSError):
+            report(failure)
+
+    return report_others
 
 
 def _describe(error: OSError) -> str:

@@ -4,15 +4,19 @@ import errno
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 from diffstride_experiments import train
+from diffstride_experiments.command_line import run_script
 from diffstride_experiments.config import RECIPES, parse, read_recipe, recipe_names
 from diffstride_experiments.entry import run_command
 from diffstride_experiments.errors import ExperimentError, UsageError
+from diffstride_experiments.options import Options
 from diffstride_experiments.studies import command
 from diffstride_experiments.studies.options import StudyOptions
 from diffstride_experiments.studies.options import parse as parse_study
+from pydantic import PositiveInt
 
 # What takes seconds to import, or is not needed to read options.
 HEAVY = {
@@ -191,7 +195,7 @@ def test_help_shows_the_options_of_all_data_once(capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "give a study, one of tuning, "),
+        ([], "error: --name must be given: 'tuning', "),
         (["tunig"], "--name: must be 'tuning', "),
         (["tuning", "--seeds", "0"], "--seeds: must be greater than 0, got '0'"),
         (["tuning", "--jobs", "many"], "--jobs: must be a valid integer, got 'many'"),
@@ -207,6 +211,36 @@ def test_study_refuses_bad_options_in_a_line(arguments, expected, monkeypatch, c
     printed = capsys.readouterr().err
     assert expected in printed
     assert len(printed.splitlines()) == 1
+
+
+class Arguments(Options):
+    """A script that counts."""
+
+    epochs: PositiveInt = 5
+    """How far."""
+
+    seed: int = 0
+    """Where from."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "expected"),
+    [
+        ([], None, "5 0"),
+        (["--seed=-1", "--epochs", "2"], None, "2 -1"),
+        (["--help"], None, "usage: script.py [OPTIONS]\n\nA script that counts."),
+        (["--epochs", "0"], 2, "error: --epochs: must be greater than 0, got '0'\n"),
+        (["more"], 2, "error: more: there is no such option\n"),
+    ],
+)
+def test_script_reads_its_options(arguments, status, expected, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["folder/script.py", *arguments])
+    stopped = nullcontext() if status is None else pytest.raises(SystemExit)
+    with stopped as stop:
+        run_script(Arguments, lambda epochs, seed: print(epochs, seed))
+    assert status is None or stop.value.code == status
+    printed = capsys.readouterr()
+    assert (printed.err if status else printed.out).startswith(expected)
 
 
 def test_study_takes_its_name_and_options(tmp_path, capsys):

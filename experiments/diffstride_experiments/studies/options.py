@@ -3,12 +3,11 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt
 
-from diffstride_experiments.command_line import explanations, help_text, read_arguments
-from diffstride_experiments.errors import UsageError
+from diffstride_experiments.command_line import read_options
 from diffstride_experiments.locking import check_folder
 from diffstride_experiments.options import Options
 
@@ -70,17 +69,7 @@ def parse(arguments: Sequence[str]) -> StudyOptions | None:
     UsageError
         For options that are unknown or not allowed, or for a folder that cannot be made.
     """
-    if {"-h", "--help"} & set(arguments):
-        print(help_text(StudyOptions, {}, "diffstride-study NAME [OPTIONS]"), end="")
-        return None
-    options = list(arguments)
-    named = {} if not options or options[0].startswith("-") else {"name": options.pop(0)}
-    given = named | read_arguments(StudyOptions, options)
-    if "name" not in given:
-        raise UsageError(f"give a study, one of {', '.join(get_args(StudyName))}.")
-    try:
-        chosen = StudyOptions.model_validate(given)
-    except ValidationError as error:
-        raise UsageError(explanations(error, StudyOptions, given, "")) from error
-    check_folder(chosen.folder / chosen.name, "folder")
+    chosen = read_options(StudyOptions, arguments, "diffstride-study NAME [OPTIONS]")
+    if chosen is not None:
+        check_folder(chosen.folder / chosen.name, "folder")
     return chosen

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -116,7 +117,11 @@ def _run(cases: Sequence[Case], missing: Sequence[int], jobs: int) -> Iterator[t
 
 
 def _end_with_parent() -> None:
-    """End this process as soon as its parent has: a study that was killed leaves no run behind."""
+    """End this process as soon as its parent has: a study that was killed leaves no run behind.
+
+    An interruption from the terminal, which all its processes get, ends this one without a word.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = parent_process()
     assert parent is not None, "the pool's processes are children"
 
