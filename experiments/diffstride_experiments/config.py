@@ -91,6 +91,13 @@ class Model(Options):
         return self
 
     @model_validator(mode="after")
+    def _check_limits(self) -> Self:
+        lower, upper = self.lower_limit, self.upper_limit
+        if lower is not None and upper is not None and lower > upper:
+            raise ValueError(f"lower_limit must be at most upper_limit, {upper}, got {lower}")
+        return self
+
+    @model_validator(mode="after")
     def _check_places(self) -> Self:
         # Where no channels are given, those of the small network are four.
         strides, channels = len(self.strides), len(self.channels)
@@ -287,8 +294,7 @@ class Config(Options):
     @classmethod
     def _check_methods(cls, methods: tuple[MethodName, ...]) -> tuple[MethodName, ...]:
         if not methods or len(set(methods)) != len(methods):
-            given = " ".join(methods) or "nothing"
-            raise ValueError(f"give at least one method, and each at most once, not {given}")
+            raise ValueError("must be at least one method, and each at most once")
         return methods
 
     @model_validator(mode="after")
@@ -315,7 +321,7 @@ class Config(Options):
                 try:
                     self.model.build(METHODS[method], in_channels=1, num_classes=2)
                 except (TypeError, ValueError) as error:
-                    raise UsageError(f"model: {error} (methods: {method}).") from error
+                    raise UsageError(f"model.{error} (methods: {method}).") from error
 
     def to_toml(self) -> str:
         """Return all options as a recipe."""
@@ -421,7 +427,8 @@ def parse(arguments: Sequence[str]) -> Config | None:
         values = _validated(base, {}, source).model_dump() if source else base
         print(help_text(Config, values, "diffstride-train [RECIPE] [OPTIONS]"), end="")
         return None
-    if misplaced := [option for option in options if option.endswith(".toml")]:
+    misplaced = [option for option in options[1:] if option.endswith(".toml")]
+    if misplaced := [option for option in options[:1] if not option.startswith("-")] + misplaced:
         raise UsageError(f"{misplaced[0]}: give one recipe, before the options.")
     given = read_arguments(Config, options)
     config = _validated(merged(base, given), given, source)
