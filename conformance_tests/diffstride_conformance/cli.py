@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from diffstride_conformance import frameworks, selection
 from diffstride_conformance.cases import METHODS
@@ -37,19 +39,35 @@ examples:
                                                          diffstride_conformance.examples
   diffstride-verify --backends jax --case complexity-2   one case, as a failure names it
 
-exit status: 0 if everything passed; 1 if not, or if a backend that was asked for is missing; 2 for
-wrong options
+exit status: 0 if everything passed; 1 if not, if a backend that was asked for or a package is
+missing, or if the report cannot be written; 2 for wrong options; 130 after an interruption
 """
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
+    try:
+        return _verify(arguments)
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+
+
+def _verify(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
         from diffstride_conformance import console, html_report, json_report
     except ModuleNotFoundError as error:
-        parser.error(f"{error.name} is not installed: pip install 'diffstride[conformance]'")
+        package = (error.name or "").partition(".")[0]
+        return _failed(f"{package} is not installed: pip install 'diffstride[conformance]'")
     try:
         chosen = _chosen(options)
     except ValueError as error:
@@ -76,13 +94,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.show(report)
     if options.report is not None:
         write = html_report.write if options.report.suffix == ".html" else json_report.write
-        write(report, options.report)
+        try:
+            write(report, options.report)
+        except OSError as error:
+            return _failed(f"--report: {options.report} cannot be written: {error.strerror}")
         console.show_written(options.report)
     return 0 if report.passed else 1
 
 
+def _failed(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "diffstride-verify",
         description=DESCRIPTION,
         epilog=EXAMPLES,

@@ -460,7 +460,9 @@ def test_wrong_options_are_refused_before_any_work(options, message, capsys, mon
     with pytest.raises(SystemExit) as stopped:
         cli.main(options)
     assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert len(printed.splitlines()) == 1
 
 
 @pytest.mark.parametrize("package", ["rich", "jinja2"])
@@ -469,11 +471,32 @@ def test_the_extra_that_is_missing_is_named(package):
 import sys
 sys.modules[{package!r}] = None
 from diffstride_conformance.cli import main
-main([])
+sys.exit(main([]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert f"{package} is not installed: pip install 'diffstride[conformance]'" in done.stderr
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: {package} is not installed: pip install 'diffstride[conformance]'\n"
+    )
+
+
+def test_report_that_cannot_be_written_is_an_error_of_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "verify", lambda *arguments: ())
+    folder = tmp_path / "report.json"
+    folder.mkdir()
+    assert cli.main(["--backends", "numpy", "--case", "complexity-2", "--report", str(folder)]) == 1
+    assert (
+        capsys.readouterr().err == f"error: --report: {folder} cannot be written: Is a directory\n"
+    )
+
+
+def test_interruption_is_no_traceback(monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "verify", interrupt)
+    assert cli.main(["--backends", "numpy", "--case", "complexity-2"]) == 130
+    assert capsys.readouterr().err == "\nInterrupted.\n"
 
 
 def test_help_has_examples(capsys):

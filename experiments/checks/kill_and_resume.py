@@ -9,7 +9,6 @@ metrics must be equal byte for byte, and weights and optimiser bit for bit.
 
 from __future__ import annotations
 
-import argparse
 import random
 import subprocess
 import sys
@@ -18,6 +17,9 @@ import time
 from pathlib import Path
 
 import torch
+from diffstride_experiments.command_line import run_script
+from diffstride_experiments.options import Options
+from pydantic import PositiveInt
 
 METHODS = ("conv", "diffstride-relative")
 OPTIONS = [
@@ -98,8 +100,17 @@ def main(kills: int, epochs: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=10, help="length of the training")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    main(**vars(parser.parse_args()))
+
+    class Arguments(Options):
+        """Kill a training again and again; resumed, it must end as if nothing had happened."""
+
+        kills: PositiveInt = 20
+        """How often."""
+
+        epochs: PositiveInt = 10
+        """Length of the training."""
+
+        seed: int = 0
+        """Seed of the moments of the kills."""
+
+    run_script(Arguments, main)

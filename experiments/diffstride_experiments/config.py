@@ -1,18 +1,15 @@
 """The options of a run: defaults, recipes and the command line."""
 
-import difflib
+from __future__ import annotations
+
 import hashlib
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import tomli_w
-import torch
-import tyro
-from diffstride_torch.models import preact_resnet18, preact_resnet56, resnet18, small_resnet
-from diffstride_torch.models.blocks import ResidualNetwork
 from pydantic import (
     Field,
     NonNegativeFloat,
@@ -23,8 +20,16 @@ from pydantic import (
     model_validator,
 )
 
+from diffstride_experiments.command_line import (
+    explanations,
+    help_text,
+    merged,
+    read_arguments,
+    similar,
+)
 from diffstride_experiments.data import DataOptions, Digits, EvaluateOn
-from diffstride_experiments.errors import ExperimentError
+from diffstride_experiments.errors import UsageError
+from diffstride_experiments.locking import check_folder
 from diffstride_experiments.methods import METHODS, Method, MethodName
 from diffstride_experiments.options import Options, Stride
 from diffstride_experiments.text import AnyPath
@@ -38,14 +43,17 @@ __all__ = [
     "fingerprint",
     "parse",
     "read_recipe",
+    "recipe_names",
 ]
 
-NETWORKS = {
-    "small_resnet": small_resnet,
-    "preact_resnet18": preact_resnet18,
-    "preact_resnet56": preact_resnet56,
-    "resnet18": resnet18,
-}
+if TYPE_CHECKING:
+    from diffstride_torch.models.blocks import ResidualNetwork
+
+RECIPES = Path(__file__).parent / "recipes"
+
+# Entries that the strides of each network may have: those of its last places. The networks check
+# their arguments themselves, but to import them takes seconds.
+ENTRIES = {"preact_resnet18": (3, 4, 5), "preact_resnet56": (4,), "resnet18": (3, 4, 5)}
 
 # What a run that goes on may change: nothing of it decides a result.
 FREE = frozenset({"run_dir", "data.cache", "training.workers", "training.checkpoint_seconds"})
@@ -83,6 +91,35 @@ class Model(Options):
             raise ValueError(f"stem must be small for small_resnet, got {self.stem}")
         return self
 
+    @model_validator(mode="after")
+    def _check_limits(self) -> Self:
+        lower, upper = self.lower_limit, self.upper_limit
+        if lower is not None and upper is not None and lower > upper:
+            raise ValueError(f"lower_limit must be at most upper_limit, {upper}, got {lower}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_places(self) -> Self:
+        # Where no channels are given, those of the small network are four.
+        strides, channels = len(self.strides), len(self.channels)
+        if self.name == "small_resnet":
+            if not strides or strides != (channels or 4) - 1:
+                raise ValueError(
+                    "strides must have one entry less than channels, which has the stem's too, got "
+                    f"{strides} strides and {channels or 4} channels"
+                )
+            return self
+        allowed = ENTRIES[self.name]
+        if strides not in allowed:
+            numbers = " or ".join(map(str, allowed))
+            raise ValueError(f"strides must have {numbers} entries for {self.name}, got {strides}")
+        if channels not in (0, max(allowed)):
+            raise ValueError(
+                f"channels must have {max(allowed)} entries for {self.name}, the stem's and each "
+                f"stage's, got {channels}"
+            )
+        return self
+
     def build(self, method: Method, in_channels: int, num_classes: int) -> ResidualNetwork:
         """Build the network for a method, with weights from torch's random generator.
 
@@ -91,10 +128,12 @@ class Model(Options):
         ValueError
             If strides or channels do not fit the network, naming the argument.
         """
+        from diffstride_torch import models
+
         options: dict[str, Any] = {"channels": self.channels} if self.channels else {}
         if self.name != "small_resnet":
             options["stem"] = self.stem
-        return NETWORKS[self.name](
+        return getattr(models, self.name)(
             pooling=method.pooling,
             convention=method.convention,
             smoothness=self.smoothness,
@@ -154,9 +193,15 @@ class Optimizer(Options):
             if list(self.boundaries) != sorted(set(self.boundaries)):
                 raise ValueError(f"boundaries must increase, got {self.boundaries}")
         elif self.factors or self.boundaries:
-            raise ValueError("boundaries and factors must be left out unless schedule is steps")
+            raise ValueError(
+                "factors and boundaries must be left out unless schedule is steps, got "
+                f"{self.factors} and {self.boundaries}"
+            )
         if self.schedule == "one-cycle" and self.warmup_epochs:
-            raise ValueError("warmup_epochs must be 0 for one-cycle, which has a rise of its own")
+            raise ValueError(
+                "warmup_epochs must be 0 for one-cycle, which has a rise of its own, got "
+                f"{self.warmup_epochs}"
+            )
         return self
 
 
@@ -201,11 +246,11 @@ class Training(Options):
 class Config(Options):
     """Train networks whose downsampling differs, and compare them.
 
-    diffstride-train [RECIPE.toml] [OPTIONS]: every option of a recipe can be overridden. Without a
-    recipe, small residual networks learn handwritten digits from poor initial strides. The run
-    folder keeps the options, metrics, checkpoints, results and a plot; interrupted, the same
-    command goes on from the last checkpoint, to the same result. Started by torchrun, all processes
-    share the work.
+    A recipe is one that --list names, or the path of a TOML file; its help has its defaults. Every
+    option of it can be overridden. Without a recipe, small residual networks learn handwritten
+    digits from poor initial strides. The run folder keeps the options, metrics, checkpoints,
+    results and a plot; interrupted, the same command goes on from the last checkpoint, to the same
+    result. Started by torchrun, all processes share the work.
     """
 
     # Rates and penalty were chosen with --evaluate-on validation --seed 1 --training.epochs 12.
@@ -226,7 +271,7 @@ class Config(Options):
     """Methods to train, in this order."""
 
     data: DataOptions = Digits()
-    """Samples. A recipe chooses the kind, its options can be overridden."""
+    """Samples, of the kind data.name."""
 
     model: Model = Model(strides=(3.0, 2.0, 3.0), channels=(8, 16, 32, 32))
     optimizer: Optimizer = Optimizer()
@@ -250,17 +295,8 @@ class Config(Options):
     @classmethod
     def _check_methods(cls, methods: tuple[MethodName, ...]) -> tuple[MethodName, ...]:
         if not methods or len(set(methods)) != len(methods):
-            given = " ".join(methods) or "nothing"
-            raise ValueError(f"give at least one method, and each at most once, not {given}")
+            raise ValueError("must be at least one method, and each at most once")
         return methods
-
-    @model_validator(mode="after")
-    def _check_network(self) -> Self:
-        # Networks refuse what does not fit their architecture.
-        with torch.device("meta"):
-            for method in self.methods:
-                self.model.build(METHODS[method], in_channels=1, num_classes=2)
-        return self
 
     @model_validator(mode="after")
     def _check_warmup(self) -> Self:
@@ -271,9 +307,31 @@ class Config(Options):
             )
         return self
 
+    def check_networks(self) -> None:
+        """Check that the options fit the networks of all methods, which takes torch to be imported.
+
+        Raises
+        ------
+        UsageError
+            If they do not, naming the option.
+        """
+        import torch
+
+        with torch.device("meta"):
+            for method in self.methods:
+                try:
+                    self.model.build(METHODS[method], in_channels=1, num_classes=2)
+                except (TypeError, ValueError) as error:
+                    raise UsageError(f"model.{error} (methods: {method}).") from error
+
     def to_toml(self) -> str:
         """Return all options as a recipe."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
 def read_recipe(path: Path) -> Config:
@@ -283,7 +341,8 @@ def read_recipe(path: Path) -> Config:
     ----------
     path : Path
         TOML file. Options that are left out have their defaults, or the values that they have in
-        the recipe beside it which ``extends`` names.
+        the recipe that ``extends`` names: the path of one, from the folder of this one, or the name
+        of one that comes with the package.
 
     Returns
     -------
@@ -292,99 +351,96 @@ def read_recipe(path: Path) -> Config:
 
     Raises
     ------
-    ExperimentError
+    UsageError
         If the file cannot be read, or naming each option that is unknown or not allowed.
     """
+    return _validated(_read_values(path), {}, f"recipe {path}: ")
+
+
+def _validated(values: dict[str, Any], given: Mapping[str, Any], source: str) -> Config:
     try:
-        return Config.model_validate(_read_values(path))
+        return Config.model_validate(values)
     except ValidationError as error:
-        lines = "\n".join(f"  {_explanation(detail)}" for detail in error.errors())
-        raise ExperimentError(f"recipe {path}:\n{lines}") from error
+        raise UsageError(explanations(error, Config, given, source)) from error
+
+
+def _find_recipe(recipe: str, folder: Path = Path()) -> Path:
+    """Return the path of a recipe that is given by its path from a folder, or by its name."""
+    if recipe in recipe_names():
+        return RECIPES / f"{recipe}.toml"
+    path = folder / recipe
+    if path.suffix == ".toml" or path.exists() or len(Path(recipe).parts) != 1:
+        return path
+    raise UsageError(
+        f"recipe {recipe}: there is neither a file nor a recipe of this name"
+        f"{similar(recipe, recipe_names()) or '.'} diffstride-train --list names all."
+    )
 
 
 def _read_values(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in extended_by:
-        raise ExperimentError(f"recipe {path} extends itself.")
+        raise UsageError(f"recipe {path} extends itself.")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ExperimentError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ExperimentError(f"recipe {path} is not TOML: {error}") from error
-    if "extends" in values:
-        base = path.parent / str(values.pop("extends"))
-        return _merged(_read_values(base, (*extended_by, path.resolve())), values)
-    return values
+        raise UsageError(f"recipe {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"recipe {path} is not UTF-8 text (byte {error.start}).") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"recipe {path} is not TOML: {error}.") from error
+    if "extends" not in values:
+        return values
+    base = values.pop("extends")
+    if not isinstance(base, str):
+        raise UsageError(f"recipe {path}: extends: must be a path or a name, got {base!r}")
+    found = _find_recipe(base, path.parent)
+    return merged(_read_values(found, (*extended_by, path.resolve())), values)
 
 
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for name, value in changes.items():
-        table = merged.get(name)
-        both = isinstance(value, dict) and isinstance(table, dict)
-        merged[name] = _merged(table, value) if both else value
-    return merged
-
-
-def _explanation(detail: Any) -> str:
-    place = list(detail["loc"])
-    if place[:1] == ["data"]:
-        del place[1:2]  # the kind of data, which is no option
-    elif place[:2] == ["model", "strides"]:
-        del place[3:]  # whether it was taken for one stride or for two
-    name = ".".join(map(str, place))
-    if detail["type"] == "extra_forbidden":
-        similar = difflib.get_close_matches(str(place[-1]), _option_names(Options), n=1)
-        return f"{name}: there is no such option" + "".join(
-            f"; did you mean {option}?" for option in similar
-        )
-    if detail["type"] == "union_tag_not_found":
-        return f"{name}.name must be given"
-    if detail["type"] == "missing":
-        return f"{name} must be given"
-    message = detail["msg"].removeprefix("Value error, ")
-    if isinstance(detail["input"], dict):
-        return f"{name}: {message}" if name else message
-    return f"{name}: {message}, got {detail['input']!r}"
-
-
-def _option_names(options: type[Options]) -> set[str]:
-    names = set(options.model_fields)
-    return names.union(*(_option_names(group) for group in options.__subclasses__()))
-
-
-def parse(arguments: Sequence[str]) -> Config:
+def parse(arguments: Sequence[str]) -> Config | None:
     """Read the command line.
 
     Parameters
     ----------
     arguments : sequence of str
-        Path of a recipe, if any, then options.
+        Path or name of a recipe, if any, then options.
 
     Returns
     -------
-    Config
-        Options of the run.
+    Config or None
+        Options of the run; None if help or the list of recipes was asked for, which was printed.
 
     Raises
     ------
-    ExperimentError
-        As `read_recipe`.
-    SystemExit
-        For options that are unknown or not allowed, after a message on standard error.
+    UsageError
+        As `read_recipe`; for options that are unknown or not allowed; or for a run folder that
+        cannot be made.
     """
-    has_recipe = bool(arguments) and not arguments[0].startswith("-")
-    misplaced = [argument for argument in arguments[1:] if argument.endswith(".toml")]
-    if misplaced:
-        raise ExperimentError(f"{misplaced[0]}: give one recipe, before the options.")
-    return tyro.cli(
-        Config,
-        prog="diffstride-train",
-        default=read_recipe(Path(arguments[0])) if has_recipe else Config(),
-        args=arguments[has_recipe:],
-        # The kind of data is that of the recipe.
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    if "--list" in arguments:
+        print("".join(f"{name:16} {_summary(name)}\n" for name in recipe_names()), end="")
+        return None
+    base, source, options = Config().model_dump(), "", list(arguments)
+    if options and not options[0].startswith("-"):
+        path = _find_recipe(options.pop(0))
+        # Tables that a recipe has are its own, the others are as they are without one.
+        base, source = base | _read_values(path), f"recipe {path}: "
+    if {"-h", "--help"} & set(options):
+        values = _validated(base, {}, source).model_dump() if source else base
+        print(help_text(Config, values, "diffstride-train [RECIPE] [OPTIONS]"), end="")
+        return None
+    misplaced = [option for option in options[1:] if option.endswith(".toml")]
+    if misplaced := [option for option in options[:1] if not option.startswith("-")] + misplaced:
+        raise UsageError(f"{misplaced[0]}: give one recipe, before the options.")
+    given = read_arguments(Config, options)
+    config = _validated(merged(base, given), given, source)
+    check_folder(config.run_dir, "run_dir")
+    return config
+
+
+def _summary(name: str) -> str:
+    """Return the first line of a recipe, which says what it is."""
+    text = (RECIPES / f"{name}.toml").read_text(encoding="utf-8")
+    return text.partition("\n")[0].removeprefix("# ")
 
 
 def differences(earlier: Config, config: Config) -> list[str]:

@@ -1,7 +1,11 @@
-"""The error that the console command reports without a traceback."""
+"""The errors that a console command reports in a line, without a traceback."""
 
-__all__ = ["ExperimentError"]
+__all__ = ["ExperimentError", "UsageError"]
 
 
 class ExperimentError(RuntimeError):
     """A run cannot start or go on; the message says why and what to do."""
+
+
+class UsageError(ExperimentError):
+    """An option or a recipe is not allowed; the message names it, its value and what is allowed."""

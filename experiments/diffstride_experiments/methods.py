@@ -1,9 +1,12 @@
 """The ways of downsampling that an experiment compares."""
 
-from dataclasses import dataclass
-from typing import Literal
+from __future__ import annotations
 
-from diffstride_torch.models import Pooling
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from diffstride_torch.models import Pooling
 
 __all__ = ["METHODS", "Method", "MethodName"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from diffstride_experiments.atomic import replacing
+from diffstride_experiments.atomic import naming, replacing
 
 __all__ = ["MetricsWriter"]
 
@@ -45,9 +45,9 @@ class MetricsWriter:
         """
         epoch = metrics["epoch"]
         folder = self._folder / "tensorboard" / metrics["method"]
-        folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard cannot write to a folder whose name is not UTF-8.
-        with TemporaryDirectory() as unfinished:
+        with naming(folder), TemporaryDirectory() as unfinished:
+            folder.mkdir(parents=True, exist_ok=True)
             with SummaryWriter(unfinished, purge_step=epoch) as writer:
                 for name in ("train_loss", "train_accuracy", "loss", "accuracy"):
                     writer.add_scalar(name, metrics[name], epoch)

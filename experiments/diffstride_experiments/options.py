@@ -2,10 +2,9 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
-from tyro.constructors import PrimitiveConstructorSpec
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-__all__ = ["Options", "Stride"]
+__all__ = ["Options", "Stride", "StrideSpelling"]
 
 
 class Options(BaseModel):
@@ -26,24 +25,22 @@ class Options(BaseModel):
             field.description = field.description and " ".join(field.description.split())
 
 
-def _parse_stride(arguments: list[str]) -> float | tuple[float, float]:
-    height, times, width = arguments[0].partition("x")
-    return (float(height), float(width)) if times else float(height)
+def _read_stride(value: Any) -> float | tuple[float, ...]:
+    """Return a stride of a text S or HxW, a number or a pair; refuse what is none."""
+    pair = isinstance(value, list | tuple)
+    parts = value if pair else value.split("x") if isinstance(value, str) else [value]
+    try:
+        strides = tuple(map(float, parts))
+    except (TypeError, ValueError):
+        strides = ()
+    if len(strides) not in ((2,) if pair else (1, 2)) or not all(
+        1 <= stride < float("inf") for stride in strides
+    ):
+        raise ValueError("must be a stride S, or HxW for height and width, of numbers from 1 on")
+    return strides if len(strides) == 2 else strides[0]
 
 
-def _write_stride(stride: float | tuple[float, float]) -> list[str]:
-    values = stride if isinstance(stride, tuple) else (stride,)
-    return ["x".join(f"{value:g}" for value in values)]
+StrideSpelling = BeforeValidator(_read_stride)
 
-
-Stride = Annotated[
-    float | tuple[float, float],
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="S|HxW",
-        instance_from_str=_parse_stride,
-        is_instance=lambda value: isinstance(value, float | int | tuple),
-        str_from_instance=_write_stride,
-    ),
-]
+Stride = Annotated[float | tuple[float, float], StrideSpelling]
 """One stride for both axes, or those of height and width."""

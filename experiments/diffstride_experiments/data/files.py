@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from diffstride_experiments.data.source import Source
 from diffstride_experiments.data.walk import Found, Unreadable
@@ -69,7 +67,7 @@ def check_classes(labels: np.ndarray, classes: Sequence[str], folder: Path, foun
         )
 
 
-class _Files(Dataset[Any]):
+class _Files:
     def __init__(self, read: Callable[[str], Any], paths: Sequence[str]) -> None:
         self._read = read
         self._paths = paths
@@ -113,6 +111,9 @@ def read_files(
     object or Unreadable
         What `read` returned for each file, or why it failed.
     """
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
     if not paths:
         return
     batches = DataLoader(_Files(read, paths), batch_size=16, collate_fn=list, num_workers=workers)

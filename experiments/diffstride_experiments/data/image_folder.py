@@ -1,16 +1,15 @@
 """Folders of images."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
-from torch import Tensor
-from torchvision.transforms import Compose, v2
 
 from diffstride_experiments.data.files import FileSource, Unreadable, check_classes, read_files
 from diffstride_experiments.data.image_files import (
@@ -19,12 +18,15 @@ from diffstride_experiments.data.image_files import (
     read_image,
     read_image_and_frames,
 )
-from diffstride_experiments.data.samples import Normalise, Samples, ShiftFlip
 from diffstride_experiments.data.source import Data, EvaluateOn
 from diffstride_experiments.data.splits import held_out_remark, hold_out
 from diffstride_experiments.data.walk import Found, find_files
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.text import AnyPath, printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torchvision.transforms import Compose
 
 __all__ = ["ImageFolder"]
 
@@ -81,6 +83,8 @@ class ImageFolder(FileSource):
 
     def load(self, evaluate_on: EvaluateOn, workers: int = 0) -> Data:
         """Check all images, and keep them if they are to stay in memory, see `Source.load`."""
+        from diffstride_experiments.data.samples import Samples
+
         folders = self._part_folders(evaluate_on) if self.test_fraction is None else [self.path]
         self._check_layout()
         found = find_files(folders, image_suffixes(), "image")
@@ -197,6 +201,9 @@ class ImageFolder(FileSource):
         self, paths: Sequence[str], workers: int, found: Found
     ) -> tuple[Tensor, dict[int, Unreadable]]:
         """Return all images as bytes and the unreadable ones by index."""
+        import torch
+        from torchvision.transforms import Compose
+
         images, unreadable, first = np.empty(0, np.uint8), {}, None
         read = partial(_pixels, Compose(self._resize()))
         for index, result in enumerate(read_files(read, paths, workers, "Reading images")):
@@ -215,10 +222,18 @@ class ImageFolder(FileSource):
 
     def _resize(self) -> list[Callable[[Any], Any]]:
         """Return what gives an image the size that augmentation starts from."""
-        return [] if self.size is None else [v2.Resize(self.size), v2.CenterCrop(self.size)]
+        if self.size is None:
+            return []
+        from torchvision.transforms import v2
+
+        return [v2.Resize(self.size), v2.CenterCrop(self.size)]
 
     def _transforms(self) -> tuple[Compose, Compose]:
         """Return what makes samples of items, for training and for evaluation."""
+        from torchvision.transforms import Compose, v2
+
+        from diffstride_experiments.data.samples import Normalise, ShiftFlip
+
         normalise = Normalise(self.mean, self.std)
         if self.augmentation == "random-resized-crop":
             finish = [v2.PILToTensor(), normalise]

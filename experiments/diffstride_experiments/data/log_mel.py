@@ -3,7 +3,6 @@
 import warnings
 from dataclasses import dataclass
 
-import librosa
 import numpy as np
 
 from diffstride_experiments.data.sound_files import read_sound
@@ -66,6 +65,8 @@ class LogMel:
         librosa.ParameterError
             If it holds values that are not finite.
         """
+        import librosa
+
         channels, rate = read_sound(path)
         clip = channels.mean(axis=1)
         if len(clip) < self.window * rate / self.sample_rate:
@@ -90,6 +91,8 @@ class LogMel:
 
     def has_empty_bands(self) -> bool:
         """Return whether the windows are too short to tell some bands apart."""
+        import librosa
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # librosa's of the same
             filters = librosa.filters.mel(sr=self.sample_rate, n_fft=self.window, n_mels=self.bands)

@@ -1,18 +1,22 @@
 """What all kinds of data have in common."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from diffstride_experiments.data.splits import choose, hold_out
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.options import Options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import Dataset
 
 __all__ = ["Data", "EvaluateOn", "Source"]
 

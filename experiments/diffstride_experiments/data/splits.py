@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.model_selection import train_test_split
-from sklearn.utils import resample
 
 from diffstride_experiments.errors import ExperimentError
 
@@ -55,6 +53,8 @@ def hold_out(
             f"{option}: {fraction} holds out {held_out} of {len(indices)} samples, both parts must "
             f"have at least as many as there are classes, {len(classes)}."
         )
+    from sklearn.model_selection import train_test_split
+
     kept, held = train_test_split(
         indices,
         train_size=len(indices) - held_out,
@@ -108,6 +108,8 @@ def choose(indices: np.ndarray, labels: np.ndarray, count: int | None, option: s
         return indices
     if count > len(indices):
         raise ExperimentError(f"{option}: {count} is more than the {len(indices)} there are.")
+    from sklearn.utils import resample
+
     return resample(
         indices,
         replace=False,

@@ -1,212 +1,31 @@
 """The console command ``diffstride-study``."""
 
-import json
-import os
-import platform
-import shlex
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Literal
 
-import numpy as np
-import tomli_w
-import tyro
-from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
-from rich.console import Console
+from diffstride_experiments.entry import run_command
 
-from diffstride_experiments.atomic import replacing
-from diffstride_experiments.errors import ExperimentError
-from diffstride_experiments.options import Options
-from diffstride_experiments.report import versions
-from diffstride_experiments.studies.bases import base, check_samples
-from diffstride_experiments.studies.changes import common
-from diffstride_experiments.studies.registry import STUDIES
-from diffstride_experiments.studies.runner import run_cases
-from diffstride_experiments.studies.study import Case, Outcome, Study
-from diffstride_experiments.studies.summary import group
-from diffstride_experiments.train import run_command
-
-__all__ = ["StudyOptions", "main", "run_study"]
-
-StudyName = Literal[
-    "tuning",
-    "robustness-digits",
-    "robustness-images",
-    "penalty",
-    "window",
-    "robustness-recordings",
-]
-
-
-class StudyOptions(Options):
-    """Run a study: a grid of short trainings, each on one thread, and tables and figures of them.
-
-    Interrupted, the same command goes on. What is in the folder already is not run again.
-    """
-
-    name: Annotated[StudyName, tyro.conf.Positional]
-    """Which study."""
-
-    data: Path | None = None
-    """Folder of the data where they are not bundled: the recordings of the Free Spoken Digit
-    Dataset for robustness-recordings, else CIFAR10, either unpacked from its Python version or as
-    train/CLASS/* and test/CLASS/*."""
-
-    folder: Path = Path("runs/studies")
-    """The study's folder is made in it."""
-
-    seeds: PositiveInt = 3
-    """Runs of each row, with the seeds 0, 1, ..."""
-
-    jobs: PositiveInt = Field(default_factory=lambda: min(os.cpu_count() or 1, 8))
-    """Runs at a time, each with samples of its own in memory. Results do not depend on it."""
-
-    against: Path | None = None
-    """Folder of another execution of the study, such as experiments/results/NAME: say how far the
-    means are from its."""
-
-
-def run_study(options: StudyOptions, console: Console) -> list[Outcome]:
-    """Run a study and write its files.
-
-    Parameters
-    ----------
-    options : StudyOptions
-        What to run.
-    console : Console
-        Where to say what was found.
-
-    Returns
-    -------
-    list of Outcome
-        Of all runs.
-
-    Raises
-    ------
-    ExperimentError
-        If data are missing or not what the study is about, or a run fails.
-    """
-    study = STUDIES[options.name]
-    earlier = None if options.against is None else _read(options.against, study)
-    folder = options.folder / study.name
-    config = base(study.data, options.data and options.data.resolve())
-    check_samples(config, study.data)
-    seeds = range(options.seeds)
-    cases = study.cases(config, seeds)
-    outcomes = run_cases(cases, folder / "runs", options.jobs, study.name)
-    if study.follow_up is not None:
-        more = study.follow_up(config, seeds, outcomes)
-        title = f"{study.name}, continued"
-        outcomes += run_cases(more, folder / "runs", options.jobs, title)
-        cases += more
-
-    report = study.report(outcomes)
-    for name, content in report.figures.items():
-        with replacing(folder / f"{name}.png") as file:
-            file.write(content)
-    texts = {
-        "config.toml": _shared_options(cases),
-        "environment.json": json.dumps(_environment(options), indent=2) + "\n",
-        "outcomes.jsonl": "".join(f"{json.dumps(asdict(outcome))}\n" for outcome in outcomes),
-        "results.md": _page(study, options, report.markdown, list(report.figures), outcomes),
-    }
-    for name, text in texts.items():
-        with replacing(folder / name) as file:
-            file.write(text.encode())
-    console.print(f"{folder / 'results.md'} has the tables.", markup=False, soft_wrap=True)
-    if earlier is not None:
-        console.print(comparison(outcomes, earlier), markup=False, soft_wrap=True)
-    return outcomes
-
-
-def _shared_options(cases: Sequence[Case]) -> str:
-    shared = common([case.config.model_dump(mode="json", exclude_none=True) for case in cases])
-    for options, name in ((shared, "run_dir"), (shared["data"], "path"), (shared["data"], "cache")):
-        options.pop(name, None)  # where files are, which is everybody's own
-    return tomli_w.dumps(shared)
-
-
-def _environment(options: StudyOptions) -> dict[str, object]:
-    return {
-        "versions": versions(),
-        "processor": f"{platform.machine()}, {os.cpu_count()} cores",
-        "jobs": options.jobs,
-    }
-
-
-def _page(
-    study: Study,
-    options: StudyOptions,
-    tables: str,
-    figures: Sequence[str],
-    outcomes: Sequence[Outcome],
-) -> str:
-    command = ["diffstride-study", study.name]
-    if study.data != "digits":
-        command += ["--data", study.data.upper()]
-    if options.seeds != 3:
-        command += ["--seeds", str(options.seeds)]
-    longest = max(outcome.seconds for outcome in outcomes)
-    total = sum(outcome.seconds for outcome in outcomes)
-    images = "\n\n".join(f"![{name}]({name}.png)" for name in figures)
-    return f"""# {study.title}
-
-`{shlex.join(command)}`: {len(outcomes)} runs of at most {longest:.0f} s on one thread,
-{total / 60:.0f} minutes of them together, {options.jobs} at a time; seeds 0 to {options.seeds - 1}.
-Options that all runs share: [config.toml](config.toml); each run's outcome:
-[outcomes.jsonl](outcomes.jsonl); versions: [environment.json](environment.json). Numbers are mean ±
-standard deviation over the seeds.
-
-{images}
-
-{tables}"""
-
-
-def _read(folder: Path, study: Study) -> list[Outcome]:
-    path = folder / "outcomes.jsonl"
-    try:
-        lines = path.read_bytes().splitlines()
-        outcomes = [TypeAdapter(Outcome).validate_json(line) for line in lines]
-    except (OSError, ValidationError) as error:
-        raise ExperimentError(f"--against: {path} has no outcomes of a study: {error}") from error
-    if any(len(outcome.labels) != len(study.columns) for outcome in outcomes):
-        raise ExperimentError(f"--against: {path} has outcomes of another study.")
-    return outcomes
-
-
-def comparison(outcomes: Sequence[Outcome], earlier: Sequence[Outcome]) -> str:
-    """Say how far the mean accuracies of two executions of a study are from each other.
-
-    Parameters
-    ----------
-    outcomes, earlier : sequence of Outcome
-        Of both executions.
-
-    Returns
-    -------
-    str
-        How many rows agree within the standard deviations of both, taken together, and the rows
-        that do not.
-    """
-    now, before = group(outcomes), group(earlier)
-    lines = []
-    for labels in now.keys() & before.keys():
-        a, b = now[labels].accuracy, before[labels].accuracy
-        # Of a single seed there is no deviation.
-        if abs(a.mean - b.mean) > np.hypot(*np.nan_to_num([a.deviation, b.deviation])):
-            lines.append(f"  {' / '.join(labels)}: {a:.1f} now, {b:.1f} there")
-    common = len(now.keys() & before.keys())
-    head = f"{common - len(lines)} of {common} rows agree within both standard deviations"
-    missing = len(now.keys() ^ before.keys())
-    if missing:
-        head += f"; {missing} rows are in one of the two alone"
-    return "\n".join([f"{head}{':' if lines else '.'}", *sorted(lines)])
+__all__ = ["main"]
 
 
 def main() -> None:
     """Run the command: read the options and run the study."""
-    run_command(lambda: run_study(tyro.cli(StudyOptions, prog="diffstride-study"), Console()))
+    run_command(lambda: _study(sys.argv[1:]), "Go on where it was stopped")
+
+
+def _study(arguments: Sequence[str]) -> None:
+    # Imported once it is known that there is something to run: torch takes seconds.
+    from diffstride_experiments.studies.options import parse
+
+    options = parse(arguments)
+    if options is None:
+        return
+
+    from rich.console import Console
+
+    from diffstride_experiments.studies.execution import run_study
+
+    run_study(options, Console())
 
 
 if __name__ == "__main__":

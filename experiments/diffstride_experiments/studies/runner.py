@@ -1,6 +1,8 @@
 """Running a study's grid: several runs at a time, each once, going on where it was stopped."""
 
 import json
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -12,8 +14,9 @@ from concurrent.futures import (
 from dataclasses import asdict
 from functools import cache
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import torch
 from rich.console import Console
@@ -25,9 +28,9 @@ from diffstride_experiments.data.cache import digest
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.processes import Processes
 from diffstride_experiments.report import versions
+from diffstride_experiments.run import train_methods, write_results
 from diffstride_experiments.run_folder import RunFolder
 from diffstride_experiments.studies.study import Case, Outcome
-from diffstride_experiments.train import train_methods, write_results
 
 __all__ = ["run_cases"]
 
@@ -93,7 +96,9 @@ def _run(cases: Sequence[Case], missing: Sequence[int], jobs: int) -> Iterator[t
     waiting = iter(missing)
     running: dict[Future[Outcome], int] = {}
     # Spawned, since a fork of a process whose threads have begun to compute may hang.
-    with ProcessPoolExecutor(min(jobs, len(missing)), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        min(jobs, len(missing)), mp_context=get_context("spawn"), initializer=_end_with_parent
+    ) as pool:
         # No more than run at once: what is queued in the pool would be begun even after an error.
         for index in islice(waiting, jobs):
             running[pool.submit(run_case, cases[index])] = index
@@ -111,6 +116,22 @@ def _run(cases: Sequence[Case], missing: Sequence[int], jobs: int) -> Iterator[t
                     running[pool.submit(run_case, cases[index])] = index
 
 
+def _end_with_parent() -> None:
+    """End this process as soon as its parent has: a study that was killed leaves no run behind.
+
+    An interruption from the terminal, which all its processes get, ends this one without a word.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = parent_process()
+    assert parent is not None, "the pool's processes are children"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
 def run_case(case: Case) -> Outcome:
     """Run a case in this process, without a word, and write its results.json.
 
@@ -124,12 +145,13 @@ def run_case(case: Case) -> Outcome:
     processes = Processes(torch.device(config.device))
     try:
         folder = RunFolder(config)
-        data = _load(config.data, config.evaluate_on)
-        trainers = train_methods(config, data, folder, processes, Console(quiet=True))
+        with folder.held():
+            data = _load(config.data, config.evaluate_on)
+            trainers = train_methods(config, data, folder, processes, Console(quiet=True))
+            (result,) = write_results(trainers, folder)
     except ExperimentError as error:
         name = " / ".join([*case.labels, f"seed {config.seed}"])
         raise ExperimentError(f"{name} ({config.run_dir}): {error}") from error
-    (result,) = write_results(trainers, folder)
     return Outcome.from_result(case, asdict(result))
 
 

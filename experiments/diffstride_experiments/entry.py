@@ -1,0 +1,88 @@
+"""What all console commands do with errors. It imports nothing that is not Python's own."""
+
+import io
+import os
+import shlex
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from diffstride_experiments.errors import ExperimentError, UsageError
+
+__all__ = ["run_command"]
+
+
+def run_command(command: Callable[[], object], go_on: str) -> None:
+    """Run a console command: errors are one line each.
+
+    The exit status is 2 for an option or a recipe that is not allowed, 1 for any other failure and
+    130 for an interruption.
+
+    Parameters
+    ----------
+    command : callable
+        Does the work. What it needs is imported in it, so that an import that fails is reported
+        too.
+    go_on : str
+        What the same command does after an interruption.
+
+    Raises
+    ------
+    SystemExit
+        After an error or an interruption.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files may hold what the terminal's encoding does not.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    threading.excepthook = _leaving_out_errors_of_writing(threading.excepthook)
+    try:
+        command()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        line = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        _end(130, f"\nInterrupted. {go_on} with the same command:\n  {line}")
+    except BrokenPipeError:
+        # Whoever read the output has left; what is still in the buffer goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except UsageError as error:
+        _end(2, f"error: {error}")
+    except ExperimentError as error:
+        _end(1, f"error: {error}")
+    except ImportError as error:
+        _end(1, f"error: {_missing(error)}")
+    except OSError as error:
+        _end(1, f"error: {_describe(error)}")
+    except MemoryError:
+        _end(1, "error: there is not enough memory.")
+
+
+def _leaving_out_errors_of_writing(
+    report: Callable[[threading.ExceptHookArgs], object],
+) -> Callable[[threading.ExceptHookArgs], None]:
+    def report_others(failure: threading.ExceptHookArgs) -> None:
+        # TensorBoard writes in a thread, and raises what fails there again where it was called.
+        if not issubclass(failure.exc_type, OSError):
+            report(failure)
+
+    return report_others
+
+
+def _describe(error: OSError) -> str:
+    reason = error.strerror or str(error) or type(error).__name__
+    return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
+
+
+def _missing(error: ImportError) -> str:
+    package = (error.name or "").partition(".")[0]
+    install = "pip install 'diffstride[experiments]'"
+    if isinstance(error, ModuleNotFoundError) and package:
+        return f"{package} is not installed: {install}"
+    return f"{package or 'a package'} cannot be imported ({error}): {install}"
+
+
+def _end(status: int, message: str) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(status)

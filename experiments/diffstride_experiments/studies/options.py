@@ -1,0 +1,75 @@
+"""The options of a study."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from diffstride_experiments.command_line import read_options
+from diffstride_experiments.locking import check_folder
+from diffstride_experiments.options import Options
+
+__all__ = ["StudyName", "StudyOptions", "parse"]
+
+StudyName = Literal[
+    "tuning",
+    "robustness-digits",
+    "robustness-images",
+    "penalty",
+    "window",
+    "robustness-recordings",
+]
+
+
+class StudyOptions(Options):
+    """Run a study: a grid of short trainings, each on one thread, and tables and figures of them.
+
+    Interrupted, the same command goes on. What is in the folder already is not run again.
+    """
+
+    name: StudyName
+    """Which study."""
+
+    data: Path | None = None
+    """Folder of the data where they are not bundled: the recordings of the Free Spoken Digit
+    Dataset for robustness-recordings, else CIFAR10, either unpacked from its Python version or as
+    train/CLASS/* and test/CLASS/*."""
+
+    folder: Path = Path("runs/studies")
+    """The study's folder is made in it."""
+
+    seeds: PositiveInt = 3
+    """Runs of each row, with the seeds 0, 1, ..."""
+
+    jobs: PositiveInt = Field(default_factory=lambda: min(os.cpu_count() or 1, 8))
+    """Runs at a time, each with samples of its own in memory. Results do not depend on it."""
+
+    against: Path | None = None
+    """Folder of another execution of the study, such as experiments/results/NAME: say how far the
+    means are from its."""
+
+
+def parse(arguments: Sequence[str]) -> StudyOptions | None:
+    """Read the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        Name of a study, then options.
+
+    Returns
+    -------
+    StudyOptions or None
+        What to run; None if help was asked for, which was printed.
+
+    Raises
+    ------
+    UsageError
+        For options that are unknown or not allowed, or for a folder that cannot be made.
+    """
+    chosen = read_options(StudyOptions, arguments, "diffstride-study NAME [OPTIONS]")
+    if chosen is not None:
+        check_folder(chosen.folder / chosen.name, "folder")
+    return chosen
