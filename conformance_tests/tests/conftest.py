@@ -5,7 +5,8 @@ import pytest
 import torch
 
 # Before JAX is imported: several devices, which tests of sharding and of other devices need.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+DEVICES = "--xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}"
 
 
 BROWSERS = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
