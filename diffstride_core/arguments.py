@@ -94,7 +94,7 @@ def integers(name: str, value: Any) -> tuple[int, ...]:
         for entry in entries:
             _check_number(entry)
         integers = tuple(operator.index(entry) for entry in entries)
-    except TypeError:
+    except (TypeError, RuntimeError):  # RuntimeError: tensors that have no values
         raise TypeError(f"{name} must be an int or a sequence of ints, got {value!r}") from None
     if not integers:
         raise ValueError(f"{name} must have at least one entry, got {value!r}")
@@ -209,7 +209,9 @@ def _number(value: Any) -> Any:
     return float(value) if isinstance(value, (Real, Decimal)) else value
 
 
-def initial_strides(stride: Any, count: int, shared: Any) -> tuple[float, ...]:
+def initial_strides(
+    stride: Any, count: int, shared: Any, name: str = "stride"
+) -> tuple[float, ...]:
     """Return the initial value of every stride parameter of a layer.
 
     Parameters
@@ -220,6 +222,8 @@ def initial_strides(stride: Any, count: int, shared: Any) -> tuple[float, ...]:
         The number of resized axes.
     shared : bool
         Whether the layer has one parameter for all axes.
+    name : str
+        Of the argument `stride`, for the message.
 
     Raises
     ------
@@ -228,11 +232,11 @@ def initial_strides(stride: Any, count: int, shared: Any) -> tuple[float, ...]:
     """
     if not isinstance(shared, bool):
         raise TypeError(f"shared must be True or False, got {shared!r}")
-    values = tuple(np.ravel(host_strides(stride, "stride")).tolist())
-    check_strides(values, count, least=1.0, name="stride")
+    values = tuple(np.ravel(host_strides(stride, name)).tolist())
+    check_strides(values, count, least=1.0, name=name)
     if shared:
         if len(set(values)) != 1:
-            raise ValueError(f"stride must be one number where shared=True, got {stride!r}")
+            raise ValueError(f"{name} must be one number where shared=True, got {stride!r}")
         return values[:1]
     return values * count if len(values) == 1 else values
 

@@ -93,6 +93,9 @@ class ByteBoundCache(Generic[R]):
                 self._keep(key, value, size)
         return value
 
+    def __reduce__(self) -> str:
+        return self.__wrapped__.__qualname__  # By name, as a function.
+
     def __len__(self) -> int:
         return len(self._entries)
 

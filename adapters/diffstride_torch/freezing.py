@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from diffstride_backends import host
-from diffstride_backends.torch_backend import BACKEND, as_base, is_traced, sizes_untraced, whole
+from diffstride_backends.torch_backend import (
+    BACKEND,
+    as_base,
+    has_autocast,
+    is_traced,
+    sizes_untraced,
+    whole,
+)
 from numpy.typing import NDArray
 from torch import nn
 
@@ -117,7 +124,7 @@ def _quietly_traced() -> Iterator[None]:
 def _in_full(x: torch.Tensor) -> AbstractContextManager[object]:
     """Return a context without autocast: half precision would spoil the matrices."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if has_autocast(kind) else nullcontext()
 
 
 def freeze(model: nn.Module, example_input: Any = None) -> nn.Module:

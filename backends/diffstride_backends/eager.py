@@ -174,7 +174,7 @@ def value(
     *arrays: Any,
 ) -> Any:
     """Evaluate the forward pass alone."""
-    return forward(backend, plan, *map(backend.native, arrays))
+    return backend.native(forward(backend, plan, *map(backend.native, arrays)))
 
 
 def value_and_pullback(
@@ -187,11 +187,13 @@ def value_and_pullback(
     """Evaluate the forward pass and return it with its pullback, which keeps the inputs alone."""
     assert vjp is not None  # The framework differentiates nothing itself.
     arrays = tuple(map(backend.native, arrays))
-    y = forward(backend, plan, *arrays)
+    y = backend.native(forward(backend, plan, *arrays))
     shape, dtype = tuple(y.shape), backend.dtype_name(y)
 
     def pullback(g: Any) -> tuple[Any, ...]:
         """Return the gradients of the inputs for the cotangent `g` of the output."""
+        if isinstance(g, np.generic):  # which NumPy makes of arrays without dimensions
+            g = np.asarray(g)
         is_array = backend.is_array(g)
         if is_array:
             check_plain("g", g)
@@ -203,6 +205,7 @@ def value_and_pullback(
             )
         if not is_array:
             raise TypeError(f"g must be a {backend.array_type}, got {type(g).__name__}")
-        return vjp(backend, plan, backend.native(g), *arrays, needs=(True,) * len(arrays))
+        gradients = vjp(backend, plan, backend.native(g), *arrays, needs=(True,) * len(arrays))
+        return tuple(map(backend.native, gradients))
 
     return y, pullback

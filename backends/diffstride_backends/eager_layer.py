@@ -113,7 +113,7 @@ class EagerLayer(Generic[ArrayT]):
         They can be written as JSON and make the same layer in every framework:
         ``DiffStride(**layer.to_dict())``. Strides below 1, which count as 1, are given as 1.
         """
-        return self.settings.layer_arguments(self.strides.tolist())
+        return self.settings.layer_arguments(self._values())
 
     def project(self) -> None:
         """Put the strides back within their bounds; call it after a step.
@@ -136,6 +136,11 @@ class EagerLayer(Generic[ArrayT]):
         return {**self.__dict__, "_pullback": None}
 
     def _refresh(self) -> None:
+        values = self._values()
+        self._plans.refresh(values, lambda: values)
+
+    def _values(self) -> tuple[float, ...]:
+        """Return the values of the strides, which may have been replaced, once they are checked."""
         strides = self.strides
         if (
             not isinstance(strides, np.ndarray)
@@ -146,5 +151,4 @@ class EagerLayer(Generic[ArrayT]):
                 f"strides must be a float64 NumPy array of one dimension, got {strides!r}"
             )
         check_plain("strides", strides)
-        values = tuple(strides.tolist())
-        self._plans.refresh(values, lambda: values)
+        return tuple(strides.tolist())

@@ -156,10 +156,7 @@ class TorchBackend:
 
     def as_convolved(self, *arrays: Any) -> tuple[Any, ...]:  # noqa: D102
         kind = next((a.device.type for a in arrays if isinstance(a, torch.Tensor)), None)
-        # Of some devices, as the meta device, autocast knows nothing.
-        if kind is None or not torch.amp.is_autocast_available(kind):
-            return arrays
-        if not torch.is_autocast_enabled(kind):
+        if kind is None or not has_autocast(kind):
             return arrays
         dtype = torch.get_autocast_dtype(kind)
         return tuple(
@@ -430,6 +427,11 @@ def _is_batched(tensor: torch.Tensor) -> bool:
             return True
         tensor = functorch.get_unwrapped(tensor)
     return False
+
+
+def has_autocast(kind: str) -> bool:
+    """Return whether autocast is on for a type of device; of some, as "meta", it knows nothing."""
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -870,6 +870,10 @@ def test_a_cache_counts_arrays_once_and_all_of_what_a_view_keeps():
     assert cache.nbytes == 30
 
 
+def test_a_function_with_a_cache_is_copied_and_pickled_by_its_name():
+    assert pickle.loads(pickle.dumps(bases.tables)) is copy.deepcopy(bases.tables) is bases.tables
+
+
 def test_a_cache_in_threads():
     cache, _ = counted_cache(most_bytes=400)
 

@@ -177,6 +177,16 @@ def test_gradients_that_are_not_dense_are_refused():
             y.backward(wrong)
 
 
+def test_integers_without_values_are_refused():
+    x, integers = torch.ones(16, 16), torch.tensor([-2, -1], device="meta")
+    for name, call in (
+        ("axes", lambda: diffstride_torch.diff_stride(x, 2.0, axes=integers)),
+        ("sizes", lambda: diffstride_torch.spectral_resize(x, integers)),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} must be an int or a sequence of ints"):
+            call()
+
+
 def test_harmless_tensors_work():
     full = torch.tensor(IMAGE)
     expected = diffstride_torch.diff_stride(full, torch.tensor([2.0, 3.0]))

@@ -181,6 +181,19 @@ def test_complexity_counts_strides_below_one_as_one_straight_through():
         np.testing.assert_allclose(gradient, [-0.5, -0.25], rtol=1e-15)
 
 
+def test_pullbacks_of_a_penalty_take_what_is_computed_from_it():
+    strides = np.array(2.0)
+    value, pullback = ds.complexity_with_pullback([strides])
+    assert type(value) is type(ds.complexity([strides])) is np.ndarray
+    expected = (np.array(-0.25),)
+    for g in (value, 2.0 * value, np.float64(1.0)):
+        gradients = pullback(g)
+        assert type(gradients[0]) is np.ndarray
+        np.testing.assert_allclose(gradients, np.multiply(expected, g), rtol=1e-15)
+    with pytest.raises(ValueError, match="g must have the output's shape"):
+        pullback(np.float32(1.0))
+
+
 @pytest.mark.parametrize("method", ENGINES)
 def test_pullback_can_be_called_again(method):
     x = random(2, 12, 13)
@@ -538,9 +551,31 @@ def test_layer_refuses_wrong_inputs():
         layer.backward(np.ones((20, 20)))
 
 
+def test_strides_of_a_layer_are_checked_before_they_are_written_down():
+    layer = ds.DiffStride(2.0)
+    for strides in ([2.0, 2.0], np.ma.array([2.0, 3.0], mask=[False, True])):
+        layer.strides = strides
+        with pytest.raises(TypeError, match="strides must be"):
+            layer.to_dict()
+
+
 def test_layer_warns_where_nothing_can_be_cropped():
     with pytest.warns(NothingToCropWarning, match="axis -2 of size 8"):
         ds.DiffStride(2.0).forward(np.ones((8, 32)))
+
+
+def test_a_warning_names_the_place_of_the_call():
+    x, layer = np.ones((8, 32)), ds.DiffStride(2.0)
+    for call in (
+        lambda: ds.diff_stride(x, 2.0),
+        lambda: ds.diff_stride_with_pullback(x, 2.0),
+        lambda: ds.output_sizes(x.shape, 2.0),
+        lambda: layer.forward(x),
+        lambda: ds.DiffStride(2.0).output_sizes(x.shape),
+    ):
+        with pytest.warns(NothingToCropWarning) as caught:
+            call()
+        assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_repr():

@@ -5,6 +5,7 @@ import io
 import math
 import pickle
 from collections import OrderedDict
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,11 +22,13 @@ from diffstride_torch import (
     SpectralPool3d,
     complexity_penalty,
     diff_stride,
+    freeze,
     modules,
     output_sizes,
     param_groups,
     project_strides,
 )
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
@@ -540,6 +543,9 @@ def test_meta_device():
     model.to_empty(device="cpu")
     model[0].load_state_dict({"strides": torch.tensor([1.7, 2.4])})
     assert_right(model[0])
+    shapes = nn.Sequential(DiffStrideConv2d(1, 2, 3, method="fused"), DiffStride2d(2.0))
+    frozen = freeze(shapes, torch.zeros(1, 1, 32, 32)).to("meta")
+    assert frozen(torch.empty(2, 1, 32, 32, device="meta")).shape == (2, 2, 20, 20)
     uncropped = layer(cropping=False, device="meta")
     assert uncropped(torch.empty(2, 24, 20, device="meta")).shape == (2, 24, 20)
 
@@ -848,6 +854,18 @@ def test_an_axis_that_can_never_be_cropped_warns():
     with pytest.warns(NothingToCropWarning, match="axis -2 of size 8 can never be cropped"):
         y = DiffStride2d(2.0)(random(1, 8, 24))
     assert y.shape[1] == 8
+
+
+def test_a_warning_names_the_place_of_the_call():
+    x = random(1, 1, 8, 24)
+    for call in (
+        partial(diff_stride, strides=2.0),
+        nn.Sequential(nn.Identity(), nn.Sequential(DiffStride2d(2.0))),
+        nn.Sequential(DiffStrideConv2d(1, 1, 3)).to(x.dtype),
+    ):
+        with pytest.warns(NothingToCropWarning) as caught:
+            call(x)
+        assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_extra_repr():
