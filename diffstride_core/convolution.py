@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from diffstride_core.arguments import MOST_SAMPLES, axis_sizes, integers, option
+from diffstride_core.arguments import MOST_SAMPLES, axis_sizes, in_order, integers, option
 from diffstride_core.plan import Plan
 
 PADDING_MODES = ("zeros", "circular")
@@ -213,6 +213,8 @@ def odd_kernel(kernel_size: Any, rank: int) -> tuple[int, ...]:
     TypeError, ValueError
         Unless it is odd along every axis.
     """
+    if rank > 3:
+        raise ValueError(f"kernel_size must have from 1 to 3 entries, got {kernel_size!r}")
     kernel = per_axis("kernel_size", kernel_size, rank)
     if any(size % 2 == 0 for size in kernel):
         raise ValueError(f"kernel_size must be odd, so that the size is kept, got {kernel_size!r}")
@@ -268,8 +270,10 @@ def kept_padding(
     return kept
 
 
-def _entries(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, Iterable) else (value,)
+def _entries(padding: Any) -> tuple[Any, ...]:
+    if not isinstance(padding, Iterable) or getattr(padding, "ndim", 1) == 0:
+        return (padding,)
+    return in_order("padding", padding, "of ints or pairs of ints")
 
 
 class Product(NamedTuple):

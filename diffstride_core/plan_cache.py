@@ -72,6 +72,13 @@ class PlanCache:
     def __reduce__(self) -> tuple[Any, ...]:
         return PlanCache, (self._settings, self._entries, self._strides)
 
+    def __repr__(self) -> str:
+        settings = self._settings
+        return (
+            f"PlanCache(strides={self._strides}, convention={settings.convention.name!r}, "
+            f"smoothness={settings.smoothness:g})"
+        )
+
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True

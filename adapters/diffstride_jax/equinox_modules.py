@@ -12,8 +12,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffstride_core.arguments import Limits, checked_shape, in_order, initial_strides
-from diffstride_core.convolution import odd_kernel, per_axis, spatial_axes
+from diffstride_core.arguments import Limits, checked_shape, in_order, initial_strides, option
+from diffstride_core.convolution import PADDING_MODES, odd_kernel, per_axis, spatial_axes
 from diffstride_core.plan_cache import PlanCache
 from diffstride_core.planning import plan_pool
 from diffstride_core.settings import Settings, make_settings
@@ -233,9 +233,13 @@ class DiffStrideConv(eqx.nn.Conv):
         convention: str = "paper",
         key: jax.Array,
     ) -> None:
+        if num_spatial_dims not in (1, 2, 3):
+            raise ValueError(f"num_spatial_dims must be 1, 2 or 3, got {num_spatial_dims!r}")
         kernel = odd_kernel(kernel_size, num_spatial_dims)
         dilations = per_axis("dilation", dilation, num_spatial_dims)
         check_kept_padding(padding, kernel, dilations, "SAME", "SAME_LOWER")
+        mode = padding_mode.lower() if isinstance(padding_mode, str) else padding_mode
+        option("padding_mode", mode, PADDING_MODES)
         super().__init__(
             num_spatial_dims,
             in_channels,
@@ -260,7 +264,7 @@ class DiffStrideConv(eqx.nn.Conv):
             cropping=cropping,
             norm=norm,
             convention=convention,
-            dtype=strides_dtype(self.weight.dtype),
+            dtype=strides_dtype("dtype", self.weight.dtype),
         )
 
     def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:

@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from diffstride_backends.jax_backend import BACKEND, FUNCTIONAL
+from diffstride_backends.jax_backend import BACKEND, FLOATS, FUNCTIONAL
 
-from diffstride_core.arguments import checked_shape, initial_strides, option
+from diffstride_core.arguments import check_float, checked_shape, initial_strides, option
 from diffstride_core.convolution import (
     CONV_METHODS,
     ConvPlan,
@@ -91,8 +91,15 @@ def check_kept_padding(
     kept_padding(given, kernel, dilation, same=words, valid="VALID", pairs=True)
 
 
-def strides_dtype(dtype: Any) -> Any:
-    """Return the dtype of strides beside parameters of a dtype: never half precision."""
+def strides_dtype(name: str, dtype: Any) -> Any:
+    """Return the dtype of strides beside parameters of a dtype: never half precision.
+
+    Raises
+    ------
+    TypeError
+        For one that is not computed in, naming the argument.
+    """
+    check_float(name, np.dtype(dtype).name, FLOATS)
     return jax.numpy.promote_types(dtype, np.float32)
 
 

@@ -223,6 +223,14 @@ class DiffStrideConv(nnx.Conv):
         kernel = odd_kernel(kernel_size, np.size(kernel_size))
         dilations = per_axis("kernel_dilation", kernel_dilation, len(kernel))
         check_kept_padding(padding, kernel, dilations, "SAME", "SAME_LOWER", "CIRCULAR")
+        (groups,) = per_axis("feature_group_count", feature_group_count, 1)
+        if in_features % groups or out_features % groups:
+            raise ValueError(
+                "feature_group_count must divide in_features and out_features, "
+                f"{in_features} and {out_features}, got {feature_group_count}"
+            )
+        values = initial_strides(strides, len(kernel), shared, "strides")
+        dtype_of_strides = strides_dtype("param_dtype", param_dtype)
         circular = isinstance(padding, str) and padding.upper() == "CIRCULAR"
         super().__init__(
             in_features,
@@ -244,7 +252,7 @@ class DiffStrideConv(nnx.Conv):
             in_features, (features, per_group, *kernel), method, **self._options()
         )
         self.pool = DiffStride(
-            strides,
+            values,
             axes=spatial_axes(len(kernel), channels_last=True),
             shared=shared,
             smoothness=smoothness,
@@ -252,7 +260,7 @@ class DiffStrideConv(nnx.Conv):
             cropping=cropping,
             norm=norm,
             convention=convention,
-            param_dtype=strides_dtype(param_dtype),
+            param_dtype=dtype_of_strides,
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ from diffstride_core.convolution import ConvPlan, spatial_axes
 from diffstride_core.ops import Factors
 from diffstride_core.plan import Plan
 
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class JaxBackend:
@@ -97,7 +97,7 @@ class JaxBackend:
     ) -> None:
         if not isinstance(x, jax.Array):
             raise TypeError(f"{name} must be a jax.Array, got {type(x).__name__}")
-        check_float(name, str(x.dtype), _FLOATS)
+        check_float(name, str(x.dtype), FLOATS)
         if like is not None and x.dtype != like.dtype:
             raise TypeError(f"{name} must have the dtype of x, {like.dtype}, got {x.dtype}")
         _check_devices(name, x, like)
@@ -106,6 +106,8 @@ class JaxBackend:
         return arrays
 
     def check_strides(self, strides: jax.Array, like: jax.Array | None) -> None:  # noqa: D102
+        if not isinstance(strides, jax.Array):  # as of a module restored on the host
+            raise TypeError(f"strides must be a jax.Array, got {type(strides).__name__}")
         if strides.dtype not in (jnp.float32, jnp.float64):
             raise TypeError(f"strides must be float32 or float64, got dtype {strides.dtype}")
         _check_devices("strides", strides, like)

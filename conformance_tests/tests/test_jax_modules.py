@@ -14,6 +14,8 @@ from amounts import quick_every, quick_first
 from diffstride_jax import diff_stride, equinox_modules, nnx_modules, spectral_pool, spectral_resize
 from flax import nnx
 
+from diffstride_core import NothingToCropWarning
+
 pytestmark = pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")
 
 LIBRARIES = (nnx_modules, equinox_modules)
@@ -638,9 +640,9 @@ def test_strides_of_convolutions_are_projected(library):
 def test_wrong_arguments_of_a_convolution_are_refused_when_it_is_made(library):
     for options, error, message in (
         ({"kernel": (3, 4)}, ValueError, r"kernel_size must be odd.* got \(3, 4\)"),
-        ({"kernel": (1,) * 4}, ValueError, "weight must have the shape"),
+        ({"kernel": (1,) * 4}, ValueError, "(kernel_size|num_spatial_dims) must .*1.* 3"),
         ({"dilation": (0, 1)}, ValueError, "dilation must have 1 or 2 entries of at least 1"),
-        ({"groups": 4}, ValueError, "weight must have out_channels divisible by groups"),
+        ({"groups": 4}, ValueError, "out_channels divisible by groups|feature_group_count must"),
         ({"kernel": (5, 3), "padding": 1}, ValueError, r"'SAME_LOWER'.* and \(2, 1\) do, .* got 1"),
         ({"padding": ((1, 1), (1, 2))}, ValueError, "padding must keep the size"),
         ({"padding": (1, 1, 1)}, ValueError, "padding must keep the size"),
@@ -648,17 +650,26 @@ def test_wrong_arguments_of_a_convolution_are_refused_when_it_is_made(library):
         ({"padding": "CAUSAL"}, ValueError, "padding must keep the size, .* got 'CAUSAL'"),
         ({"padding": None}, TypeError, "padding must be an int"),
         ({"padding": ("SAME", 1)}, TypeError, "padding must be an int"),
+        ({"padding": {1}}, TypeError, "padding must be a sequence, of ints or pairs of ints"),
+        ({"padding": {1: 1}}, TypeError, "padding must be a sequence"),
+        ({"padding": b"SAME"}, TypeError, "padding must be a sequence"),
+        (dtype_option(library, jnp.float8_e5m2), TypeError, "dtype must be real .*float8_e5m2"),
         ({"method": "fast"}, ValueError, "method must be one of 'auto', 'fused', 'separate'"),
         ({"method": None}, TypeError, "method must be one of"),
         ({"convention": "papr"}, ValueError, "convention must be one of"),
     ):
         with pytest.raises(error, match=message):
             make_conv(library, 2.0, **options)
-    with pytest.raises(ValueError, match="stride must have one entry per axis"):
+    name = "strides" if library is nnx_modules else "stride"
+    with pytest.raises(ValueError, match=f"{name} must have one entry per axis"):
         make_conv(library, [2.0] * 3)
     if library is equinox_modules:
         with pytest.raises(ValueError, match="padding_mode must be one of 'zeros'"):
             make_conv(library, 2.0, padding_mode="REFLECT")
+        with pytest.raises(TypeError, match="padding_mode must be one of 'zeros'"):
+            make_conv(library, 2.0, padding_mode=None)
+        with pytest.raises(ValueError, match="num_spatial_dims must be 1, 2 or 3, got '2'"):
+            equinox_modules.DiffStrideConv("2", 4, 6, 3, key=jax.random.key(0))
 
 
 @over_libraries
@@ -684,7 +695,7 @@ def test_paddings_that_keep_the_size_change_nothing(library):
     x = random(*laid_out(library, 20, 24, 4))
     for dilation, given in (
         ((1, 1), ("SAME", "same", "SAME_LOWER", (2, 1), [(2, 2), (1, 1)], (2, (1, 1)))),
-        ((1, 2), (2, ((2, 2),), (2, 2))),
+        ((1, 2), (2, np.array(2), jnp.asarray(2), ((2, 2),), (2, 2))),
     ):
         options = {"kernel": (5, 3), "dilation": dilation, "convention": "relative"}
         expected = make_conv(library, 2.0, **options)(x)
@@ -732,3 +743,25 @@ def test_doctests():
     for library in LIBRARIES:
         assert doctest.testmod(library).failed == 0
         assert doctest.testmod(library).attempted
+
+
+@over_libraries
+def test_plans_are_shown_by_what_they_were_made_of(library):
+    layer = library.DiffStride([2.0, 3.0], convention="relative")
+    assert "PlanCache(strides=(2.0, 3.0), convention='relative', smoothness=0.25)" in repr(layer)
+
+
+def test_strides_of_another_kind_than_jax_arrays_are_refused():
+    layer = equinox_modules.DiffStride(2.0)
+    layer = eqx.tree_at(lambda layer: layer.strides, layer, np.ones(2, np.float32))
+    with pytest.raises(TypeError, match=r"strides must be a jax\.Array, got ndarray"):
+        layer(jnp.ones((1, 16, 16)))
+
+
+@over_libraries
+def test_a_warning_names_the_place_of_the_call(library):
+    x = jnp.ones(laid_out(library, 2, 3, 8, 1))
+    for call in (library.DiffStride(2.0), jax.vmap(library.DiffStride(2.0))):
+        with pytest.warns(NothingToCropWarning) as caught:
+            call(x)
+        assert {warning.filename for warning in caught} == {__file__}
