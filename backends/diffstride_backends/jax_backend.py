@@ -232,9 +232,10 @@ def _program_bytes(plain: bool, forward: Any, vjp: Any, plan: Plan | ConvPlan | 
     return min(_PROGRAM_BYTES + _BYTES_PER_TABLE_ENTRY * sum(entries), _MOST_BYTES // 2)
 
 
-# As measured: a table is held by the traced program, by the compiled one and in between.
+# As measured where gradients are computed: the traced and the compiled program hold a table each,
+# and so do those of the backward pass. Without gradients it is less than half.
 _PROGRAM_BYTES = 2**18
-_BYTES_PER_TABLE_ENTRY = 16
+_BYTES_PER_TABLE_ENTRY = 36
 _MOST_BYTES = 2**27
 
 _programs = ByteBoundCache(_program, size=_program_bytes, most_bytes=_MOST_BYTES, most_entries=4096)
