@@ -1,15 +1,15 @@
 """Options on the command line: reading them, explaining what is wrong with them, their help."""
 
+import argparse
 import difflib
+import inspect
 import re
-import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -18,15 +18,7 @@ from diffstride_experiments.entry import run_command
 from diffstride_experiments.errors import UsageError
 from diffstride_experiments.options import Options, StrideSpelling
 
-__all__ = [
-    "explanations",
-    "help_text",
-    "merged",
-    "read_arguments",
-    "read_options",
-    "run_script",
-    "similar",
-]
+__all__ = ["explanations", "read_arguments", "read_options", "run_script", "similar"]
 
 Values = dict[str, Any]
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -34,14 +26,23 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 # The longest value that an error shows.
 SHOWN = 80
 
+# What the checks of types expect.
+EXPECTED = {
+    "model_type": "a table of options",
+    "model_attributes_type": "a table of options",
+    "dict_type": "a table of options",
+    "tuple_type": "a list",
+    "path_type": "a path",
+}
+
 
 @dataclass(frozen=True)
 class _Option:
-    """One option of a group, where groups of several kinds may have it."""
+    """An option, which may be another field in each kind of its group that has it."""
 
     name: str
-    field: FieldInfo
-    kind: str = ""
+    fields: Mapping[str, FieldInfo]
+    in_all_kinds: bool = True
 
     @property
     def flag(self) -> str:
@@ -49,95 +50,117 @@ class _Option:
 
     @property
     def types(self) -> list[Any]:
-        """What it may be, None left out."""
-        annotation = self.field.annotation
-        union = get_origin(annotation) in (Union, UnionType)
-        kinds = get_args(annotation) if union else [annotation]
-        return [kind for kind in kinds if kind is not type(None)]
+        """What it may be, of any kind."""
+        return [kind for field in self.fields.values() for kind in _types(field)]
 
     @property
-    def may_be_none(self) -> bool:
-        return type(None) in get_args(self.field.annotation)
-
-    @property
-    def is_flag(self) -> bool:
-        return self.types == [bool]
-
-    @property
-    def is_list(self) -> bool:
-        return any(get_origin(kind) is tuple for kind in self.types)
-
-    @property
-    def choices(self) -> tuple[Any, ...]:
+    def choices(self) -> list[Any]:
         """What it, or each entry of a list, is one of; empty where that is no list of values."""
         entries = [get_args(kind)[0] if get_origin(kind) is tuple else kind for kind in self.types]
-        return get_args(entries[0]) if get_origin(entries[0]) is Literal else ()
+        literals = [get_args(entry) for entry in entries if get_origin(entry) is Literal]
+        return list(dict.fromkeys(choice for literal in literals for choice in literal))
 
-    @property
-    def metavar(self) -> str:
-        if self.is_flag:
-            return ""
+    def add_to(self, section: argparse._ActionsContainer, values: Values) -> None:
+        """Add the option to a section of a parser, which leaves values to be validated."""
+        described: dict[str, Any] = {"dest": self.name, "help": self._help(values)}
         kind = self.types[0]
-        arguments = get_args(kind) if self.is_list else (kind,)
-        names = [_metavar(argument) for argument in arguments if argument is not Ellipsis]
-        return " ".join([f"[{names[0]} ...]"] if Ellipsis in arguments else names)
+        if kind is bool:
+            section.add_argument(self.flag, action=argparse.BooleanOptionalAction, **described)
+            return
+        known: dict[str, Any] = {"None": None, "none": None} if NoneType in self.types else {}
+        known |= {str(choice): choice for choice in self.choices}
+        entries = get_args(kind) if get_origin(kind) is tuple else ()
+        metavar = ",".join(map(str, self.choices))
+        section.add_argument(
+            self.flag,
+            nargs="*" if Ellipsis in entries else len(entries) or None,
+            type=lambda text: known.get(text, text),
+            metavar=f"{{{metavar}}}" if metavar else _metavar(*entries[:1] or [kind]),
+            **described,
+        )
+
+    def _help(self, values: Values) -> str:
+        *outer, last = self.name.split(".")
+        for part in outer:
+            values = values[part] if isinstance(values.get(part), dict) else {}
+        now = values.get("name")
+        kinds: dict[str | None, list[str]] = {}
+        for kind, field in self.fields.items():
+            kinds.setdefault(field.description, []).append(kind)
+        texts = []
+        for text, names in kinds.items():
+            kind = now if now in names else names[0]
+            default = _default(self.fields[kind], last, values if kind in ("", now) else {})
+            texts.append(f"{text} ({default})")
+            if not self.in_all_kinds:
+                texts[-1] = f"{', '.join(names)}: {texts[-1]}"
+        return " ".join(texts).replace("%", "%%")
+
+
+def _types(field: FieldInfo) -> tuple[Any, ...]:
+    kind = field.annotation
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
 def _metavar(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "{" + ",".join(map(str, get_args(kind))) + "}"
     if StrideSpelling in getattr(kind, "__metadata__", ()):
         return "S|HxW"
     kind = getattr(kind, "__origin__", kind)  # of an annotated type
     return {int: "INT", float: "FLOAT", Path: "PATH"}.get(kind, "TEXT")
 
 
-def _groups(field: FieldInfo) -> list[type[BaseModel]]:
-    """Return the groups of options that a field may be; more than one are kinds, known by name."""
-    kinds = get_args(field.annotation) or (field.annotation,)
-    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+def _default(field: FieldInfo, name: str, given: Values) -> str:
+    if name not in given and field.is_required():
+        return "to be given"
+    value = given.get(name, field.get_default(call_default_factory=True))
+    return f"default: {_spelled(value, ' ') or 'none given'}"
 
 
-def _options(group: type[BaseModel], prefix: str = "", kind: str = "") -> Iterator[_Option]:
-    for name, field in group.model_fields.items():
-        groups = _groups(field)
-        if not groups:
-            yield _Option(prefix + name, field, kind)
-        inside = f"{prefix}{name}."
-        if len(groups) == 1:
-            yield from _options(groups[0], inside)
-        elif groups:
-            yield from _options_of_kinds(groups, inside)
+def _spelled(value: Any, between: str = "x") -> str:
+    if isinstance(value, tuple | list):
+        return between.join(map(_spelled, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _options_of_kinds(groups: Sequence[type[BaseModel]], prefix: str) -> Iterator[_Option]:
-    """Return the options that all kinds have, and then those of each."""
-    names = {group.model_fields["name"].default: group for group in groups}
-    first = groups[0].model_fields
-    kind = FieldInfo(
-        annotation=Literal[tuple(names)], default=..., description=first["name"].description
-    )
-    yield _Option(f"{prefix}name", kind)
-    shared = {name for name in first if all(name in group.model_fields for group in groups)}
-    for option in _options(groups[0], prefix):
-        if (name := option.name.removeprefix(prefix)) in shared - {"name"}:
+def _options(groups: Mapping[str, type[BaseModel]], prefix: str = "") -> Iterator[_Option]:
+    """Return the options of groups, of which one is chosen by its name if there are more."""
+    for name in dict.fromkeys(name for group in groups.values() for name in group.model_fields):
+        fields = {kind: group.model_fields.get(name) for kind, group in groups.items()}
+        found = {kind: field for kind, field in fields.items() if field is not None}
+        option = _Option(prefix + name, found, len(found) == len(groups))
+        inner = [kind for kind in option.types if isinstance(kind, type(BaseModel))]
+        if len(inner) > 1:
+            kinds = {group.model_fields["name"].default: group for group in inner}
+            yield from _options(kinds, f"{option.name}.")
+        elif inner:
+            yield from _options({"": inner[0]}, f"{option.name}.")
+        else:
             yield option
-    for name, group in names.items():
-        for option in _options(group, prefix, name):
-            if option.name.removeprefix(prefix) not in shared:
-                yield option
 
 
-def read_arguments(group: type[BaseModel], arguments: Sequence[str]) -> Values:
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
+
+
+def read_arguments(
+    group: type[BaseModel], arguments: Sequence[str], usage: str, values: Values
+) -> Values:
     """Read options from a command line, as texts that are to be validated.
 
     Parameters
     ----------
     group : type
-        All options.
+        All options; its docstring tells what the command does. The name of an option is that of its
+        group, a dot and its own, where underscores may be hyphens.
     arguments : sequence of str
-        ``--name value``, ``--name=value`` or, for flags, ``--name`` and ``--no-name``; a name is
-        that of an option in a group of options after the group's and a dot.
+        The command line.
+    usage : str
+        How the command is called.
+    values : dict
+        What the options are if they are not given, for the help.
 
     Returns
     -------
@@ -148,87 +171,60 @@ def read_arguments(group: type[BaseModel], arguments: Sequence[str]) -> Values:
     ------
     UsageError
         If there is no such option, or it has another number of values.
+    SystemExit
+        After the help, if that was asked for.
     """
-    options = {option.name: option for option in reversed(list(_options(group)))}
-    negations = {_negated(name): name for name, option in options.items() if option.is_flag}
-    values: Values = {}
-    for flag, given in _split(arguments):
-        spelled = flag.removeprefix("--").replace("-", "_")
-        name = negations.get(spelled, spelled)
-        if not flag.startswith("--") or name not in options:
-            known = {options[name].flag for name in options}
+    parser = _Parser(
+        usage=usage,
+        description=inspect.cleandoc(group.__doc__ or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    sections: dict[str, argparse._ActionsContainer] = {"": parser}
+    for option in _options({"": group}):
+        outer = option.name.rpartition(".")[0]
+        if outer not in sections:
+            sections[outer] = parser.add_argument_group(outer)
+        option.add_to(sections[outer], values)
+    given, unknown = parser.parse_known_args(
+        [re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), text) for text in arguments]
+    )
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        if flag.startswith("-"):
+            known = {option.flag for option in _options({"": group})}
             raise UsageError(f"{flag}: there is no such option{similar(flag, known)}")
-        place, (*outer, last) = values, name.split(".")
-        for part in outer:
+        raise UsageError(f"{unknown[0]}: there is no option that takes this value")
+    result: Values = {}
+    for name, value in vars(given).items():
+        place, (*groups, last) = result, name.split(".")
+        for part in groups:
             place = place.setdefault(part, {})
-        place[last] = _value(options[name], flag, given, negated=spelled in negations)
-    return values
+        place[last] = value
+    return result
 
 
-def _split(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Return each option, and the values behind it."""
-    found: list[tuple[str, list[str]]] = []
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        if flag.startswith("--") and len(flag) > 2:
-            found.append((flag, [value] if equals else []))
-        elif found:
-            found[-1][1].append(argument)
-        else:
-            found.append((argument, []))
-    return iter(found)
-
-
-def _negated(name: str) -> str:
-    *outer, last = name.split(".")
-    return ".".join([*outer, f"no_{last}"])
-
-
-def _value(option: _Option, flag: str, given: list[str], *, negated: bool) -> Any:
-    if option.is_flag and not given:
-        return not negated
-    if option.may_be_none and given in (["None"], ["none"]):
-        return None
-    known = {str(choice): choice for choice in option.choices}
-    texts = [known.get(text, text) for text in given]
-    if option.is_list:
-        return texts
-    if negated or len(given) != 1:
-        number = "no value" if negated else "one value"
-        what = f" {option.metavar}" if option.metavar else ""
-        raise UsageError(f"{flag}: give {number}{what}, got {' '.join(given) or 'none'}.")
-    return texts[0]
-
-
-def read_options(group: type[OptionsT], arguments: Sequence[str], usage: str) -> OptionsT | None:
+def read_options(group: type[OptionsT], arguments: Sequence[str], usage: str) -> OptionsT:
     """Read all options of a command that has no recipes.
 
     Parameters
     ----------
     group : type
         The options. A first argument that is no option is that of the name ``name``.
-    arguments : sequence of str
+    arguments, usage : sequence of str, str
         As of `read_arguments`.
-    usage : str
-        How the command is called.
-
-    Returns
-    -------
-    Options or None
-        None if help was asked for, which was printed.
 
     Raises
     ------
     UsageError
         For options that are unknown or not allowed.
+    SystemExit
+        After the help, if that was asked for.
     """
-    if {"-h", "--help"} & set(arguments):
-        print(help_text(group, {}, usage), end="")
-        return None
-    options = list(arguments)
-    has_name = "name" in group.model_fields and options and not options[0].startswith("-")
-    named = {"name": options.pop(0)} if has_name else {}
-    given = named | read_arguments(group, options)
+    if "name" in group.model_fields and arguments and not arguments[0].startswith("-"):
+        arguments = ["--name", *arguments]
+    given = read_arguments(group, arguments, usage, {})
     try:
         return group.model_validate(given)
     except ValidationError as error:
@@ -247,31 +243,10 @@ def run_script(group: type[Options], main: Callable[..., object]) -> None:
     """
 
     def run() -> None:
-        options = read_options(group, sys.argv[1:], f"{Path(sys.argv[0]).name} [OPTIONS]")
-        if options is not None:
-            main(**dict(options))
+        usage = f"{Path(sys.argv[0]).name} [OPTIONS]"
+        main(**dict(read_options(group, sys.argv[1:], usage)))
 
     run_command(run, "Begin anew")
-
-
-def merged(base: Values, changes: Mapping[str, Any]) -> Values:
-    """Return values with changes, table by table.
-
-    Parameters
-    ----------
-    base, changes : dict
-        Values of options, in dictionaries for the groups. Where the changes choose another kind of
-        data, nothing is kept of the options for the kind before.
-    """
-    result = dict(base)
-    for name, value in changes.items():
-        table = result.get(name)
-        if isinstance(value, dict) and isinstance(table, dict):
-            same = name != "data" or value.get("name", table.get("name")) == table.get("name")
-            result[name] = merged(table if same else {}, value)
-        else:
-            result[name] = value
-    return result
 
 
 def explanations(
@@ -319,23 +294,21 @@ def _explanation(detail: Any, group: type[BaseModel]) -> tuple[str, str]:
     if place[:1] == ["data"]:
         del place[1:2]  # the kind of data, which is no option
     name = ".".join(map(str, place))
+    choices = {option.name: option.choices for option in _options({"": group})}
     context, value = detail.get("ctx", {}), detail["input"]
+    if expected := EXPECTED.get(detail["type"]):
+        return name, f": must be {expected}, got {_shown(value)}"
     match detail["type"]:
         case "extra_forbidden":
-            known = {part for option in _options(group) for part in option.name.split(".")}
+            known = {part for option in choices for part in option.split(".")}
             return name, f": there is no such option{similar(str(place[-1]), known)}"
         case "union_tag_not_found":
             return f"{name}.name", " must be given"
         case "union_tag_invalid":
             return f"{name}.name", f": must be {context['expected_tags']}, got {context['tag']!r}"
         case "missing":
-            return name, f" must be given{_allowed(group, name)}"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return name, f": must be a table of options, got {_shown(value)}"
-        case "tuple_type":
-            return name, f": must be a list, got {_shown(value)}"
-        case "path_type":
-            return name, f": must be a path, got {_shown(value)}"
+            allowed = ", ".join(map(repr, choices.get(name, ())))
+            return name, f" must be given: {allowed}" if allowed else " must be given"
     message = detail["msg"].removeprefix("Value error, ")
     message = re.sub(r"^Input should (be|have)", r"must \1", message)
     message = re.sub(r", (unable to|got a number with) .*", "", message)
@@ -349,12 +322,6 @@ def _explanation(detail: Any, group: type[BaseModel]) -> tuple[str, str]:
     return name, f": {message}"
 
 
-def _allowed(group: type[BaseModel], name: str) -> str:
-    """Return what an option is one of, if it is one of some values."""
-    choices = next((each.choices for each in _options(group) if each.name == name), ())
-    return f": {', '.join(map(repr, choices))}" if choices else ""
-
-
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
@@ -364,59 +331,3 @@ def similar(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean NAME?"`` for the known name that is most like one, if any is."""
     close = difflib.get_close_matches(name, sorted(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def help_text(group: type[BaseModel], values: Values, usage: str) -> str:
-    """Return the help of a command.
-
-    Parameters
-    ----------
-    group : type
-        All options; its docstring tells what the command does.
-    values : dict
-        What the options are if they are not given.
-    usage : str
-        How the command is called.
-    """
-    width = min(shutil.get_terminal_size().columns, 100)
-    wrap = textwrap.TextWrapper(width, break_on_hyphens=False, break_long_words=False)
-    paragraphs = (group.__doc__ or "").split("\n\n")
-    lines = [f"usage: {usage}"]
-    for paragraph in paragraphs:
-        lines += ["", *wrap.wrap(" ".join(paragraph.split()))]
-    wrap.initial_indent = wrap.subsequent_indent = " " * 6
-    heading = None
-    for option in _options(group):
-        if heading != (heading := _heading(option)):
-            lines += ["", f"{heading}:"]
-        lines.append(f"  {option.flag} {option.metavar}".rstrip())
-        lines += wrap.wrap(f"{option.field.description or ''} {_default(option, values)}")
-    return "\n".join(lines) + "\n"
-
-
-def _heading(option: _Option) -> str:
-    outer = option.name.rpartition(".")[0]
-    kind = f", for --{outer}.name {option.kind}" if option.kind else ""
-    return f"{outer or 'options'}{kind}"
-
-
-def _default(option: _Option, values: Values) -> str:
-    *outer, last = option.name.split(".")
-    place = values
-    for part in outer:
-        place = place.get(part, {})
-    if (option.kind and place.get("name") != option.kind) or last not in place:
-        if option.field.is_required():
-            return "(to be given)"
-        value = option.field.get_default(call_default_factory=True)
-    else:
-        value = place[last]
-    if option.is_list and value is not None:
-        return f"(default: {' '.join(map(_spelled, value)) or 'none given'})"
-    return f"(default: {_spelled(value)})"
-
-
-def _spelled(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return "x".join(map(_spelled, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,8 +23,6 @@ from pydantic import (
 
 from diffstride_experiments.command_line import (
     explanations,
-    help_text,
-    merged,
     read_arguments,
     similar,
 )
@@ -394,10 +393,27 @@ def _read_values(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, An
     if not isinstance(base, str):
         raise UsageError(f"recipe {path}: extends: must be a path or a name, got {base!r}")
     found = _find_recipe(base, path.parent)
-    return merged(_read_values(found, (*extended_by, path.resolve())), values)
+    return _merged(_read_values(found, (*extended_by, path.resolve())), values)
 
 
-def parse(arguments: Sequence[str]) -> Config | None:
+def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values with changes, table by table.
+
+    Where the changes choose another kind of data, nothing is kept of the options for the kind
+    before.
+    """
+    result = dict(base)
+    for name, value in changes.items():
+        table = result.get(name)
+        if isinstance(value, dict) and isinstance(table, dict):
+            same = name != "data" or value.get("name", table.get("name")) == table.get("name")
+            result[name] = _merged(table if same else {}, value)
+        else:
+            result[name] = value
+    return result
+
+
+def parse(arguments: Sequence[str]) -> Config:
     """Read the command line.
 
     Parameters
@@ -407,32 +423,30 @@ def parse(arguments: Sequence[str]) -> Config | None:
 
     Returns
     -------
-    Config or None
-        Options of the run; None if help or the list of recipes was asked for, which was printed.
+    Config
+        Options of the run.
 
     Raises
     ------
     UsageError
         As `read_recipe`; for options that are unknown or not allowed; or for a run folder that
         cannot be made.
+    SystemExit
+        After the help or the list of recipes, if they were asked for.
     """
     if "--list" in arguments:
         print("".join(f"{name:16} {_summary(name)}\n" for name in recipe_names()), end="")
-        return None
+        sys.exit(0)
     base, source, options = Config().model_dump(), "", list(arguments)
     if options and not options[0].startswith("-"):
         path = _find_recipe(options.pop(0))
         # Tables that a recipe has are its own, the others are as they are without one.
         base, source = base | _read_values(path), f"recipe {path}: "
-    if {"-h", "--help"} & set(options):
-        values = _validated(base, {}, source).model_dump() if source else base
-        print(help_text(Config, values, "diffstride-train [RECIPE] [OPTIONS]"), end="")
-        return None
     misplaced = [option for option in options[1:] if option.endswith(".toml")]
     if misplaced := [option for option in options[:1] if not option.startswith("-")] + misplaced:
         raise UsageError(f"{misplaced[0]}: give one recipe, before the options.")
-    given = read_arguments(Config, options)
-    config = _validated(merged(base, given), given, source)
+    given = read_arguments(Config, options, "diffstride-train [RECIPE] [OPTIONS]", base)
+    config = _validated(_merged(base, given), given, source)
     check_folder(config.run_dir, "run_dir")
     return config
 

@@ -17,8 +17,6 @@ def _train() -> None:
     from diffstride_experiments.config import parse
 
     config = parse(sys.argv[1:])
-    if config is None:
-        return
 
     from rich.console import Console
 

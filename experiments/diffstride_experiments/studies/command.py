@@ -18,8 +18,6 @@ def _study(arguments: Sequence[str]) -> None:
     from diffstride_experiments.studies.options import parse
 
     options = parse(arguments)
-    if options is None:
-        return
 
     from rich.console import Console
 

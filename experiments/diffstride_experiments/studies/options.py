@@ -51,7 +51,7 @@ class StudyOptions(Options):
     means are from its."""
 
 
-def parse(arguments: Sequence[str]) -> StudyOptions | None:
+def parse(arguments: Sequence[str]) -> StudyOptions:
     """Read the command line.
 
     Parameters
@@ -61,15 +61,16 @@ def parse(arguments: Sequence[str]) -> StudyOptions | None:
 
     Returns
     -------
-    StudyOptions or None
-        What to run; None if help was asked for, which was printed.
+    StudyOptions
+        What to run.
 
     Raises
     ------
     UsageError
         For options that are unknown or not allowed, or for a folder that cannot be made.
+    SystemExit
+        After the help, if that was asked for.
     """
     chosen = read_options(StudyOptions, arguments, "diffstride-study NAME [OPTIONS]")
-    if chosen is not None:
-        check_folder(chosen.folder / chosen.name, "folder")
+    check_folder(chosen.folder / chosen.name, "folder")
     return chosen
