@@ -47,8 +47,9 @@ def flops_penalty(model: nn.Module, example_input: Any) -> FlopsPenalty:
     TypeError
         If the model is no module, or the example no tensor.
     ValueError
-        If the model has no DiffStride layer, cannot be traced or run, or has a call whose size or
-        cost follows from a stride in a way that is not known.
+        If the model has no DiffStride layer, cannot be traced or run, is distributed already by
+        ``fully_shard``, or has a call whose size or cost follows from a stride in a way that is not
+        known.
     """
     return FlopsPenalty(Trace(model, example_input), type(model).__name__)
 

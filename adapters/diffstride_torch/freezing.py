@@ -17,7 +17,6 @@ from diffstride_backends.torch_backend import (
     has_autocast,
     is_traced,
     sizes_untraced,
-    whole,
 )
 from numpy.typing import NDArray
 from torch import nn
@@ -28,7 +27,7 @@ from diffstride_core.plan import Plan
 from diffstride_torch.joining import Resize
 from diffstride_torch.modules import DiffStride, SpectralPool
 from diffstride_torch.precision import KeepsPrecision
-from diffstride_torch.tracing import Size, checked_example, evaluation, swap_modules
+from diffstride_torch.tracing import Size, check_model, checked_example, evaluation, swap_modules
 
 
 class FixedResize(KeepsPrecision, Resize):
@@ -150,10 +149,10 @@ def freeze(model: nn.Module, example_input: Any = None) -> nn.Module:
     TypeError
         If the model is no module, or the example no tensor.
     ValueError
-        If the model has no such layer, if a layer meets several sizes, or none.
+        If the model has no such layer, if a layer meets several sizes, or none, and if the model is
+        distributed by ``fully_shard``.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_model(model)
     layers = _layers(model)
     if not layers:
         raise ValueError(
@@ -222,6 +221,6 @@ def _fixed(layer: DiffStride | SpectralPool, plan: Plan, like: torch.Tensor) -> 
     """Return a layer's resize, in the precision and on the device of a parameter."""
     strides = None
     if isinstance(layer, DiffStride):
-        strides = tuple(whole(layer.strides.detach()).tolist())
+        strides = tuple(layer.strides.tolist())
     dtype = "float64" if like.dtype == torch.float64 else "float32"
     return FixedResize(plan, host.matrices(plan, strides, dtype)).to(like.device)

@@ -167,6 +167,11 @@ class DiffStride(KeepsPrecision, Resize):
 
     def _plan_for(self, x: torch.Tensor) -> Plan:
         check_not_traced()
+        if self.strides.dtype.itemsize < 4:
+            raise TypeError(
+                f"strides must be float32 or float64, got dtype {self.strides.dtype}; where that "
+                "comes of an mp_policy, give each DiffStride layer to fully_shard first, without it"
+            )
         BACKEND.check_strides(self.strides, x)
         self._refresh()
         return self._plans.plan(x.shape)
@@ -345,6 +350,12 @@ def _check_rank(rank: int, axes: tuple[int, ...]) -> None:
         raise ValueError(f"axes must name {rank} axes, got {axes}")
 
 
+def is_sharded(module: torch.nn.Module) -> bool:
+    """Return whether a module was itself given to ``fully_shard``."""
+    # A method of no other; to import the class takes those long who have none.
+    return callable(getattr(module, "reshard", None))
+
+
 def _named_layers(model: torch.nn.Module) -> list[tuple[str, DiffStride]]:
     return [
         (name, module) for name, module in model.named_modules() if isinstance(module, DiffStride)
@@ -377,8 +388,8 @@ def project_strides(model: torch.nn.Module) -> None:
     for module in model.modules():
         # What fully_shard puts together for a forward pass without a backward pass stays so, and
         # is not what it goes on with.
-        if callable(reshard := getattr(module, "reshard", None)):
-            reshard()
+        if is_sharded(module):
+            module.reshard()  # type: ignore[operator]
     layers = _named_layers(model)
     values = read_together([layer.strides for _, layer in layers])
     for (name, _), strides in zip(layers, values, strict=True):

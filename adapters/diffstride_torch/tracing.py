@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+from diffstride_backends.torch_backend import is_distributed
 from torch import fx, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride_core.arguments import normalized_axes
 from diffstride_torch.joining import CONVOLUTIONS, AnyConv, PooledConvolution
-from diffstride_torch.modules import DiffStride, SpectralPool
+from diffstride_torch.modules import DiffStride, SpectralPool, is_sharded
 
 Size: TypeAlias = tuple[int, ...]
 """Of a feature map: the spatial axes alone, as (H, W)."""
@@ -243,7 +244,8 @@ class Trace:
     TypeError
         If the model is no module, or the example no tensor or tuple that begins with one.
     ValueError
-        If torch.fx cannot trace the model, or the model cannot run on the example.
+        If torch.fx cannot trace the model, or the model cannot run on the example, or is
+        distributed.
     """
 
     def __init__(self, model: nn.Module, example_input: Any) -> None:
@@ -380,10 +382,24 @@ class Trace:
         return output[-len(size) :] == shape[-len(size) :] == size
 
 
-def checked_example(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
-    """Return the arguments of a model; see `Trace`."""
+def check_model(model: nn.Module) -> None:
+    """Raise TypeError for what is no module, ValueError for one that has a part of its parameters.
+
+    Such a one cannot be copied, and its parts cannot be called but through it.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if any(map(is_sharded, model.modules())) or any(map(is_distributed, model.parameters())):
+        raise ValueError(
+            "model must not be distributed by fully_shard, got a distributed "
+            f"{type(model).__name__}: give the model before that, or another one that has loaded "
+            "its full state"
+        )
+
+
+def checked_example(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
+    """Return the arguments of a model; see `Trace`."""
+    check_model(model)
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     if not arguments or not isinstance(arguments[0], torch.Tensor):
         kind = type(example_input).__name__

@@ -142,6 +142,11 @@ class TorchBackend:
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
         _check_dense(name, x)
+        if is_distributed(x):
+            raise TypeError(
+                f"{name} must be a tensor of one process, got a DTensor: give {name}.to_local() "
+                f"where every process has a part of the batch, else {name}.full_tensor()"
+            )
         if x.dtype not in _FLOATS:
             raise TypeError(
                 f"{name} must be real floating point, one of float16, bfloat16, float32, float64, "
@@ -168,6 +173,11 @@ class TorchBackend:
 
     def check_strides(self, strides: torch.Tensor, like: torch.Tensor | None) -> None:  # noqa: D102
         _check_dense("strides", strides)
+        if like is not None and is_distributed(strides):
+            raise TypeError(
+                "strides must have all their entries here, got a DTensor: call the module that "
+                "fully_shard was given, or give strides.full_tensor()"
+            )
         if strides.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"strides must be float32 or float64, got dtype {strides.dtype}")
         if like is not None and strides.device != like.device:

@@ -8,14 +8,18 @@ from diffstride_torch import (
     DiffStride2d,
     DiffStrideConv2d,
     complexity_penalty,
+    diff_stride,
     flops_penalty,
+    freeze,
     param_groups,
     project_strides,
+    replace_downsampling,
     stride_summary,
 )
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Replicate, distribute_tensor
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -92,10 +96,55 @@ def check_projection(mesh):
         project_strides(model)
 
 
+def check_mixed_precision(mesh):
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    model, penalty = network()
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    with pytest.raises(TypeError, match=r"strides must be float32 .* mp_policy, give each"):
+        model(IMAGES)
+    model, penalty = network()
+    for layer in (model[0].pool, model[1]):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    y = model(IMAGES)
+    assert y.dtype == torch.bfloat16
+    (y.float().square().mean() + complexity_penalty(model) + 1e-6 * penalty()).backward()
+    assert model[1].strides.dtype == model[1].strides.grad.dtype == torch.float32
+    project_strides(model)
+    (plain, _), x = network(), IMAGES.bfloat16()
+    plain[0].weight.data, plain[0].bias.data = plain[0].weight.bfloat16(), plain[0].bias.bfloat16()
+    assert torch.equal(y, plain(x))
+
+
+def check_refusals(mesh):
+    """What needs a model with all its parameters says so, whatever was given to fully_shard."""
+    whole, _ = network(mesh)
+    by_layer, _ = network()
+    fully_shard(by_layer[1], mesh=mesh, reshard_after_forward=False)
+    by_layer(IMAGES)
+    for model in (whole, by_layer, by_layer[1], whole[1]):
+        for function in (freeze, flops_penalty, replace_downsampling):
+            with pytest.raises(ValueError, match="model must not be distributed by fully_shard"):
+                function(model, IMAGES)
+    strides, x = whole[1].strides, distribute_tensor(IMAGES, mesh, [Replicate()])
+    with pytest.raises(TypeError, match=r"strides must .* got a DTensor: .* strides\.full_tensor"):
+        whole[1](IMAGES)
+    with pytest.raises(TypeError, match=r"strides must .* got a DTensor: .* strides\.full_tensor"):
+        diff_stride(IMAGES, strides)
+    for function in (
+        DiffStride2d(2.0),
+        DiffStrideConv2d(3, 4, 3),
+        freeze(DiffStride2d(2.0), IMAGES),
+    ):
+        with pytest.raises(TypeError, match=r"x must .* got a DTensor: give x\.to_local\(\)"):
+            function(x)
+
+
 def check(rank, file):
     with process_group(init_method=f"file://{file}", rank=rank, world_size=2) as mesh:
         check_training(mesh)
         check_projection(mesh)
+        check_mixed_precision(mesh)
 
 
 @pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")
@@ -103,6 +152,8 @@ def test_one_process():
     with process_group(store=distributed.HashStore(), rank=0, world_size=1) as mesh:
         check_training(mesh)
         check_projection(mesh)
+        check_mixed_precision(mesh)
+        check_refusals(mesh)
 
 
 @pytest.mark.slow
