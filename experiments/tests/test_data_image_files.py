@@ -126,6 +126,46 @@ def test_alpha_of_16_bits_is_laid_on_white(tmp_path):
     assert np.array(read_image(path))[0].tolist() == [[*WHITE], [*RED]]
 
 
+GREY = np.array([[0, 1], [1000, 40_000], [65_535, 5]])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [("png", "u2"), ("pgm", "u2"), ("tif", "<u2"), ("tif", ">u2"), ("jp2", "u2")],
+)
+def test_grey_of_16_bits_keeps_the_upper_8_as_colours_do(tmp_path, suffix, kind):
+    path = tmp_path / f"a.{suffix}"
+    mode = "I;16B" if kind == ">u2" else "I;16"
+    Image.frombytes(mode, (2, 3), GREY.astype(kind).tobytes()).save(path)
+    np.testing.assert_array_equal(np.array(read_image(path)), np.stack([GREY >> 8] * 3, -1))
+
+
+def test_grey_of_16_bits_is_inverted_turned_and_laid_on_white(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    image = Image.fromarray(GREY.astype(np.uint16))
+    image.save(tmp_path / "a.png", transparency=1, exif=exif)
+    shown = np.array([[0, 255], [3, 156], [255, 0]])
+    np.testing.assert_array_equal(
+        np.array(read_image(tmp_path / "a.png"))[..., 0], shown[::-1, ::-1]
+    )
+    image.save(tmp_path / "a.tif", tiffinfo={262: 0, 274: 3})
+    inverted = 255 - (GREY >> 8)
+    np.testing.assert_array_equal(
+        np.array(read_image(tmp_path / "a.tif"))[..., 0], inverted[::-1, ::-1]
+    )
+
+
+def test_grey_of_12_bits_is_scaled(tmp_path):
+    pixels = bytes([0xFF, 0xF8, 0x00])  # 4095 and 2048
+    tags = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(pixels)}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    header = b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels
+    path = tmp_path / "a.tif"
+    path.write_bytes(header + struct.pack("<H", len(tags)) + b"".join(entries) + bytes(4))
+    assert np.array(read_image(path))[0, :, 0].tolist() == [255, 128]
+
+
 def test_transparent_image_is_turned_too(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

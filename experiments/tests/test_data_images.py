@@ -209,12 +209,13 @@ def test_unreadable_images_end_the_run_or_are_skipped(folder, options, in_memory
         torch.testing.assert_close(image, pixels(folder / f"{name}.jpg") / 255)
 
 
-def test_image_that_would_be_clipped_is_unreadable(folder, options):
-    path = folder / "train" / "cat" / "2.png"
-    pixels = np.full((8, 12), 40_000, np.uint16)
-    Image.fromarray(pixels).save(path)
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_image_whose_range_is_unknown_is_unreadable(folder, options, mode):
+    path = folder / "train" / "cat" / "2.tiff"
+    Image.new(mode, (12, 8), 1000).save(path)
     data = options(unreadable="skip").load("test")
-    assert data.skipped == (f"{path}: more than 8 bits a channel (Pillow's mode I;16)",)
+    reason = f"it is unknown which values are black and white (Pillow's mode {mode})"
+    assert data.skipped == (f"{path}: {reason}",)
 
 
 def test_long_list_of_unreadable_images_is_cut(folder, options):

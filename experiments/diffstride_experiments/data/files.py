@@ -20,7 +20,7 @@ SHOWN = 10
 
 # Raised whenever files are read in another way, so that neither a cache nor a checkpoint of the way
 # before is taken for one of this way.
-READING = 2
+READING = 3
 
 
 class FileSource(Source):

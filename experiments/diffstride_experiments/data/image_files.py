@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from diffstride_experiments.data.cache import digest, file_states, load_array, save_array
 from diffstride_experiments.data.files import READING, Unreadable, read_files
@@ -31,6 +31,12 @@ SHOWN = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+# Formats whose images of Pillow's mode I have 16 bits, stretched to all of them.
+WIDE = {"PNG", "PPM"}
+
+# What TIFF calls a picture whose values are the larger the darker they are.
+WHITE_IS_ZERO = 0
 
 # Largest grey value of PNG's small depths, by Pillow's name for them.
 DEPTHS = {"L;2": 3, "L;4": 15}
@@ -90,7 +96,8 @@ def read_image(path: str) -> Image.Image:
     Raises
     ------
     OSError, ValueError, SyntaxError
-        If it cannot be decoded whole, or has more than 8 bits a channel, which Pillow would clip.
+        If it cannot be decoded whole, or its values have no range that is known: integers of 32
+        bits and floating-point numbers.
     """
     with _open(path) as image:
         return _as_shown(image)
@@ -115,17 +122,40 @@ def _size(path: str) -> tuple[int, int, int]:
 
 
 def _as_shown(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"more than 8 bits a channel (Pillow's mode {image.mode})")
+    wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in WIDE)
+    if image.mode in ("I", "F") and not wide:
+        raise ValueError(
+            f"it is unknown which values are black and white (Pillow's mode {image.mode})"
+        )
     if image.format == "PNG" and image.mode in ("L", "RGB") and "transparency" in image.info:
         _scale_transparent_colour(image)
     image.load()
+    # Pillow turns TIFF's itself when it loads them.
     turn = SHOWN.get(_orientation(image))
+    if wide:
+        image = _in_8_bits(image)
     if image.has_transparency_data:
         over = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
     image = image.convert("RGB")
     return image if turn is None else image.transpose(turn)
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Return an image of grey values of 16 bits, or few less, with the upper 8 of them.
+
+    Those are what Pillow keeps of 16-bit colours; of grey values it would clip all above 255.
+    """
+    values = np.asarray(image)
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    (bits,) = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))
+    grey = (values >> (bits - 8)).astype(np.uint8)
+    if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:
+        grey = 255 - grey
+    opaque = np.full_like(grey, 255)
+    if image.format == "PNG" and "transparency" in image.info:
+        opaque[values == image.info["transparency"]] = 0
+    return Image.merge("LA", [Image.fromarray(grey), Image.fromarray(opaque)])
 
 
 def _scale_transparent_colour(image: Image.Image) -> None:
