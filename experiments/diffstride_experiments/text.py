@@ -1,12 +1,13 @@
 """Names of files as text that can be written anywhere."""
 
 import re
+import unicodedata
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
 
-__all__ = ["AnyPath", "printable"]
+__all__ = ["AnyPath", "one_line", "printable"]
 
 # What `printable` makes of one byte of a name that is not UTF-8.
 ESCAPED = re.compile(r"\\u(dc[89a-f][0-9a-f])")
@@ -19,6 +20,19 @@ def printable(text: str) -> str:
     terminals nor TOML nor JSON's readers take. It becomes ``\udcXX`` here, XX being the byte.
     """
     return text.encode(errors="backslashreplace").decode()
+
+
+def one_line(text: str) -> str:
+    r"""Return a text as `printable` does, and what would end a line or steer a terminal escaped.
+
+    Names of files may hold newlines and escape characters. They become ``\n`` and ``\x1b``.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in ("Cc", "Zl", "Zp")
+        else character
+        for character in printable(text)
+    )
 
 
 def _as_named(path: object) -> object:

@@ -446,6 +446,15 @@ def test_unreadable_images_do_not_change_who_is_tested(classes, options):
     assert len(tested(unreadable="skip") - before) == 0
 
 
+def test_class_without_a_readable_image_to_train_on_is_named(classes, options):
+    pictures = sorted((classes / "cat").iterdir())
+    for path in pictures[:-1]:
+        path.write_bytes(b"no image")
+    message = rf"class cat has no readable file in {classes} to (train|test) on\."
+    with pytest.raises(ExperimentError, match=message):
+        options(path=classes, test_fraction=0.4, unreadable="skip").load("test")
+
+
 def test_classes_without_a_fraction_are_refused_by_its_name(classes, options):
     message = f"there is no {classes / 'train'}. Where .* give data.test_fraction, the share"
     with pytest.raises(ExperimentError, match=message):

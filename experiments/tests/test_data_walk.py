@@ -1,9 +1,10 @@
 import os
 import socket
+import sys
 
 import pytest
 from diffstride_experiments.data import walk
-from diffstride_experiments.data.walk import find_files
+from diffstride_experiments.data.walk import Unreadable, find_files
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.text import printable
 
@@ -132,3 +133,10 @@ def test_names_that_are_not_utf8_are_found_and_printable(root):
     assert len(found.files[0]) == 4
     assert found.left_out == [rf"{root}/a/caf\udce9: no x file by its name"]
     assert printable("é→") == "é→"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names have no such characters")
+def test_names_with_newlines_are_told_in_one_line(root):
+    touch(root / "a\n\x1b[31m.txt")
+    assert find(root).left_out == [f"{root}/a\\n\\x1b[31m.txt: no x file by its name"]
+    assert str(Unreadable("a\nb", "bad\u2028data")) == r"a\nb: bad\u2028data"

@@ -143,7 +143,7 @@ class AudioFolder(FileSource):
 
         features, unreadable = self._features(paths, workers)
         readable, skipped = self._leave_out(unreadable, len(paths), found)
-        check_classes(labels[readable], classes, self.path, found)
+        check_classes(labels[readable], classes, str(self.path), found)
 
         if self._has_groups:
             in_test = np.isin(groups[readable], self.test_groups)

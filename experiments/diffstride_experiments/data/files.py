@@ -57,12 +57,12 @@ class FileSource(Source):
         return np.setdiff1d(np.arange(count), list(unreadable)), lines
 
 
-def check_classes(labels: np.ndarray, classes: Sequence[str], folder: Path, found: Found) -> None:
-    """Raise an ExperimentError if a class has no readable file, naming it and the folder."""
+def check_classes(labels: np.ndarray, classes: Sequence[str], where: str, found: Found) -> None:
+    """Raise an ExperimentError if a class has no readable file, naming it and the place."""
     counts = np.bincount(labels, minlength=len(classes))
     if not counts.all():
         raise ExperimentError(
-            f"data.path: class {classes[counts.argmin()]} has no readable file in {folder}."
+            f"data.path: class {classes[counts.argmin()]} has no readable file in {where}."
             f"{found.hint()}"
         )
 

@@ -22,7 +22,7 @@ from diffstride_experiments.data.source import Data, EvaluateOn
 from diffstride_experiments.data.splits import held_out_remark, hold_out
 from diffstride_experiments.data.walk import Found, find_files
 from diffstride_experiments.errors import ExperimentError
-from diffstride_experiments.text import AnyPath, printable
+from diffstride_experiments.text import AnyPath, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,9 +97,10 @@ class ImageFolder(FileSource):
         numbers = {name: number for number, name in enumerate(classes)}
         labels = np.array([numbers[name] for part in samples for _, name in part], dtype=int)
         parts = list(np.split(np.arange(len(paths)), [len(samples[0])]))
-        remarks = []
+        places, remarks = [str(folder) for folder in folders[:used]], []
         if self.test_fraction is not None:
-            check_classes(labels, classes, self.path, found)
+            check_classes(labels, classes, str(self.path), found)
+            places = [f"{self.path} to {action} on" for action in ("train", "test")]
             parts = list(
                 hold_out(parts[0], labels, classes, self.test_fraction, "data.test_fraction")
             )
@@ -108,8 +109,8 @@ class ImageFolder(FileSource):
         items, unreadable = (self._decode if self.in_memory else self._check)(paths, workers, found)
         readable, skipped = self._leave_out(unreadable, len(paths), found)
         train, test = (part[np.isin(part, readable)] for part in parts)
-        for part, folder in zip((train, test), (folders * 2)[: used + len(remarks)], strict=False):
-            check_classes(labels[part], classes, folder, found)
+        for part, place in zip((train, test), places, strict=False):
+            check_classes(labels[part], classes, place, found)
 
         train, evaluation = self._split(labels, classes, train, test, evaluate_on)
         augment, plain = self._transforms()
@@ -117,7 +118,7 @@ class ImageFolder(FileSource):
         return Data(
             train=Samples(items, labels, train, augment),
             evaluation=evaluated,
-            classes=tuple(map(printable, classes)),
+            classes=tuple(map(one_line, classes)),
             input_shape=tuple(evaluated[0][0].shape),
             skipped=skipped,
             left_out=tuple(found.left_out),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffstride_experiments.errors import ExperimentError
-from diffstride_experiments.text import printable
+from diffstride_experiments.text import one_line
 
 __all__ = ["Found", "Unreadable", "find_files"]
 
@@ -26,7 +26,7 @@ class Unreadable(NamedTuple):
 
     def __str__(self) -> str:
         """Return both as one line that can be printed."""
-        return printable(f"{self.path}: {self.reason}")
+        return one_line(f"{self.path}: {self.reason}")
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Found:
 
     def leave_out(self, path: str, reason: str) -> None:
         """Note a file or folder that is not used."""
-        self.left_out.append(printable(f"{path}: {reason}"))
+        self.left_out.append(one_line(f"{path}: {reason}"))
 
     def hint(self) -> str:
         """Return what an error about missing files adds: what there was instead."""
