@@ -78,6 +78,12 @@ class Resize(nn.Module):
             BACKEND.check_input(bias, "conv.bias", x)
         return self._convolve(plan, x, weight, bias)
 
+    def __prepare_scriptable__(self) -> NoReturn:  # what torch.jit.script calls first
+        raise NotImplementedError(
+            "torch.jit.script is not supported: use torch.export or torch.compile, or "
+            "torch.jit.trace of diffstride_torch.freeze(model, example_input)"
+        )
+
     @property
     def _axes(self) -> tuple[int, ...]:
         """The axes that are resized."""

@@ -40,7 +40,11 @@ ReturnT = TypeVar("ReturnT")
 
 
 def public(
-    method: Callable[Parameters, ReturnT], module: str, *, with_pullback: bool = False
+    method: Callable[Parameters, ReturnT],
+    module: str,
+    *,
+    with_pullback: bool = False,
+    first: Callable[[], None] | None = None,
 ) -> Callable[Parameters, ReturnT]:
     """Return a method of a `Functional` as a function of an adapter.
 
@@ -54,10 +58,14 @@ def public(
     with_pullback : bool
         Whether the method returns a value and its pullback. The function's name and documentation
         then say so.
+    first : callable, optional
+        What is called first.
     """
 
     @wraps(method)
     def function(*args: Parameters.args, **kwargs: Parameters.kwargs) -> ReturnT:
+        if first is not None:
+            first()
         return method(*args, **kwargs)
 
     name = method.__name__

@@ -10,8 +10,12 @@ from diffstride_torch import (
     DiffStrideConv2d,
     FixedResize,
     SpectralPool2d,
+    complexity,
+    conv_diff_stride,
+    diff_stride,
     freeze,
     project_strides,
+    spectral_pool,
     spectral_resize,
 )
 from diffstride_torch.models import preact_resnet18
@@ -100,12 +104,29 @@ def test_a_traced_frozen_network_takes_any_batch(make, grad):
         lambda: DiffStrideConv2d(3, 4, 3, 2.3, method="separate"),
         lambda: SpectralPool2d(2.0),
         lambda: lambda x: spectral_resize(x, (20, 20)),
+        lambda: lambda x: spectral_pool(x, 2.0),
+        lambda: lambda x: diff_stride(x, 2.0),
+        lambda: lambda x: conv_diff_stride(x, x[:, :, :3, :3], 2.0),
+        lambda: lambda x: complexity([x[0, 0, 0]]),
     ],
 )
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_tracing_what_is_not_frozen_is_refused(make):
+    """Before anything that PyTorch warns of, which is an error here."""
     with pytest.raises(NotImplementedError, match=r"torch\.jit\.trace.*torch\.export.*freeze"):
         torch.jit.trace(make(), images(2))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DiffStride2d(2.0),
+        lambda: torch.nn.Sequential(DiffStrideConv2d(3, 4, 3)),
+        lambda: freeze(SpectralPool2d(2.0), images(1)),
+    ],
+)
+def test_scripting_is_refused(make):
+    with pytest.raises(NotImplementedError, match=r"torch\.jit\.script .* torch\.export .*freeze"):
+        torch.jit.script(make())
 
 
 @pytest.mark.slow
