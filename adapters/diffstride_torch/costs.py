@@ -24,6 +24,7 @@ from diffstride_torch.tracing import (
     Size,
     Step,
     Trace,
+    unwrapped,
 )
 
 
@@ -33,7 +34,8 @@ def flops_penalty(model: nn.Module, example_input: Any) -> FlopsPenalty:
     Parameters
     ----------
     model : torch.nn.Module
-        With at least one DiffStride layer; traced with torch.fx and run once.
+        With at least one DiffStride layer; traced with torch.fx and run once. Of a wrapper, as
+        ``DistributedDataParallel`` or what ``torch.compile`` returns, the model in it.
     example_input : Tensor, shape (N, C, ...), or tuple
         The arguments of the model. The cost is that of inputs of its size.
 
@@ -51,6 +53,7 @@ def flops_penalty(model: nn.Module, example_input: Any) -> FlopsPenalty:
         ``fully_shard``, or has a call whose size or cost follows from a stride in a way that is not
         known.
     """
+    model = unwrapped(model)
     return FlopsPenalty(Trace(model, example_input), type(model).__name__)
 
 

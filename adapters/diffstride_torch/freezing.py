@@ -149,8 +149,8 @@ def freeze(model: nn.Module, example_input: Any = None) -> nn.Module:
     TypeError
         If the model is no module, or the example no tensor.
     ValueError
-        If the model has no such layer, if a layer meets several sizes, or none, and if the model is
-        distributed by ``fully_shard``.
+        If the model has no such layer, if a layer meets several sizes, or none, and if the model
+        cannot be copied, as one that ``fully_shard`` distributes.
     """
     check_model(model)
     layers = _layers(model)
@@ -160,7 +160,7 @@ def freeze(model: nn.Module, example_input: Any = None) -> nn.Module:
             "none"
         )
     # The example is run on the copy, whose layers go: its sizes bound no stride of the model.
-    frozen = copy.deepcopy(model)
+    frozen = _copied(model)
     plans = _plans_seen(model) if example_input is None else _plans_met(frozen, example_input)
     for name in layers:
         if len(plans[name]) != 1:
@@ -176,6 +176,15 @@ def freeze(model: nn.Module, example_input: Any = None) -> nn.Module:
         return fixed[""]
     swap_modules(frozen, {frozen.get_submodule(name): fixed[name] for name in fixed})
     return frozen
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ValueError(
+            f"model {type(model).__name__} cannot be copied, as it must be to be frozen: {error}"
+        ) from error
 
 
 def _layers(model: nn.Module) -> dict[str, DiffStride | SpectralPool]:

@@ -19,6 +19,7 @@ import torch
 from diffstride_backends.torch_backend import is_distributed
 from torch import fx, nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride_core.arguments import normalized_axes
@@ -397,6 +398,21 @@ def check_model(model: nn.Module) -> None:
         )
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model in PyTorch's wrappers, which torch.fx cannot trace; another one as it is."""
+    while True:
+        if isinstance(model, _WRAPPERS):
+            model = model.module
+        # That of torch.compile; to import its class takes those long who have none.
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+
+
 def checked_example(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
     """Return the arguments of a model; see `Trace`."""
     check_model(model)
@@ -477,9 +493,10 @@ def _traced(model: nn.Module) -> fx.Graph:
     try:
         return _Tracer().trace(model)
     except Exception as error:
+        hint = "" if unwrapped(model) is model else "; give the model before it is wrapped"
         raise ValueError(
             f"model {type(model).__name__} cannot be traced by torch.fx, whose proxies have no "
-            f"values to decide by: {error}"
+            f"values to decide by: {error}{hint}"
         ) from error
 
 

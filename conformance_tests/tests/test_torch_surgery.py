@@ -22,6 +22,7 @@ from diffstride_torch import (
     freeze,
     project_strides,
     replace_downsampling,
+    stride_summary,
 )
 from diffstride_torch.models import preact_resnet18, small_resnet
 from torch import nn
@@ -481,6 +482,34 @@ def test_costs_that_are_not_known_are_refused():
         flops_penalty(Attention(), images())
 
 
+class _Wrapper(nn.parallel.DistributedDataParallel):
+    """A wrapper without a group of processes."""
+
+    def __init__(self, module):
+        nn.Module.__init__(self)
+        self.module = module
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        _Wrapper,
+        torch.optim.swa_utils.AveragedModel,
+        lambda model: torch.compile(model, backend="eager"),
+        lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+    ],
+)
+def test_a_wrapped_model_costs_what_the_model_does(wrap):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), DiffStride2d(2.3, convention="relative"))
+    wrapped, x = wrap(model), torch.zeros(1, 1, 20, 20)
+    penalty = flops_penalty(wrapped, x)
+    assert penalty() == flops_penalty(model, x)()
+    assert stride_summary(wrapped, penalty).multiply_adds == penalty.multiply_adds()
+    with pytest.raises(ValueError, match=r"torch\.fx.*; give the model before it is wrapped"):
+        replace_downsampling(wrapped, x)
+
+
 def test_a_model_without_layers_has_no_penalty():
     with pytest.raises(ValueError, match="model must have a DiffStride layer, got Sequential"):
         flops_penalty(nn.Sequential(conv(2)), images())
@@ -560,6 +589,10 @@ def test_a_frozen_output_takes_operations_in_place(make):
 
 
 def test_what_cannot_be_frozen():
+    uncopied = nn.Sequential(DiffStride2d(2.0))
+    uncopied.made = torch.ones(1, requires_grad=True) * 2  # which PyTorch does not copy
+    with pytest.raises(ValueError, match=r"model Sequential cannot be copied, as it must be"):
+        freeze(uncopied, images(32))
     with pytest.raises(ValueError, match="got Sequential with none"):
         freeze(nn.Sequential(conv(2)))
     with pytest.raises(ValueError, match=r"layer '0' must meet exactly one input size .* got none"):
