@@ -16,10 +16,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-from diffstride_experiments.command_line import run_script
-from diffstride_experiments.options import Options
-from pydantic import PositiveInt
+from diffstride_experiments.entry import importing
+
+with importing():
+    import torch
+    from diffstride_experiments.command_line import run_script
+    from diffstride_experiments.options import Options
+    from pydantic import PositiveInt
 
 METHODS = ("conv", "diffstride-relative")
 OPTIONS = [

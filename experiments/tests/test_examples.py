@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffstride_experiments.entry import importing
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -25,6 +26,31 @@ def test_scripts_refuse_bad_options_in_a_line(script, option):
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {option}: must be greater than")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "package", "install"),
+    [
+        ("examples/digits_nnx.py", "jax", "'diffstride[experiments,flax]' optax"),
+        ("examples/swap_train_ship.py", "onnxruntime", "'diffstride[experiments]'"),
+        ("examples/torch_jax_parity.py", "jax", "'diffstride[experiments,flax]' optax"),
+        ("checks/kill_and_resume.py", "torch", "'diffstride[experiments]'"),
+    ],
+)
+def test_package_that_a_script_lacks_is_named_in_a_line(
+    script, package, install, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit, match="1"):
+        runpy.run_path(str(EXAMPLES.parent / script), run_name="__main__")
+    message = f"error: {package} is not installed: pip install {install}\n"
+    assert capsys.readouterr().err == message
+
+
+def test_script_that_is_interrupted_while_it_imports_says_so(capsys):
+    with pytest.raises(SystemExit, match="130"), importing():
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "\nInterrupted.\n"
 
 
 @pytest.mark.slow
