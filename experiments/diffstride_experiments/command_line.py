@@ -294,23 +294,29 @@ def _explanation(detail: Any, group: type[BaseModel]) -> tuple[str, str]:
     if place[:1] == ["data"]:
         del place[1:2]  # the kind of data, which is no option
     name = ".".join(map(str, place))
-    choices = {option.name: option.choices for option in _options({"": group})}
+    options = {option.name: option for option in _options({"": group})}
     context, value = detail.get("ctx", {}), detail["input"]
     if expected := EXPECTED.get(detail["type"]):
         return name, f": must be {expected}, got {_shown(value)}"
     match detail["type"]:
         case "extra_forbidden":
-            known = {part for option in choices for part in option.split(".")}
+            if name in options:
+                kinds = ", ".join(options[name].fields)
+                return name, f": there is no such option for {detail['loc'][1]}, only for {kinds}"
+            known = {part for option in options for part in option.split(".")}
             return name, f": there is no such option{similar(str(place[-1]), known)}"
         case "union_tag_not_found":
             return f"{name}.name", " must be given"
         case "union_tag_invalid":
             return f"{name}.name", f": must be {context['expected_tags']}, got {context['tag']!r}"
+        case "missing" if isinstance(place[-1], int):
+            return ".".join(map(str, place[:-1])), f": must have more entries, got {_shown(value)}"
         case "missing":
-            allowed = ", ".join(map(repr, choices.get(name, ())))
+            allowed = ", ".join(map(repr, options[name].choices)) if name in options else ""
             return name, f" must be given: {allowed}" if allowed else " must be given"
     message = detail["msg"].removeprefix("Value error, ")
     message = re.sub(r"^Input should (be|have)", r"must \1", message)
+    message = re.sub(r"^Tuple should have at most (\d+) .*", r"must have \1 entries", message)
     message = re.sub(r", (unable to|got a number with) .*", "", message)
     if not isinstance(value, dict):
         return name, f": {message}, got {_shown(value)}"

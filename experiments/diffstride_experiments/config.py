@@ -284,7 +284,7 @@ class Config(Options):
     """Seed of the initial weights, the order of the samples and their augmentation. What is held
     out is always the same."""
 
-    threads: PositiveInt = 2
+    threads: int = Field(2, ge=1, le=4096)
     """CPU threads of each process. Results repeat exactly only with the same number."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -377,16 +377,17 @@ def _find_recipe(recipe: str, folder: Path = Path()) -> Path:
 
 
 def _read_values(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
-    if path.resolve() in extended_by:
-        raise UsageError(f"recipe {path} extends itself.")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        # Editors on Windows may begin UTF-8 with a mark.
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"recipe {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"recipe {path} is not UTF-8 text (byte {error.start}).") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"recipe {path} is not TOML: {error}.") from error
+    if path.resolve() in extended_by:
+        raise UsageError(f"recipe {path} extends itself.")
     if "extends" not in values:
         return values
     base = values.pop("extends")

@@ -38,6 +38,8 @@ def one_line(text: str) -> str:
 def _as_named(path: object) -> object:
     if not isinstance(path, str | Path):
         return path
+    if not str(path) or "\0" in str(path):
+        raise ValueError("must be a path")
     return Path(ESCAPED.sub(lambda found: chr(int(found[1], 16)), str(path)))
 
 

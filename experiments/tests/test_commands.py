@@ -208,6 +208,7 @@ def test_help_shows_the_options_of_all_data_once(monkeypatch, capsys):
         ([], "error: --name must be given: 'tuning', "),
         (["tunig"], "--name: must be 'tuning', "),
         (["tuning", "--seeds", "0"], "--seeds: must be greater than 0, got '0'"),
+        (["tuning", "--folder", ""], "--folder: must be a path, got ''"),
         (["tuning", "--jobs", "many"], "--jobs: must be a valid integer, got 'many'"),
         (["tuning", "--sees", "3"], "--sees: there is no such option; did you mean --seeds?"),
         (["tuning", "window"], "window: there is no option that takes this value"),

@@ -158,6 +158,12 @@ def test_recipe_extends_another(recipe, tmp_path):
         ("training = 3", "training: must be a table of options, got 3"),
         ("methods = 'conv'", "methods: must be a list, got 'conv'"),
         ("run_dir = 3", "run_dir: must be a path, got 3"),
+        ("run_dir = ''", "run_dir: must be a path, got ''"),
+        ('run_dir = "a\\u0000"', r"run_dir: must be a path, got 'a\x00'"),
+        ("[data]\nname = 'images'\npath = 'x'\nmean = [1, 2]",
+         "data.mean: must have more entries, got [1, 2]"),
+        ("[data]\nname = 'images'\npath = 'x'\nstd = [1, 2, 3, 4]",
+         "data.std: must have 3 entries, got [1, 2, 3, 4]"),
         ("threads = 1.5\nseed = 'x'", "seed: must be a valid integer, got 'x'; "),
     ],
 )  # fmt: skip
@@ -169,6 +175,19 @@ def test_mistakes_in_a_recipe_are_named(text, expected, tmp_path):
     assert str(path.parent) in str(refused.value)
     assert expected in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_recipe_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text("seed = 3", encoding="utf-8-sig")
+    assert read_recipe(path).seed == 3
+
+
+def test_recipe_that_is_a_link_to_itself_is_refused(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.symlink_to(path.name)
+    with pytest.raises(UsageError, match=r"recipe\.toml cannot be read: "):
+        read_recipe(path)
 
 
 def test_recipe_that_is_no_text_is_refused(tmp_path):
@@ -197,7 +216,9 @@ def test_recipe_that_is_no_text_is_refused(tmp_path):
         (["--training.channels-last=1"], "channels-last: ignored explicit argument '1'"),
         (["--data.mean", "1", "2"], "--data.mean: expected 3 arguments"),
         (["--data.name", "images"], "--data.path must be given"),
-        (["--data.path", "."], "--data.path: there is no such option"),
+        (["--data.pad", "1"], "--data.pad: there is no such option for digits, only for cifar, im"),
+        (["--run-dir", ""], "--run-dir: must be a path, got ''"),
+        (["--threads", "9" * 20], "--threads: must be less than or equal to 4096, got '9999"),
         (["--data.name", "mnist"], "--data.name: must be 'digits', 'cifar', 'images', 'audio'"),
         (["spoken-digit"], "did you mean spoken-digits?"),
         (["no.toml"], "no.toml cannot be read: No such file"),

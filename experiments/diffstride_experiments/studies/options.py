@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt
 from diffstride_experiments.command_line import read_options
 from diffstride_experiments.locking import check_folder
 from diffstride_experiments.options import Options
+from diffstride_experiments.text import AnyPath
 
 __all__ = ["StudyName", "StudyOptions", "parse"]
 
@@ -32,12 +33,12 @@ class StudyOptions(Options):
     name: StudyName
     """Which study."""
 
-    data: Path | None = None
+    data: AnyPath | None = None
     """Folder of the data where they are not bundled: the recordings of the Free Spoken Digit
     Dataset for robustness-recordings, else CIFAR10, either unpacked from its Python version or as
     train/CLASS/* and test/CLASS/*."""
 
-    folder: Path = Path("runs/studies")
+    folder: AnyPath = Path("runs/studies")
     """The study's folder is made in it."""
 
     seeds: PositiveInt = 3
@@ -46,7 +47,7 @@ class StudyOptions(Options):
     jobs: PositiveInt = Field(default_factory=lambda: min(os.cpu_count() or 1, 8))
     """Runs at a time, each with samples of its own in memory. Results do not depend on it."""
 
-    against: Path | None = None
+    against: AnyPath | None = None
     """Folder of another execution of the study, such as experiments/results/NAME: say how far the
     means are from its."""
 
