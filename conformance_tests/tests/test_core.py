@@ -214,7 +214,7 @@ def test_bounds():
 )
 def test_bounds_against_the_oracle(convention, limits):
     options = {"limits": limits, "convention": convention}
-    for sizes in ((32, 32), (5, 5), (7, 20), (2, 9), (64, 3)):
+    for sizes in ((32, 32), (5, 5), (7, 20), (2, 9), (64, 3), (1, 6)):
         for strides in ((1.0, 1.0), (0.2, 2.2), (2.2, 60.0), (1.0,), (2.2,), (60.0,)):
             plan = make_plan(sizes, strides, **options)
             used = [
