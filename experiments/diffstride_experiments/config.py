@@ -234,7 +234,7 @@ class Training(Options):
     compile: Literal["off", "inductor", "aot_eager"] = "off"
     """Compile the network for training, with this backend of torch.compile."""
 
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=1024)
     """Processes that load samples, beside each training process. Results do not depend on it."""
 
     checkpoint_seconds: NonNegativeFloat = 300.0

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from diffstride_experiments.atomic import replacing
 from diffstride_experiments.checkpoint import Checkpoints
 from diffstride_experiments.config import Config, differences, fingerprint, read_recipe
-from diffstride_experiments.errors import ExperimentError
+from diffstride_experiments.errors import ExperimentError, UsageError
 from diffstride_experiments.locking import locked
 from diffstride_experiments.methods import Method
 from diffstride_experiments.processes import Processes
@@ -65,7 +65,14 @@ class RunFolder:
         path = self.path / "config.toml"
         if not path.exists():
             return
-        changed = differences(read_recipe(path), self._config)
+        try:
+            earlier = read_recipe(path)
+        except UsageError as error:
+            raise ExperimentError(
+                f"run_dir: {self.path} holds a run whose options this version does not take "
+                f"({str(error).rstrip('.')}); choose another --run-dir."
+            ) from error
+        changed = differences(earlier, self._config)
         if changed:
             raise ExperimentError(
                 f"run_dir: {self.path} holds a run with other options ({'; '.join(changed)}); give "

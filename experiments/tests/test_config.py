@@ -30,6 +30,7 @@ BAD = [
     (Training, {"label_smoothing": 1.0}),
     (Training, {"mixup": -0.2}),
     (Training, {"workers": -1}),
+    (Training, {"workers": 100_000}),
     (Training, {"precision": "float8"}),
     (Optimizer, {"learning_rate": 0.0}),
     (Optimizer, {"stride_learning_rate": float("inf")}),

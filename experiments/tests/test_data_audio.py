@@ -114,6 +114,12 @@ def test_channels_are_averaged_and_long_clips_cut(tmp_path):
     np.testing.assert_allclose(stereo, mono, atol=0.02)
 
 
+def test_cache_that_cannot_be_written_is_refused_before_reading(folder, options, reads):
+    with pytest.raises(ExperimentError, match=r"data\.cache: .*ada_0\.wav must be a folder"):
+        options(test_fraction=0.5, cache=folder / "no" / "ada_0.wav").load("test")
+    assert not reads
+
+
 def test_classes_and_clips_are_found_in_all_folders(folder, options):
     write(folder / "no" / "dora_0.flac")
     write(folder / "yes" / "dora_1.OGG", sine(500))

@@ -218,6 +218,17 @@ def test_image_whose_range_is_unknown_is_unreadable(folder, options, mode):
     assert data.skipped == (f"{path}: {reason}",)
 
 
+def test_cache_that_cannot_be_written_is_refused_before_reading(folder, options, monkeypatch):
+    cache = folder / "train" / "cat" / "0.jpg"
+    with monkeypatch.context() as patch:
+        patch.setattr(image_files, "_size", None)
+        with pytest.raises(ExperimentError, match=r"data\.cache: .*0\.jpg must be a folder"):
+            options(cache=cache).load("test")
+    options().load("test")
+    monkeypatch.setattr(image_files, "check_folder", None)
+    options().load("test")  # a cache that has all need not be written
+
+
 def test_long_list_of_unreadable_images_is_cut(folder, options):
     for path in folder.glob("train/*/*"):
         path.write_bytes(b"")

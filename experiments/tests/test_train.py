@@ -13,6 +13,7 @@ from diffstride_experiments import train
 from diffstride_experiments.config import Config, read_recipe
 from diffstride_experiments.entry import run_command
 from diffstride_experiments.errors import ExperimentError
+from diffstride_experiments.run_folder import RunFolder
 from diffstride_experiments.trainer import Trainer
 from rich.console import Console
 from states import assert_runs_ended_alike, last_state
@@ -259,6 +260,14 @@ def test_unfinished_files_of_a_killed_run_are_removed(tiny_config):
     run(config)
     assert not unfinished.exists()
     assert others.exists()
+
+
+def test_run_of_another_version_in_the_same_folder_is_refused(tiny_config):
+    tiny_config.run_dir.mkdir(parents=True)
+    (tiny_config.run_dir / "config.toml").write_text("gone = 3")
+    message = r"holds a run whose options this version does not take \(.*gone: there is no such"
+    with pytest.raises(ExperimentError, match=message), RunFolder(tiny_config).held():
+        pass
 
 
 def test_other_options_in_the_same_folder_are_refused(tiny_config):

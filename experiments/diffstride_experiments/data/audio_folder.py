@@ -24,6 +24,7 @@ from diffstride_experiments.data.source import Data, EvaluateOn
 from diffstride_experiments.data.splits import held_out_remark, hold_out
 from diffstride_experiments.data.walk import Found, find_files
 from diffstride_experiments.errors import ExperimentError
+from diffstride_experiments.locking import check_folder
 from diffstride_experiments.text import AnyPath, printable
 
 if TYPE_CHECKING:
@@ -244,6 +245,8 @@ class AudioFolder(FileSource):
                 )
             features = np.full(shape, np.nan, dtype=np.float32)
         missing = np.flatnonzero(np.isnan(features[:, 0, 0])).tolist()
+        if missing:
+            check_folder(self.cache, "data.cache")
         unreadable = {}
         results = read_files(
             log_mel, [paths[index] for index in missing], workers, "Computing spectrograms"

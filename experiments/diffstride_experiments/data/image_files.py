@@ -9,6 +9,7 @@ from PIL import ExifTags, Image, TiffImagePlugin
 
 from diffstride_experiments.data.cache import digest, file_states, load_array, save_array
 from diffstride_experiments.data.files import READING, Unreadable, read_files
+from diffstride_experiments.locking import check_folder
 
 __all__ = ["image_sizes", "image_suffixes", "read_image", "read_image_and_frames"]
 
@@ -75,6 +76,8 @@ def image_sizes(
     known = {} if cached is None else {key: tuple(size) for key, *size in cached.tolist()}
     keys = [int(digest(state), 16) for state in file_states(root, paths)]
     new = [index for index, key in enumerate(keys) if key not in known]
+    if new:
+        check_folder(cache, "data.cache")
     results = read_files(_size, [paths[index] for index in new], workers, "Checking images")
     unreadable = {}
     for index, result in zip(new, results, strict=True):

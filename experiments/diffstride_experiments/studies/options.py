@@ -44,7 +44,7 @@ class StudyOptions(Options):
     seeds: PositiveInt = 3
     """Runs of each row, with the seeds 0, 1, ..."""
 
-    jobs: PositiveInt = Field(default_factory=lambda: min(os.cpu_count() or 1, 8))
+    jobs: PositiveInt = Field(le=1024, default_factory=lambda: min(os.cpu_count() or 1, 8))
     """Runs at a time, each with samples of its own in memory. Results do not depend on it."""
 
     against: AnyPath | None = None
