@@ -465,6 +465,16 @@ def test_sound_that_ends_between_pages_or_after_others_is_told_apart(tmp_path):
     assert len(read_sound(str(path))[0]) == 64_000
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_sphere_file_that_is_cut_off_is_unreadable(tmp_path, channels):
+    path = tmp_path / "a.wav"  # as speech corpora call them
+    soundfile.write(path, np.zeros((999, channels)), 8000, format="NIST", subtype="PCM_16")
+    assert read_sound(str(path))[0].shape == (999, channels)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match="of 999 samples can be decoded"):
+        read_sound(str(path))
+
+
 def test_sounds_cut_off_are_listed_and_others_accounted_for(folder, options):
     path = folder / "no" / "ada_0.wav"
     path.write_bytes(path.read_bytes()[:-200])

@@ -1,6 +1,7 @@
 """Reading sounds, and finding out whether they are whole."""
 
 import os
+import re
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,11 +49,20 @@ def read_sound(path: str) -> tuple[np.ndarray, int]:
             with soundfile.SoundFile(file) as sound:
                 samples = sound.read(dtype="float32", always_2d=True)
                 expected, rate = sound.frames, sound.samplerate
+            if magic == b"NIST":
+                expected = max(expected, _sphere_frames(file))
         except soundfile.LibsndfileError as error:
             raise ValueError(error.error_string) from error
     if len(samples) < expected:
         raise ValueError(f"cut off: {len(samples)} of {expected} samples can be decoded")
     return samples, rate
+
+
+def _sphere_frames(file: BinaryIO) -> int:
+    """Return the number of samples that the header of a SPHERE file has, 0 if it has none."""
+    file.seek(0)
+    found = re.search(rb"^sample_count -i (\d+)", file.read(1024), re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 # Byte order of the sizes in each kind of RIFF file.
