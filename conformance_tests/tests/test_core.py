@@ -292,6 +292,12 @@ def test_output_sizes_against_the_oracle(convention, smoothness, limits):
             assert plan.output_sizes == expected, (size, stride)
 
 
+def test_the_clip_of_tensorflow_passes_the_gradient_at_both_ends():
+    value, slope = axis_mask("tensorflow", 33, 1.5, 4.0, is_last=True)
+    assert (value[12], value[16]) == (1.0, 0.0)
+    np.testing.assert_array_equal(np.flatnonzero(slope), np.arange(12, 17))
+
+
 @pytest.mark.parametrize("cropping", [True, False])
 @pytest.mark.parametrize("smoothness", SMOOTHNESS["tensorflow"])
 def test_tensorflow_output_sizes_against_the_oracle(smoothness, cropping):
