@@ -165,8 +165,11 @@ class Relative(Convention):
     name = "relative"
     default_smoothness = 0.25
 
-    # Which of the two ramps holds must not depend on rounding.
-    _WIDE = 1 - 1e-6
+    @staticmethod
+    def _is_wide(ramp: Any) -> Any:
+        """Return which of the two ramps holds, for the width of the wide one in bins."""
+        # It must not depend on rounding. No number of the class, for the reason in `clipped_ramp`.
+        return ramp >= 1 - 1e-6
 
     def check_smoothness(self, smoothness: float) -> None:  # noqa: D102
         if not _LEAST_SMOOTHNESS <= smoothness <= 1:
@@ -183,7 +186,7 @@ class Relative(Convention):
         return band + max(smoothness * band, 1.0)
 
     def cutoff_slope(self, size: int, smoothness: float, stride: float) -> float:  # noqa: D102
-        is_wide = smoothness * size / (2 * stride) >= self._WIDE
+        is_wide = self._is_wide(smoothness * size / (2 * stride))
         return 1 + smoothness if is_wide else 1.0
 
     def sloped_bins(self, size: int, smoothness: float, bounds: Bounds) -> int:  # noqa: D102
@@ -197,7 +200,7 @@ class Relative(Convention):
         used = straight_through(ops, stride, axis.bounds)
         k = ops.frequencies(min(axis.size, axis.output_size) // 2 + 1, like)
         band = axis.size / (2 * used)
-        is_wide = smoothness * band >= self._WIDE
+        is_wide = self._is_wide(smoothness * band)
         slope_wide = -2 * k / (smoothness * axis.size)
         v = where(is_wide, (1 + smoothness) / smoothness + slope_wide * used, 1 + band - k)
         return clipped_ramp(ops, v, where(is_wide, slope_wide, -axis.size / (2 * used**2)))
@@ -283,7 +286,8 @@ class TensorFlow(Convention):
         self, ops: ArrayOps, axis: AxisPlan, smoothness: float, stride: Array, like: Array
     ) -> Mask:
         xp, bounds = ops.xp, axis.bounds
-        single = xp.astype(clamp(ops, stride, -FLOAT32_MAX, FLOAT32_MAX), xp.float32)
+        most = float(xp.finfo(xp.float32).max)
+        single = xp.astype(clamp(ops, stride, -most, most), xp.float32)
         raised = clamp(ops, single, bounds.floor, math.inf)
         used = clamp(ops, raised, bounds.lower, bounds.upper)
         ratio, threshold = self._threshold(xp, axis.size, used, axis.is_last)

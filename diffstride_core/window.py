@@ -12,9 +12,6 @@ from diffstride_core.plan import AxisPlan, Bounds
 
 Term: TypeAlias = tuple[AxisBasis, ...]
 
-TIE = 1e-4
-"""How far from 0 and 1 a mask value counts as a tie, which takes the right-hand derivative."""
-
 
 class Mask(NamedTuple):
     """A window over the K bins of one axis, in the precise dtype.
@@ -179,7 +176,7 @@ def clipped_ramp(ops: ArrayOps, v: Array, slope: Array) -> Mask:
 
     Frameworks differ in the derivative of their own clip exactly at 0 and 1, where integer strides
     put a bin, and rounding decides on which side of the corner v falls. Hence a tolerance: the
-    ramp is 0 < v <= 1 shifted up by `TIE`.
+    ramp is 0 < v <= 1 shifted up a little.
 
     Parameters
     ----------
@@ -194,7 +191,9 @@ def clipped_ramp(ops: ArrayOps, v: Array, slope: Array) -> Mask:
     Mask
     """
     xp = ops.xp
-    in_ramp = (v > TIE) & (v <= 1 + TIE)
+    # Not a number of the module: torch.compile makes symbols of these where sizes are dynamic.
+    tie = 1e-4
+    in_ramp = (v > tie) & (v <= 1 + tie)
     return Mask(
         value=with_slope(ops, clamp(ops, v, 0.0, 1.0), v, in_ramp),
         slope=xp.where(in_ramp, slope, xp.zeros_like(v)),

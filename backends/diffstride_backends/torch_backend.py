@@ -509,6 +509,10 @@ def attach(
             or (torch.compiler.is_compiling() and not _has_gradient(arrays))
         ):
             return forward(backend, plan, *arrays)
+        if torch.compiler.is_compiling():
+            # With dynamic sizes a compiler makes a symbol of each number of the plan when it first
+            # meets it. Met within an autograd function, it would be unknown to the next one.
+            hash(plan)
         y: torch.Tensor = _Attached.apply(backend, forward, vjp, plan, *arrays)
         return y
 

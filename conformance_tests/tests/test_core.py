@@ -30,7 +30,6 @@ from diffstride_core.planning import (
     size_jumps,
 )
 from diffstride_core.settings import declared_bounds, make_settings
-from diffstride_core.window import TIE
 
 pytestmark = pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")
 
@@ -525,7 +524,7 @@ def test_mask_derivative_against_central_differences(convention, smoothness, siz
         if convention == "relative" and abs(smoothness * size / (2 * stride) - 1) < 1e-3:
             continue
         v, _ = oracle.ramp(size, stride, smoothness=smoothness, last=is_last, convention=convention)
-        away = (np.abs(v) > 3 * TIE) & (np.abs(v - 1) > 3 * TIE)
+        away = (np.abs(v) > 3 * oracle.TIE) & (np.abs(v - 1) > 3 * oracle.TIE)
         _, slope = axis_mask(convention, size, stride, smoothness, is_last=is_last)
         there, back = (
             axis_mask(convention, size, stride + change, smoothness, is_last=is_last)[0]

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from diffstride_backends.torch_backend import BACKEND
+from diffstride_backends.torch_backend import BACKEND, FUNCTIONAL
 from diffstride_conformance import oracle
 from diffstride_torch import (
     DiffStride1d,
@@ -35,6 +35,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffstride_core import NothingToCropWarning, bases, plan_cache
+from diffstride_core.conventions import CONVENTIONS, Relative
+from diffstride_core.plan import Bounds
+from diffstride_core.window import clipped_ramp
 
 # Dynamo's own way of tracing any autograd function, up to 2.13 at least.
 COMPILER_WARNING = (
@@ -1469,6 +1472,64 @@ def test_sizes_of_constant_tables_are_no_symbols():
     assert_close(compiled(torch.ones(3)), torch.full((3,), 12.0))
     (graph,) = graphs.graphs
     assert 12 in [argument for node in graph.graph.nodes for argument in node.args]
+
+
+@pytest.mark.filterwarnings(COMPILER_WARNING)
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda s: sum(clipped_ramp(BACKEND, s + i, s).value for i in range(2)),
+        lambda s: Relative._is_wide(s) * s,
+    ],
+)
+def test_numbers_of_the_core_are_no_symbols(function):
+    """With dynamic sizes torch.compile makes one of each number that a module or a class has."""
+    torch._dynamo.reset()
+    graphs = CompileCounterWithBackend("eager")
+    compiled = torch.compile(function, dynamic=True, fullgraph=True, backend=graphs)
+    strides = torch.full((1,), 0.5, requires_grad=True)
+    assert_close(compiled(strides), function(strides))
+    (graph,) = graphs.graphs
+    assert [node.op for node in graph.graph.nodes].count("placeholder") == 1
+
+
+@pytest.mark.filterwarnings(COMPILER_WARNING)
+def test_two_autograd_functions_with_the_same_numbers_compile_with_dynamic_sizes():
+    torch._dynamo.reset()
+    bounds = ((Bounds(1.1, 1.2, 3.3),),)
+
+    def twice(s):
+        return sum(FUNCTIONAL.bounded_complexity(bounds, [s + i]) for i in range(2))
+
+    strides = torch.full((1,), 1.5, requires_grad=True)
+    y = torch.compile(twice, dynamic=True, fullgraph=True, backend="eager")(strides)
+    assert_close(y, twice(strides))
+
+
+class Twice(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x) + self.layer(2 * x)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(COMPILER_WARNING)
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize(
+    "make", [lambda make: Twice(make()), lambda make: torch.nn.Sequential(make(), make())]
+)
+def test_several_layers_compiled_with_dynamic_sizes(convention, make):
+    torch._dynamo.reset()
+    network = make(lambda: DiffStride2d(1.6, convention=convention))
+    x = random(2, 3, 24, 24, requires_grad=True)
+    expected = network(x)
+    y = torch.compile(network, dynamic=True, fullgraph=True, backend="eager")(x)
+    assert_close(y, expected, 1e-5)
+    for a, b in zip(*(torch.autograd.grad(z.sum(), x) for z in (y, expected)), strict=True):
+        assert_close(a, b, 1e-5)
 
 
 @pytest.mark.slow
