@@ -88,14 +88,15 @@ class Convention(Window):
 
     @abstractmethod
     def cutoff(self, size: int, smoothness: float, stride: float) -> float:
-        """Return q, the frequency at which the mask without offset reaches 0."""
+        """Return the frequency at which the mask without offset reaches 0."""
 
     def cutoff_slope(self, size: int, smoothness: float, stride: float) -> float:
-        """Return by how much q grows with the pass band N/(2S)."""
+        """Return by how much the cutoff grows with N/(2S)."""
         return 1.0
 
+    @abstractmethod
     def output_size(self, size: int, smoothness: float, stride: float, is_last: bool) -> int:
-        """Return M for a bounded stride: the smallest even size with nothing alive at its Nyquist.
+        """Return M for a bounded stride.
 
         Parameters
         ----------
@@ -107,9 +108,6 @@ class Convention(Window):
         is_last : bool
             Whether the axis is the last one.
         """
-        q = self.cutoff(size, smoothness, stride)
-        # The guard makes strides rounded to float32 give the size of the exact ones.
-        return min(size, 2 * math.ceil(q - 1e-5 - 1e-7 * q))
 
     def uncropped_size(self, size: int, is_last: bool) -> int:
         """Return M when the spectrum is only masked."""
@@ -131,7 +129,8 @@ class Paper(Convention):
 
     .. math:: v(k) = (R + N/(2S) + o - |k|)/R
 
-    with R the smoothness in frequencies, o = 1 on the last axis and 0 elsewhere.
+    with R the smoothness in frequencies, o = 1 on the last axis and 0 elsewhere. The stride counts
+    to the inner edge of the ramp, which the output holds as well: it is 2R samples longer than N/S.
     """
 
     name = "paper"
@@ -142,6 +141,12 @@ class Paper(Convention):
 
     def cutoff(self, size: int, smoothness: float, stride: float) -> float:  # noqa: D102
         return size / (2 * stride) + smoothness
+
+    def output_size(self, size: int, smoothness: float, stride: float, is_last: bool) -> int:
+        """Return M: the smallest even size with nothing that Eq. 3 leaves alive at its Nyquist."""
+        q = self.cutoff(size, smoothness, stride)
+        # The guard makes strides rounded to float32 give the size of the exact ones.
+        return min(size, 2 * math.ceil(q - 1e-5 - 1e-7 * q))
 
     def sloped_bins(self, size: int, smoothness: float, bounds: Bounds) -> int:  # noqa: D102
         return math.ceil(smoothness) + 1  # one more, for rounding at the two ends
@@ -156,42 +161,44 @@ class Paper(Convention):
 
 
 @dataclass(frozen=True)
-class Relative(Convention):
-    r"""A ramp that is the fraction rho of the pass band, but at least one frequency wide.
+class Nominal(Convention):
+    r"""A ramp inside the band of N/S samples, which are the output.
 
-    .. math:: R = \max(\rho N/(2S), 1), \quad v(k) = (R + N/(2S) - |k|)/R
+    .. math:: v(k) = (q + 1/2 - |k|)/R, \quad q = N/(2S), \quad R = \max(\rho q, 1)
+
+    with the smoothness :math:`\rho` a fraction of the band. The stride counts to the outer edge of
+    the ramp. Frequency 0 always passes.
     """
 
-    name = "relative"
+    name = "nominal"
     default_smoothness = 0.25
-
-    @staticmethod
-    def _is_wide(ramp: Any) -> Any:
-        """Return which of the two ramps holds, for the width of the wide one in bins."""
-        # It must not depend on rounding. No number of the class, for the reason in `clipped_ramp`.
-        return ramp >= 1 - 1e-6
 
     def check_smoothness(self, smoothness: float) -> None:  # noqa: D102
         if not _LEAST_SMOOTHNESS <= smoothness <= 1:
             raise ValueError(
-                "smoothness must be above 0 and at most 1, a fraction of the pass band, for "
+                "smoothness must be above 0 and at most 1, a fraction of the band, for "
                 f"convention {self.name!r}, from {_LEAST_SMOOTHNESS:g} on, got {smoothness!r}"
             )
 
     def floor(self, size: int, smoothness: float) -> float:  # noqa: D102
-        return 1.0 if size == 1 else max(1 + smoothness / 2, size / (2 * (size // 2)))
+        return 1.0
 
     def cutoff(self, size: int, smoothness: float, stride: float) -> float:  # noqa: D102
-        band = size / (2 * stride)
-        return band + max(smoothness * band, 1.0)
+        return size / (2 * stride) + 0.5
 
-    def cutoff_slope(self, size: int, smoothness: float, stride: float) -> float:  # noqa: D102
-        is_wide = self._is_wide(smoothness * size / (2 * stride))
-        return 1 + smoothness if is_wide else 1.0
+    def output_size(self, size: int, smoothness: float, stride: float, is_last: bool) -> int:
+        """Return M: N/S rounded so that a little more than an integer stride changes nothing.
+
+        For integer strides up to 4 it is ceil(N/S), the size behind a strided convolution with an
+        odd kernel.
+        """
+        t = size / stride
+        # The guard makes strides rounded to float32 give the size of the exact ones.
+        return max(1, min(size, math.floor(t + 0.75 + 1e-5 + 1e-7 * t)))
 
     def sloped_bins(self, size: int, smoothness: float, bounds: Bounds) -> int:  # noqa: D102
         widest = smoothness * size / (2 * bounds.apply(0.0))
-        return math.ceil(max(widest, 1.0)) + 1
+        return math.ceil(max(widest, 1.0)) + 1  # one more, for rounding at the two ends
 
     def mask(  # noqa: D102
         self, ops: ArrayOps, axis: AxisPlan, smoothness: float, stride: Array, like: Array
@@ -199,10 +206,14 @@ class Relative(Convention):
         where = ops.xp.where
         used = straight_through(ops, stride, axis.bounds)
         k = ops.frequencies(min(axis.size, axis.output_size) // 2 + 1, like)
-        band = axis.size / (2 * used)
-        is_wide = self._is_wide(smoothness * band)
-        slope_wide = -2 * k / (smoothness * axis.size)
-        v = where(is_wide, (1 + smoothness) / smoothness + slope_wide * used, 1 + band - k)
+        q = axis.size / (2 * used)
+        # Rounding must not decide between the two ramps. No number of the module, for the reason
+        # in `clipped_ramp`.
+        is_wide = smoothness * q >= 1 - 1e-6
+        slope_wide = (1 - 2 * k) / (smoothness * axis.size)
+        v = where(is_wide, 1 / smoothness + slope_wide * used, q + 0.5 - k)
+        # The window never touches frequency 0, not even where the band holds nothing else.
+        v = where(k == 0, 2.0, v)
         return clipped_ramp(ops, v, where(is_wide, slope_wide, -axis.size / (2 * used**2)))
 
 
@@ -387,7 +398,7 @@ def _columns_kept(size: int, output_size: int) -> tuple[Integers, Integers, Tabl
 
 
 CONVENTIONS: dict[str, Convention] = {
-    convention.name: convention for convention in (Paper(), Relative(), TensorFlow())
+    convention.name: convention for convention in (Nominal(), Paper(), TensorFlow())
 }
 
-DEFAULT_CONVENTION = "paper"
+DEFAULT_CONVENTION = "nominal"

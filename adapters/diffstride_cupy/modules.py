@@ -39,7 +39,7 @@ class DiffStride(EagerLayer[Any]):
     --------
     >>> import cupy
     >>> from diffstride_cupy import DiffStride
-    >>> layer = DiffStride([2.0, 2.0], convention="relative")
+    >>> layer = DiffStride([2.0, 2.0])
     >>> y = layer.forward(cupy.ones((3, 32, 32), dtype=cupy.float32))
     >>> y.shape
     (3, 20, 20)

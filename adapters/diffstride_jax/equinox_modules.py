@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from diffstride_core.arguments import Limits, checked_shape, in_order, initial_strides, option
+from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_core.convolution import PADDING_MODES, odd_kernel, per_axis, spatial_axes
 from diffstride_core.plan_cache import PlanCache
 from diffstride_core.planning import plan_pool
@@ -76,7 +77,7 @@ class DiffStride(eqx.Module):
     >>> import jax
     >>> import jax.numpy as jnp
     >>> from diffstride_jax.equinox_modules import DiffStride
-    >>> layer = DiffStride([2.0, 3.0], convention="relative")
+    >>> layer = DiffStride([2.0, 3.0])
     >>> layer(jnp.ones((3, 32, 32))).shape
     (3, 20, 14)
     >>> jax.vmap(layer)(jnp.ones((8, 3, 32, 32))).shape
@@ -98,7 +99,7 @@ class DiffStride(eqx.Module):
         limits: Limits | None = (None, None),
         cropping: bool = True,
         norm: str | None = None,
-        convention: str = "paper",
+        convention: str = DEFAULT_CONVENTION,
         method: str = "auto",
         dtype: Any = jnp.float32,
     ) -> None:
@@ -202,7 +203,7 @@ class DiffStrideConv(eqx.nn.Conv):
     >>> import jax.numpy as jnp
     >>> from diffstride_jax.equinox_modules import DiffStrideConv
     >>> key = jax.random.key(0)
-    >>> conv = DiffStrideConv(2, 3, 16, 3, [2.0, 3.0], 1, convention="relative", key=key)
+    >>> conv = DiffStrideConv(2, 3, 16, 3, [2.0, 3.0], 1, key=key)
     >>> jax.vmap(conv)(jnp.ones((8, 3, 32, 32))).shape
     (8, 16, 20, 14)
     """
@@ -230,7 +231,7 @@ class DiffStrideConv(eqx.nn.Conv):
         limits: Limits | None = (None, None),
         cropping: bool = True,
         norm: str | None = None,
-        convention: str = "paper",
+        convention: str = DEFAULT_CONVENTION,
         key: jax.Array,
     ) -> None:
         if num_spatial_dims not in (1, 2, 3):
@@ -327,7 +328,7 @@ class SpectralPool(eqx.Module):
         *,
         axes: int | Sequence[int] = (-2, -1),
         norm: str | None = None,
-        convention: str = "paper",
+        convention: str = DEFAULT_CONVENTION,
     ) -> None:
         self.settings = make_settings(axes=axes, norm=norm, convention=convention)
         self.stride = initial_strides(stride, len(self.settings.axes), shared=False)

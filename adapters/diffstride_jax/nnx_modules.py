@@ -12,6 +12,7 @@ from flax import nnx
 from flax.nnx.nn.linear import default_bias_init, default_kernel_init
 
 from diffstride_core.arguments import Limits, checked_shape, in_order, initial_strides
+from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_core.convolution import odd_kernel, per_axis, spatial_axes
 from diffstride_core.planning import plan_pool
 from diffstride_core.settings import make_settings
@@ -77,7 +78,7 @@ class DiffStride(nnx.Module):
     --------
     >>> import jax.numpy as jnp
     >>> from diffstride_jax.nnx_modules import DiffStride
-    >>> layer = DiffStride([2.0, 3.0], convention="relative")
+    >>> layer = DiffStride([2.0, 3.0])
     >>> layer(jnp.ones((8, 32, 32, 3))).shape
     (8, 20, 14, 3)
     """
@@ -92,7 +93,7 @@ class DiffStride(nnx.Module):
         limits: Limits | None = (None, None),
         cropping: bool = True,
         norm: str | None = None,
-        convention: str = "paper",
+        convention: str = DEFAULT_CONVENTION,
         method: str = "auto",
         param_dtype: Any = jnp.float32,
     ) -> None:
@@ -191,7 +192,7 @@ class DiffStrideConv(nnx.Conv):
     >>> import jax.numpy as jnp
     >>> from diffstride_jax.nnx_modules import DiffStrideConv
     >>> from flax import nnx
-    >>> conv = DiffStrideConv(3, 16, (3, 3), [2.0, 3.0], convention="relative", rngs=nnx.Rngs(0))
+    >>> conv = DiffStrideConv(3, 16, (3, 3), [2.0, 3.0], rngs=nnx.Rngs(0))
     >>> conv(jnp.ones((8, 32, 32, 3))).shape
     (8, 20, 14, 16)
     """
@@ -213,7 +214,7 @@ class DiffStrideConv(nnx.Conv):
         limits: Limits | None = (None, None),
         cropping: bool = True,
         norm: str | None = None,
-        convention: str = "paper",
+        convention: str = DEFAULT_CONVENTION,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         kernel_init: nnx.Initializer = default_kernel_init,
@@ -321,7 +322,7 @@ class SpectralPool(nnx.Module):
         *,
         axes: int | Sequence[int] = (-3, -2),
         norm: str | None = None,
-        convention: str = "paper",
+        convention: str = DEFAULT_CONVENTION,
     ) -> None:
         self.settings = make_settings(axes=axes, norm=norm, convention=convention)
         self.stride = initial_strides(stride, len(self.settings.axes), shared=False)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from diffstride_core import resample
 from diffstride_core.arguments import Limits, check_plain
+from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_core.ops import ArrayOps
 from diffstride_core.plan import AxisPlan, Plan
 from diffstride_core.window import Mask, Term, Window, spread_strides
@@ -107,7 +108,7 @@ class Explanation:
     ----------
     convention, norm : str
     smoothness : float
-        R of Eqs. 3 and 4, a frequency; a fraction of the pass band in the relative convention.
+        R of Eqs. 3 and 4, a frequency; a fraction of the band in the nominal convention.
     x : ndarray, shape (..., N_h, N_w)
         The input.
     strides : ndarray, shape (), (1,) or (d,)
@@ -212,7 +213,7 @@ def explain(
     limits: Limits | None = (None, None),
     cropping: bool = True,
     norm: str | None = None,
-    convention: str = "paper",
+    convention: str = DEFAULT_CONVENTION,
     method: str = "auto",
 ) -> Explanation:
     """Run `diff_stride` and return its intermediates, forward and backward.

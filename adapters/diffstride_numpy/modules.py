@@ -35,7 +35,7 @@ class DiffStride(EagerLayer[NDArray[Any]]):
     --------
     >>> import numpy as np
     >>> from diffstride_numpy import DiffStride
-    >>> layer = DiffStride([2.0, 2.0], convention="relative")
+    >>> layer = DiffStride([2.0, 2.0])
     >>> y = layer.forward(np.ones((3, 32, 32)))
     >>> y.shape
     (3, 20, 20)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from diffstride_core.arguments import Limits, option
+from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_core.convolution import CONV_METHODS, kept_padding, odd_kernel, per_axis
 from diffstride_torch.joining import (
     AnyConv,
@@ -67,7 +68,7 @@ class DiffStrideConv(PooledConvolution):
     Examples
     --------
     >>> import torch
-    >>> conv = DiffStrideConv2d(3, 16, 3, stride=(2, 3), padding=1, convention="relative")
+    >>> conv = DiffStrideConv2d(3, 16, 3, stride=(2, 3), padding=1)
     >>> conv(torch.zeros(8, 3, 32, 32)).shape
     torch.Size([8, 16, 20, 14])
     """
@@ -94,7 +95,7 @@ class DiffStrideConv(PooledConvolution):
         cropping: bool = True,
         trainable: bool = True,
         norm: str | None = None,
-        convention: str = "paper",
+        convention: str = DEFAULT_CONVENTION,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

@@ -23,6 +23,7 @@ from diffstride_core.arguments import (
     in_order,
     initial_strides,
 )
+from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_core.convolution import ConvPlan
 from diffstride_core.plan import Plan
 from diffstride_core.plan_cache import PlanCache
@@ -133,7 +134,7 @@ class DiffStride(KeepsPrecision, Resize):
         cropping: bool = True,
         trainable: bool = True,
         norm: str | None = None,
-        convention: str = "paper",
+        convention: str = DEFAULT_CONVENTION,
         method: str = "auto",
         axes: int | Sequence[int] | None = None,
         device: torch.device | str | None = None,
@@ -283,7 +284,7 @@ class SpectralPool(Resize):
         stride: float | Sequence[float],
         *,
         norm: str | None = None,
-        convention: str = "paper",
+        convention: str = DEFAULT_CONVENTION,
         axes: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()

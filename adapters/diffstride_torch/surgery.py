@@ -12,6 +12,7 @@ from torch import nn
 
 from diffstride_core import NothingToCropWarning
 from diffstride_core.arguments import Limits, option
+from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_core.convolution import CONV_METHODS
 from diffstride_core.planning import never_cropped
 from diffstride_torch.costs import traced_multiply_adds
@@ -123,7 +124,7 @@ def replace_downsampling(
     model: nn.Module,
     example_input: Any,
     *,
-    convention: str = "relative",
+    convention: str = DEFAULT_CONVENTION,
     smoothness: float | None = None,
     limits: Limits | None = (None, None),
     skip: Iterable[str] = (),

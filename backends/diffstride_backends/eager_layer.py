@@ -10,6 +10,7 @@ import numpy as np
 from diffstride_backends.functional import Functional
 from diffstride_backends.protocol import ArrayT, Backend, HostStrides, Pullback
 from diffstride_core.arguments import Limits, check_plain, checked_shape, initial_strides
+from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_core.plan_cache import PlanCache
 from diffstride_core.settings import make_settings
 
@@ -40,7 +41,7 @@ class EagerLayer(Generic[ArrayT]):
         limits: Limits | None = (None, None),
         cropping: bool = True,
         norm: str | None = None,
-        convention: str = "paper",
+        convention: str = DEFAULT_CONVENTION,
         method: str = "auto",
     ) -> None:
         self.settings = make_settings(

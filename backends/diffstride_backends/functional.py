@@ -22,6 +22,7 @@ from diffstride_core.arguments import (
     option,
 )
 from diffstride_core.complexity import LayerBounds
+from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_core.convolution import (
     CONV_METHODS,
     ConvPlan,
@@ -129,7 +130,7 @@ class Functional(Generic[ArrayT, ResultT]):
         limits: Limits | None = (None, None),
         cropping: bool = True,
         norm: str | None = None,
-        convention: str = "paper",
+        convention: str = DEFAULT_CONVENTION,
         method: str = "auto",
     ) -> ResultT:
         r"""Downsample an array by strides that have a gradient.
@@ -153,8 +154,9 @@ class Functional(Generic[ArrayT, ResultT]):
             The axes to resize. The last one given is the paper's width (its mask has the offset of
             Eq. 4).
         smoothness : float, optional
-            Width R of the window's ramp: in frequencies ("paper", "tensorflow"; default 4.0), or as
-            a fraction of the pass band, at most 1 ("relative"; default 0.25). From 1e-30 to 1e30.
+            Width of the window's ramp: as a fraction of the band that the output holds, at most 1
+            ("nominal"; default 0.25), or in frequencies ("paper", "tensorflow"; default 4.0). From
+            1e-30 to 1e30.
         limits : (lower, upper) or None
             Limits on the strides besides the built-in bounds, None for none. ``limits=None``
             switches the built-in bounds off too, but for S >= 1.
@@ -164,7 +166,7 @@ class Functional(Generic[ArrayT, ResultT]):
             Scale of the output: a constant stays that constant ("forward"), or is multiplied by
             the square root of ("ortho"), or by ("backward") the ratio of input and output size.
             The default is "forward", for the tensorflow convention "backward".
-        convention : {"paper", "relative", "tensorflow"}
+        convention : {"nominal", "paper", "tensorflow"}
             Which window a stride stands for.
         method : {"auto", "matmul", "fft"}
             Small matrix products or FFTs; "auto" chooses per axis.
@@ -226,7 +228,7 @@ class Functional(Generic[ArrayT, ResultT]):
         limits: Limits | None = (None, None),
         cropping: bool = True,
         norm: str | None = None,
-        convention: str = "paper",
+        convention: str = DEFAULT_CONVENTION,
         method: str = "auto",
     ) -> ResultT:
         r"""Convolve an array and downsample the result by strides that have a gradient.
@@ -363,7 +365,7 @@ class Functional(Generic[ArrayT, ResultT]):
         smoothness: float | None = None,
         limits: Limits | None = (None, None),
         cropping: bool = True,
-        convention: str = "paper",
+        convention: str = DEFAULT_CONVENTION,
     ) -> tuple[int, ...]:
         """Return the sizes that `diff_stride` gives along the resized axes.
 
@@ -437,7 +439,7 @@ class Functional(Generic[ArrayT, ResultT]):
         *,
         axes: int | Sequence[int] = (-2, -1),
         norm: str | None = None,
-        convention: str = "paper",
+        convention: str = DEFAULT_CONVENTION,
     ) -> ResultT:
         """Downsample an array by cropping its spectrum to floor(N/S) samples per axis.
 
@@ -454,7 +456,7 @@ class Functional(Generic[ArrayT, ResultT]):
             The axes to resize.
         norm : {"forward", "ortho", "backward"}, optional
             As for `diff_stride`.
-        convention : {"paper", "relative", "tensorflow"}
+        convention : {"nominal", "paper", "tensorflow"}
             "tensorflow" is the authors' FixedSpectralPooling; the other two are the same.
 
         Returns

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from diffstride_core.arguments import Limits, option
+from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_torch.joining import PooledConvolution
 from diffstride_torch.models.pooling import (
     Pair,
@@ -66,7 +67,7 @@ class Stem(PooledConvolution, nn.Conv2d):
         *,
         kind: StemKind = "small",
         pooling: Pooling = "diffstride",
-        convention: str = "paper",
+        convention: str = DEFAULT_CONVENTION,
         smoothness: float | None = None,
         limits: Limits | None = (None, None),
     ) -> None:
@@ -104,7 +105,7 @@ class ResidualBlock(nn.Module):
         ``"conv"`` puts the stride, rounded to integers with halves up, into the first convolution
         of both branches; ``"spectral"`` pools with `SpectralPool2d`; ``"diffstride"`` learns the
         stride, which is then the initial one, with one `DiffStride2d`.
-    convention : {"paper", "relative", "tensorflow"}
+    convention : {"nominal", "paper", "tensorflow"}
         Convention of the pooling layer; strided convolutions have none.
     smoothness : float, optional
     limits : (lower, upper) or None
@@ -143,7 +144,7 @@ class ResidualBlock(nn.Module):
         *,
         project: bool = False,
         pooling: Pooling = "diffstride",
-        convention: str = "paper",
+        convention: str = DEFAULT_CONVENTION,
         smoothness: float | None = None,
         limits: Limits | None = (None, None),
     ) -> None:

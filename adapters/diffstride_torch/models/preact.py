@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diffstride_core.arguments import Limits
+from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_torch.joining import convolve_and_pool
 from diffstride_torch.models.architecture import (
     RESNET18,
@@ -116,7 +117,7 @@ def small_resnet(
     *,
     pooling: Pooling = "diffstride",
     strides: Sequence[Stride | None] = (2.0, 2.0, 2.0),
-    convention: str = "paper",
+    convention: str = DEFAULT_CONVENTION,
     smoothness: float | None = None,
     limits: Limits | None = (None, None),
     channels: Sequence[int] = (8, 16, 32, 64),
@@ -131,7 +132,7 @@ def small_resnet(
         How the blocks downsample, see `PreActBlock`.
     strides : sequence of float, pair of float or None
         Stride of each block, initial where it is learnt; None: the block does not downsample.
-    convention : {"paper", "relative", "tensorflow"}
+    convention : {"nominal", "paper", "tensorflow"}
         Convention of the pooling layers.
     smoothness : float, optional
     limits : (lower, upper) or None
@@ -184,7 +185,7 @@ def preact_resnet18(
     *,
     pooling: Pooling = "diffstride",
     strides: Strides | None = None,
-    convention: str = "paper",
+    convention: str = DEFAULT_CONVENTION,
     smoothness: float | None = None,
     limits: Limits | None = (None, None),
     stem: StemKind = "small",
@@ -203,7 +204,7 @@ def preact_resnet18(
     strides : sequence of float, pair of float or None, length 5, 4 or 3, optional
         Stride of each place, initial where it is learnt; `diffstride_torch.models` explains the
         order. By default (1, None, 2, 2, 2), and (1, 2, 2, 2) with ``stem="imagenet"``.
-    convention : {"paper", "relative", "tensorflow"}
+    convention : {"nominal", "paper", "tensorflow"}
         Convention of the pooling layers.
     smoothness : float, optional
     limits : (lower, upper) or None
@@ -253,7 +254,7 @@ def preact_resnet56(
     *,
     pooling: Pooling = "diffstride",
     strides: Strides | None = None,
-    convention: str = "paper",
+    convention: str = DEFAULT_CONVENTION,
     smoothness: float | None = None,
     limits: Limits | None = (None, None),
     stem: StemKind = "small",

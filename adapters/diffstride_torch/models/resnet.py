@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diffstride_core.arguments import Limits
+from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_torch.joining import convolve_and_pool
 from diffstride_torch.models.architecture import RESNET18, Design, Strides
 from diffstride_torch.models.blocks import ResidualBlock, ResidualNetwork, StemKind, convolution
@@ -114,7 +115,7 @@ def resnet18(
     *,
     pooling: Pooling = "diffstride",
     strides: Strides | None = None,
-    convention: str = "paper",
+    convention: str = DEFAULT_CONVENTION,
     smoothness: float | None = None,
     limits: Limits | None = (None, None),
     stem: StemKind = "imagenet",
