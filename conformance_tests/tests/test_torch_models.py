@@ -730,7 +730,7 @@ NAN, INF = float("nan"), float("inf")
 BAD_EVERYWHERE = [
     ({"pooling": "max"}, ValueError, "pooling must be one of 'conv', 'spectral', 'diffstride'"),
     ({"pooling": None}, TypeError, "pooling must be one of"),
-    ({"convention": "tf"}, ValueError, "convention must be one of 'paper', 'nominal'"),
+    ({"convention": "tf"}, ValueError, "convention must be one of 'nominal', 'paper'"),
     ({"convention": "tf", "pooling": "conv"}, ValueError, "convention must be one of"),
     ({"placement": "behind"}, ValueError, "placement must be one of 'before', 'after', got 'beh"),
     ({"placement": "", "pooling": "conv"}, ValueError, "placement must be one of"),
