@@ -42,7 +42,7 @@ def small(strides=(1.7, (2.4, 1.6)), **options):
 
 
 def fused(**options):
-    model = small(**options)
+    model = small(placement="after", **options)
     for place in model.places:
         place.method = "fused"
     return model
