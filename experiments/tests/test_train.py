@@ -140,10 +140,10 @@ def test_runs_repeat_exactly(tiny_config, tmp_path):
 @pytest.mark.parametrize("steps", quick_every(2, [3, 0, 8, 4, 13, 15]))
 def test_interrupted_run_goes_on_as_if_it_had_not_been(tiny_config, tmp_path, steps, monkeypatch):
     # Strides that move fast take the inner maps, and so the strides' bounds, through many sizes;
-    # mixup, momentum and a schedule have states of their own.
+    # mixup, momentum and a schedule have states of their own, and a budget is that of the start.
     whole = changed(
         tiny_config,
-        methods=("conv", "diffstride"),
+        methods=("conv", "diffstride-budget"),
         optimizer__stride_learning_rate=1.0,
         training__mixup=0.2,
         training__checkpoint_seconds=0.0,
