@@ -30,7 +30,7 @@ def convolution(
 
 
 class Stem(PooledConvolution, nn.Conv2d):
-    """The first convolution and the layer that downsamples after it.
+    """The first convolution and the layer that downsamples after it, in both placements.
 
     Being a convolution itself, it has the parameters of a plain one, and the layer's.
 
