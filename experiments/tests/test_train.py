@@ -109,6 +109,21 @@ def test_penalty_makes_the_network_cheaper(tiny_config):
     assert penalised.after.multiply_adds < free.after.multiply_adds
 
 
+def test_budget_draws_the_network_to_its_multiply_adds(tiny_config):
+    options = {"training__epochs": 4, "optimizer__stride_learning_rate": 0.3}
+    config = changed(tiny_config, methods=("diffstride-budget",), **options)
+    (result,) = run(changed(config, training__budget=250_000.0))
+    assert result.before.multiply_adds < 125_000
+    assert result.after.multiply_adds == pytest.approx(250_000, rel=0.15)
+
+
+def test_budget_without_weight_changes_nothing(tiny_config):
+    methods = ("diffstride", "diffstride-budget")
+    free, weightless = run(changed(tiny_config, methods=methods, training__budget_weight=0.0))
+    assert weightless.after == free.after
+    assert weightless.accuracy == free.accuracy
+
+
 def test_budget_that_no_strides_have_is_refused_before_any_training(tiny_config, monkeypatch):
     interrupt_after(monkeypatch, 0)
     config = changed(tiny_config, methods=("conv", "diffstride-budget"), training__budget=1.0)
