@@ -5,6 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from amounts import quick_first
 from diffstride_torch import (
     DiffStride2d,
     DiffStrideConv2d,
@@ -23,7 +24,14 @@ from torch.export import Dim, export
 
 ANY_BATCH = ({0: Dim("batch")},)
 
-each_method = pytest.mark.parametrize("method", ["auto", "fused"])
+each_way = pytest.mark.parametrize(
+    ("method", "placement"),
+    [
+        ("auto", "before"),
+        ("fused", "after"),
+        pytest.param("auto", "after", marks=pytest.mark.slow),
+    ],
+)
 
 # Of the exporters' own.
 pytestmark = [
@@ -37,9 +45,10 @@ def images(batch):
     return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(batch))
 
 
-def network(convention="nominal", *, frozen, method="auto"):
+def network(convention="nominal", *, frozen, method="auto", placement="after"):
     torch.manual_seed(0)
-    model = preact_resnet18(convention=convention, channels=(4, 4, 8, 8, 8)).eval()
+    options = {"convention": convention, "placement": placement}
+    model = preact_resnet18(channels=(4, 4, 8, 8, 8), **options).eval()
     with torch.no_grad():
         for i, place in enumerate(model.places):
             place.method = method
@@ -49,9 +58,9 @@ def network(convention="nominal", *, frozen, method="auto"):
 
 
 @pytest.mark.parametrize("frozen", [True, pytest.param(False, marks=pytest.mark.slow)])
-@each_method
-def test_export(frozen, method):
-    model, shipped = network(frozen=frozen, method=method)
+@each_way
+def test_export(frozen, method, placement):
+    model, shipped = network(frozen=frozen, method=method, placement=placement)
     program = export(shipped, (images(4),), dynamic_shapes=ANY_BATCH)
     with torch.no_grad():
         for batch in (1, 7):
@@ -70,9 +79,9 @@ def test_export(frozen, method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("frozen", [True, False])
-@each_method
-def test_compile(frozen, method):
-    model, shipped = network(frozen=frozen, method=method)
+@each_way
+def test_compile(frozen, method, placement):
+    model, shipped = network(frozen=frozen, method=method, placement=placement)
     compiled = torch.compile(shipped, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(images(4)), model(images(4)), rtol=1e-5, atol=1e-5)
@@ -86,6 +95,7 @@ def test_compile(frozen, method):
         lambda: DiffStrideConv2d(3, 4, 3, 2.3, convention="nominal", method="fused"),
         lambda: DiffStrideConv2d(3, 4, 3, 2.3, convention="nominal", method="separate"),
         lambda: SpectralPool2d(2.0),
+        lambda: DiffStrideConv2d(3, 4, 3, 2.3),
     ],
 )
 def test_a_traced_frozen_network_takes_any_batch(make, grad):
@@ -129,12 +139,37 @@ def test_scripting_is_refused(make):
         torch.jit.script(make())
 
 
+@pytest.mark.parametrize("frozen", quick_first(1, [True, False]))
+@pytest.mark.parametrize("padding_mode", quick_first(1, ["zeros", "circular", "reflect"]))
+def test_export_of_a_convolution_behind_its_layer(padding_mode, frozen):
+    torch.manual_seed(0)
+    model = DiffStrideConv2d(3, 4, 3, (2.3, 3.0), padding_mode=padding_mode)
+    shipped = freeze(model, images(1)) if frozen else model
+    program = export(shipped, (images(4),), dynamic_shapes=ANY_BATCH)
+    with torch.no_grad():
+        for batch in (1, 7):
+            torch.testing.assert_close(
+                program.module()(images(batch)), model(images(batch)), rtol=1e-5, atol=1e-5
+            )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("convention", ["paper", "nominal", "tensorflow"])
-@each_method
-def test_onnx(convention, method, tmp_path):
-    model, frozen = network(convention, frozen=True, method=method)
-    path = tmp_path / "model.onnx"
+@each_way
+def test_onnx(convention, method, placement, tmp_path):
+    model, frozen = network(convention, frozen=True, method=method, placement=placement)
+    assert_onnx_computes(model, frozen, tmp_path / "model.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular", "reflect"])
+def test_onnx_of_a_convolution_behind_its_layer(padding_mode, tmp_path):
+    model = DiffStrideConv2d(3, 4, 3, (2.3, 3.0), padding_mode=padding_mode)
+    assert_onnx_computes(model, freeze(model, images(1)), tmp_path / "model.onnx")
+
+
+def assert_onnx_computes(model, frozen, path):
+    """Save a frozen model, and compare what ONNX Runtime makes of it with the model's outputs."""
     torch.onnx.export(
         frozen, (images(4),), dynamo=True, dynamic_shapes=ANY_BATCH, verbose=False
     ).save(path)

@@ -396,8 +396,10 @@ def test_multiply_adds_are_those_of_an_independent_counter(name):
 
 
 @pytest.mark.parametrize("convention", ["paper", "nominal", "tensorflow"])
-def test_multiply_adds_of_our_models(convention):
-    model = small_resnet(convention=convention, strides=(1.5, 2.2, 3.0))
+@pytest.mark.parametrize("placement", ["before", "after"])
+def test_multiply_adds_of_our_models(convention, placement):
+    strides = (1.5, 2.2, 3.0)
+    model = small_resnet(convention=convention, placement=placement, strides=strides)
     x = images(28, channels=1)
     penalty = flops_penalty(model, x)
     assert penalty.multiply_adds() == independent_multiply_adds(model, x)
@@ -937,6 +939,7 @@ def test_the_method_counted_is_the_one_that_runs(groups):
         nn.Conv2d(24, 4, 1),
     )
     x = images(40, channels=24)
+    model[0].placement = "after"
     penalty, methods = flops_penalty(model, x), []
     for stride in (1.1, 1.3, 1.7, 2.1, 2.6, 3.3, 4.4, 6.0, 10.0, 20.0):
         with torch.no_grad():
