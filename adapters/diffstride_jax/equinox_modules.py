@@ -83,9 +83,9 @@ class DiffStride(eqx.Module):
     >>> from diffstride_jax.equinox_modules import DiffStride
     >>> layer = DiffStride([2.0, 3.0])
     >>> layer(jnp.ones((3, 32, 32))).shape
-    (3, 20, 14)
+    (3, 16, 11)
     >>> jax.vmap(layer)(jnp.ones((8, 3, 32, 32))).shape
-    (8, 3, 20, 14)
+    (8, 3, 16, 11)
     """
 
     strides: jax.Array
@@ -209,7 +209,7 @@ class DiffStrideConv(eqx.nn.Conv):
     >>> key = jax.random.key(0)
     >>> conv = DiffStrideConv(2, 3, 16, 3, [2.0, 3.0], 1, key=key)
     >>> jax.vmap(conv)(jnp.ones((8, 3, 32, 32))).shape
-    (8, 16, 20, 14)
+    (8, 16, 16, 11)
     """
 
     pool: DiffStride

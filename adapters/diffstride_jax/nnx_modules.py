@@ -84,7 +84,7 @@ class DiffStride(nnx.Module):
     >>> from diffstride_jax.nnx_modules import DiffStride
     >>> layer = DiffStride([2.0, 3.0])
     >>> layer(jnp.ones((8, 32, 32, 3))).shape
-    (8, 20, 14, 3)
+    (8, 16, 11, 3)
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class DiffStrideConv(nnx.Conv):
     >>> from flax import nnx
     >>> conv = DiffStrideConv(3, 16, (3, 3), [2.0, 3.0], rngs=nnx.Rngs(0))
     >>> conv(jnp.ones((8, 32, 32, 3))).shape
-    (8, 20, 14, 16)
+    (8, 16, 11, 16)
     """
 
     def __init__(

@@ -70,7 +70,7 @@ class DiffStrideConv(PooledConvolution):
     >>> import torch
     >>> conv = DiffStrideConv2d(3, 16, 3, stride=(2, 3), padding=1)
     >>> conv(torch.zeros(8, 3, 32, 32)).shape
-    torch.Size([8, 16, 20, 14])
+    torch.Size([8, 16, 16, 11])
     """
 
     _layer: ClassVar[type[DiffStride]]

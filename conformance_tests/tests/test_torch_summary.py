@@ -43,7 +43,7 @@ def two_layers():
         torch.nn.Conv2d(1, 4, 3, padding=1),
         DiffStride2d(2.0),
         torch.nn.Conv2d(4, 4, 3, padding=1),
-        DiffStride2d((1.7, 2.3)),
+        DiffStride2d((1.7, 2.3), convention="paper"),
     )
 
 
