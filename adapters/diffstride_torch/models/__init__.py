@@ -1,7 +1,9 @@
 """Residual networks whose downsampling can be swapped: strided convolution, pooling, DiffStride.
 
-The strided block follows Fig. 3 of Riad et al. (2022): a stride-1 convolution and then the
-downsampling layer on the main branch, the same downsampling layer on the shortcut.
+A block that downsamples has one layer for both of its branches. By default that layer comes before
+the first convolution, is called once, and leaves the convolutions the maps that strided ones would
+make. With ``placement="after"`` the block follows Fig. 3 of Riad et al. (2022): a stride-1
+convolution and then the layer on the main branch, the same layer on the shortcut.
 
 Notes
 -----
@@ -31,6 +33,7 @@ in the DiffStride layers' strides alone and load each other's weights.
 """
 
 from diffstride_torch.models.blocks import Stem as Stem
+from diffstride_torch.models.pooling import Placement as Placement
 from diffstride_torch.models.pooling import Pooling as Pooling
 from diffstride_torch.models.preact import PreActBlock as PreActBlock
 from diffstride_torch.models.preact import PreActResNet as PreActResNet
