@@ -18,9 +18,10 @@ __all__ = ["COLOURS", "figure_png", "png", "scale_costs"]
 COLOURS = {
     "conv": plotting.GREY,
     "spectral": plotting.BLUE,
-    "diffstride-paper": plotting.ORANGE,
-    "diffstride-relative": plotting.VERMILLION,
+    "diffstride": plotting.VERMILLION,
     "diffstride-penalised": plotting.GREEN,
+    "diffstride-budget": plotting.ORANGE,
+    "diffstride-paper": plotting.SKY,
     "diffstride-tensorflow": plotting.PURPLE,
 }
 

@@ -144,9 +144,12 @@ def comparisons(results: Sequence[Result]) -> list[str]:
         )
 
     pairs = [
+        ("spectral", "conv"),
+        ("diffstride", "spectral"),
+        ("diffstride-penalised", "diffstride"),
+        ("diffstride-budget", "spectral"),
         ("diffstride-paper", "spectral"),
-        ("diffstride-relative", "spectral"),
-        ("diffstride-penalised", "diffstride-relative"),
+        ("diffstride-tensorflow", "spectral"),
     ]
     return [
         sentence(by_name[name], by_name[reference])

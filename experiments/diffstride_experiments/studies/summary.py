@@ -80,7 +80,7 @@ def group(outcomes: Iterable[Outcome]) -> dict[tuple[str, ...], Row]:
 
 
 def report_rows(
-    columns: Sequence[str], rows: Sequence[Row], figures: dict[str, bytes], samples: str = ""
+    columns: Sequence[str], rows: Sequence[Row], figures: dict[str, bytes]
 ) -> Report:
     """Return a report of one table with accuracies and costs and one with the learnt strides.
 
@@ -91,11 +91,9 @@ def report_rows(
     rows : sequence of Row
     figures : dict of str to bytes
         See `Report`.
-    samples : str
-        What was evaluated on, where it is not the test samples.
     """
     table = markdown_table(
-        [*columns, f"{samples} accuracy, %".strip(), "multiply-adds, 10⁶"],
+        [*columns, "accuracy, %", "multiply-adds, 10⁶"],
         ([*row.labels, f"{row.accuracy:.1f}", row.cost] for row in rows),
     )
     strides = strides_table(columns, rows, ("height", "width"))
