@@ -66,12 +66,12 @@ def compiled(library, function):
 OPTIONS = (
     {},
     {"axes": (1, 2), "smoothness": 2.0},
-    {"axes": (-2, -3), "convention": "relative"},
+    {"axes": (-2, -3), "convention": "nominal"},
     {"axes": (-1,), "limits": (1.5, 2.0)},
     {"axes": (0, 1, 2), "limits": None, "norm": "ortho"},
     {"cropping": False},
     {"convention": "tensorflow"},
-    {"method": "fft", "convention": "relative"},
+    {"method": "fft", "convention": "nominal"},
 )
 
 
@@ -362,11 +362,11 @@ def test_vmap_over_layers_and_over_the_batch(library):
 @over_libraries
 def test_by_default_the_channels_of_the_library_stay(library):
     x = random(*laid_out(library, 24, 20, 3))
-    for layer in (library.DiffStride(2.0, convention="relative"), library.SpectralPool(2.0)):
+    for layer in (library.DiffStride(2.0, convention="nominal"), library.SpectralPool(2.0)):
         sizes = layer.output_sizes(x.shape)
         assert layer(x).shape == laid_out(library, *sizes, 3)
         assert (sizes[0] < 24, sizes[1] < 20) == (True, True)
-    conv, x = make_conv(library, 2.0, convention="relative"), random(*laid_out(library, 24, 20, 4))
+    conv, x = make_conv(library, 2.0, convention="nominal"), random(*laid_out(library, 24, 20, 4))
     assert conv(x).shape == laid_out(library, *conv.pool.output_sizes(x.shape), 6)
     for layer in (library.DiffStride, library.SpectralPool, library.DiffStrideConv):
         place = "last" if library is nnx_modules else "first"
@@ -376,11 +376,11 @@ def test_by_default_the_channels_of_the_library_stay(library):
 def test_layer_in_the_libraries_own_sequences():
     x = random(2, 3, 32, 32)
     convolution = eqx.nn.Conv2d(3, 4, 3, key=jax.random.key(0))
-    layer = equinox_modules.DiffStride(2.0, convention="relative")
+    layer = equinox_modules.DiffStride(2.0, convention="nominal")
     sequence = eqx.nn.Sequential([convolution, layer])
     assert jax.vmap(sequence)(x).shape == (2, 4, 20, 20)
     x = jnp.moveaxis(x, 1, -1)
-    layer = nnx_modules.DiffStride(2.0, convention="relative")
+    layer = nnx_modules.DiffStride(2.0, convention="nominal")
     sequence = nnx.Sequential(nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0)), layer)
     assert sequence(x).shape == (2, 20, 20, 4)
 
@@ -482,7 +482,7 @@ CONVOLUTIONS = (
     ({}, {}),
     (
         {"dilation": (1, 2), "groups": 2, "padding_mode": "circular"},
-        {"convention": "relative", "norm": "ortho"},
+        {"convention": "nominal", "norm": "ortho"},
     ),
     ({"kernel": (5, 1), "use_bias": False}, {"shared": True, "smoothness": 2.0}),
     ({"kernel": (3,), "groups": 2}, {"limits": (None, 1.4), "smoothness": 1.0, "cropping": False}),
@@ -516,7 +516,7 @@ def test_convolution_is_the_librarys_own_and_a_layer(library, options, pool_opti
 
 @quick_for_nnx
 def test_convolution_of_an_image_and_of_axes_of_images(library):
-    layer = make_conv(library, [2.0, 2.6], convention="relative")
+    layer = make_conv(library, [2.0, 2.6], convention="nominal")
     x = random(2, 3, 4, 14, 15)
     x = jnp.moveaxis(x, 2, -1) if library is nnx_modules else x
     arrays, call = parameters_and_call(library, layer)
@@ -539,7 +539,7 @@ def test_convolution_of_an_image_and_of_axes_of_images(library):
 )
 @over_libraries
 def test_method_decides_what_a_convolution_evaluates(library, method, strides, is_convolved):
-    layer = make_conv(library, strides, kernel=(5, 5), method=method, convention="relative")
+    layer = make_conv(library, strides, kernel=(5, 5), method=method, convention="nominal")
     x = jnp.moveaxis(random(2, 4, 32, 32), 1, channels_at(library))
     arrays, call = parameters_and_call(library, layer)
     assert ("conv_general_dilated" in str(jax.make_jaxpr(call)(arrays, x))) is is_convolved
@@ -697,7 +697,7 @@ def test_paddings_that_keep_the_size_change_nothing(library):
         ((1, 1), ("SAME", "same", "SAME_LOWER", (2, 1), [(2, 2), (1, 1)], (2, (1, 1)))),
         ((1, 2), (2, np.array(2), jnp.asarray(2), ((2, 2),), (2, 2))),
     ):
-        options = {"kernel": (5, 3), "dilation": dilation, "convention": "relative"}
+        options = {"kernel": (5, 3), "dilation": dilation, "convention": "nominal"}
         expected = make_conv(library, 2.0, **options)(x)
         for padding in given:
             found = make_conv(library, 2.0, padding=padding, **options)(x)
@@ -727,10 +727,10 @@ def test_wrong_inputs_of_a_convolution_are_refused(library):
 
 def test_convolutions_in_the_libraries_own_sequences_and_filters():
     x = random(2, 4, 32, 32)
-    layer = make_conv(equinox_modules, 2.0, padding_mode="CIRCULAR", convention="relative")
+    layer = make_conv(equinox_modules, 2.0, padding_mode="CIRCULAR", convention="nominal")
     sequence = eqx.nn.Sequential([layer, eqx.nn.Lambda(jax.nn.relu)])
     assert jax.vmap(sequence)(x).shape == (2, 6, 20, 20)
-    layer = make_conv(nnx_modules, 2.0, convention="relative")
+    layer = make_conv(nnx_modules, 2.0, convention="nominal")
     sequence = nnx.Sequential(layer, jax.nn.relu)
     assert sequence(jnp.moveaxis(x, 1, -1)).shape == (2, 20, 20, 6)
     strides = nnx.state(sequence, nnx_modules.StrideParam)
@@ -747,8 +747,8 @@ def test_doctests():
 
 @over_libraries
 def test_plans_are_shown_by_what_they_were_made_of(library):
-    layer = library.DiffStride([2.0, 3.0], convention="relative")
-    assert "PlanCache(strides=(2.0, 3.0), convention='relative', smoothness=0.25)" in repr(layer)
+    layer = library.DiffStride([2.0, 3.0], convention="nominal")
+    assert "PlanCache(strides=(2.0, 3.0), convention='nominal', smoothness=0.25)" in repr(layer)
 
 
 def test_strides_of_another_kind_than_jax_arrays_are_refused():

@@ -51,7 +51,7 @@ CASES = {
         (2, 4, 12, 15),
         (6, 2, 3, 3),
         (1.7, 2.4),
-        {"groups": 2, "dilation": (1, 2), "padding_mode": "circular", "convention": "relative"},
+        {"groups": 2, "dilation": (1, 2), "padding_mode": "circular", "convention": "nominal"},
     ),
     "depthwise": (
         (2, 3, 13, 15),
@@ -128,7 +128,7 @@ SMOOTH = {
         (2, 8, 9),
         (3, 2, 1, 3),
         (2.3, 2.6),
-        {"padding_mode": "circular", "convention": "relative", "smoothness": 0.5},
+        {"padding_mode": "circular", "convention": "nominal", "smoothness": 0.5},
     ),
     "dilated-channels-last": (
         (8, 9, 2),
@@ -479,7 +479,7 @@ def convolves(f):
 )
 def test_method_decides_what_is_evaluated(method, strides, expected):
     x, weight = random(2, 8, 32, 32), random(8, 8, 5, 5)
-    options = {"convention": "relative", "method": method}
+    options = {"convention": "nominal", "method": method}
     assert convolves(lambda: conv_diff_stride(x, weight, strides, **options)) is expected
 
 
@@ -779,7 +779,7 @@ RANKS = {
 # Rank, what the convolution is made with, and what the layer behind it.
 MODULES = {
     "1d": (1, {"kernel_size": 5, "dilation": 2}, {"smoothness": 2.0}),
-    "2d": (2, {"kernel_size": 3}, {"convention": "relative"}),
+    "2d": (2, {"kernel_size": 3}, {"convention": "nominal"}),
     "groups": (
         2,
         {"kernel_size": (3, 5), "groups": 2, "dilation": (2, 1), "bias": False},
@@ -825,7 +825,7 @@ def with_gradients(module, x):
 
 def make(**options):
     torch.manual_seed(0)
-    options = {"kernel_size": 3, "stride": 2.5, "convention": "relative", **options}
+    options = {"kernel_size": 3, "stride": 2.5, "convention": "nominal", **options}
     return DiffStrideConv2d(3, 4, **options)
 
 
@@ -883,7 +883,7 @@ def test_parameters_are_those_of_pytorchs_convolution(name):
 )
 def test_arguments_are_those_of_pytorchs_convolution(rank, args, options):
     own, _, conv = RANKS[rank]
-    module = conv(4, 6, *args, **options, convention="relative")
+    module = conv(4, 6, *args, **options, convention="nominal")
     kernel, _, *rest = (*args, 2.0)[: max(2, len(args))]
     plain = own(4, 6, kernel, 1, *rest, **options)
     assert (
@@ -1014,7 +1014,7 @@ def test_a_pointwise_convolution_comes_second_where_that_is_cheaper(method, bias
 
 @pytest.mark.parametrize(("channels", "expected"), [((2, 16), "fused"), ((16, 2), "separate")])
 def test_a_pointwise_convolution_of_many_channels_to_few_comes_first(channels, expected):
-    module = DiffStrideConv2d(*channels, 1, 2.0, convention="relative")
+    module = DiffStrideConv2d(*channels, 1, 2.0, convention="nominal")
     x, counted = random(2, channels[0], 32, 32).float(), {}
     for module.method in (*METHODS, "auto"):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -1025,7 +1025,7 @@ def test_a_pointwise_convolution_of_many_channels_to_few_comes_first(channels, e
 
 
 def test_the_method_is_an_attribute():
-    module = DiffStrideConv2d(16, 16, 5, 9.0, convention="relative", dtype=torch.float64)
+    module = DiffStrideConv2d(16, 16, 5, 9.0, convention="nominal", dtype=torch.float64)
     x = random(1, 16, 32, 32)
     expected = []
     for method, is_convolved in (("auto", False), ("separate", True), ("fused", False)):
@@ -1205,7 +1205,7 @@ def conv2d(*, kernel_size=5, padding="same", seed=0, **options):
 
 
 def layers():
-    layer, x = DiffStride2d((5.0, 9.0), convention="relative"), random(2, 16, 32, 28)
+    layer, x = DiffStride2d((5.0, 9.0), convention="nominal"), random(2, 16, 32, 28)
     return {
         "DiffStride": layer,
         "SpectralPool": SpectralPool2d((5.0, 9.0)),
@@ -1322,7 +1322,7 @@ def test_what_a_convolution_does_else_is_done(make_conv, reason):
 @pytest.mark.parametrize("kind", [SquaredConv, SquashedConv])
 @pytest.mark.parametrize("kernel_size", [1, 5])
 def test_a_subclass_of_a_module_convolves_as_it_says(kind, kernel_size):
-    module = kind(16, 16, kernel_size, 9.0, convention="relative", dtype=torch.float64)
+    module = kind(16, 16, kernel_size, 9.0, convention="nominal", dtype=torch.float64)
     x = random(2, 16, 32, 28)
     assert_near(module(x), module.pool(module.convolve(x)))
 
@@ -1331,7 +1331,7 @@ def test_axes_that_are_not_the_maps_are_resized_behind_the_convolution():
     x = random(2, 16, 32, 28)
     for axes, cls in (((-1,), DiffStride1d), ((1, 3), DiffStride2d), ((-3, -2, -1), DiffStride3d)):
         conv = conv2d()
-        layer = cls(1.5, axes=axes, convention="relative", dtype=torch.float64)
+        layer = cls(1.5, axes=axes, convention="nominal", dtype=torch.float64)
         expected = layer(conv(x))
         seen = layer.plans_seen()
         assert_near(layer(x, conv), expected)
@@ -1355,7 +1355,7 @@ class GivenConvolution(nn.Module):
 
 
 def test_a_layer_in_any_order_of_axes():
-    layer = DiffStride2d((2.5, 9.0), axes=(-1, -2), convention="relative")
+    layer = DiffStride2d((2.5, 9.0), axes=(-1, -2), convention="nominal")
     x, conv = random(2, 16, 32, 28), conv2d()
     assert_near(layer(x, conv, method="fused"), layer(conv(x)))
 
