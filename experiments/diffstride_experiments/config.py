@@ -70,8 +70,8 @@ class Model(Options):
     the initial one where it is learnt, rounded for strided convolution."""
 
     placement: Literal["method", "before", "after"] = "method"
-    """Where the layers that resize stand: before the convolutions of their place or after them.
-    method: where each method has them. Strided convolutions have no such layer."""
+    """Whether a layer that resizes comes before the first convolution of its place or after it.
+    method: as each method has it. Strided convolutions have no such layer."""
 
     smoothness: PositiveFloat | None = None
     """Width of the window's ramp where strides are learnt: rho, a fraction of the band that the

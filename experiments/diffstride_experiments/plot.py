@@ -21,8 +21,8 @@ COLOURS = {
     "diffstride": plotting.VERMILLION,
     "diffstride-penalised": plotting.GREEN,
     "diffstride-budget": plotting.ORANGE,
-    "diffstride-paper": plotting.SKY,
-    "diffstride-tensorflow": plotting.PURPLE,
+    "diffstride-paper": plotting.PURPLE,
+    "diffstride-tensorflow": plotting.SKY,
 }
 
 

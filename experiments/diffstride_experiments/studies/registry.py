@@ -59,6 +59,5 @@ RECORDINGS = Robustness(
 )
 
 STUDIES: dict[str, Study] = {
-    study.name: study
-    for study in (DIGITS.study(), IMAGES.study(), PENALTY, RECORDINGS.study())
+    study.name: study for study in (DIGITS.study(), IMAGES.study(), PENALTY, RECORDINGS.study())
 }

@@ -79,9 +79,7 @@ def group(outcomes: Iterable[Outcome]) -> dict[tuple[str, ...], Row]:
     return {labels: Row(labels, tuple(members)) for labels, members in found.items()}
 
 
-def report_rows(
-    columns: Sequence[str], rows: Sequence[Row], figures: dict[str, bytes]
-) -> Report:
+def report_rows(columns: Sequence[str], rows: Sequence[Row], figures: dict[str, bytes]) -> Report:
     """Return a report of one table with accuracies and costs and one with the learnt strides.
 
     Parameters
