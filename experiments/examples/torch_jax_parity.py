@@ -241,7 +241,7 @@ def load(model: PreActResNet, state: dict[str, np.ndarray]) -> None:
     """Give a model the weights, strides and dtype of a PyTorch network's state."""
     for name, array in state.items():
         *path, last = name.split(".")
-        if last == "num_batches_tracked":
+        if last in ("num_batches_tracked", "_extra_state"):
             continue
         module = functools.reduce(
             lambda part, key: part[int(key)] if key.isdigit() else getattr(part, key), path, model
