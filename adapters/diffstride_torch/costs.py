@@ -63,9 +63,9 @@ class FlopsPenalty:
     Counted per image are convolutions, linear layers and the products that resize: not norms, not
     nonlinearities, nor FFTs where an axis is long enough for them.
 
-    The value is exact, and so a step function: an output has an even number of samples M. The
-    gradient is that of the smooth size below the steps, M = 2q, where the mask ends at frequency q
-    (in the paper's convention M = N/S + 2R), taken at the present sizes. Like the complexity
+    The value is exact, and so a step function: an output has a whole number of samples M. The
+    gradient is that of the smooth size, N/S in the nominal convention and N/S + 2R in the paper's,
+    taken at the present sizes. Like the complexity
     penalty's it passes straight through the bounds; and through M = N, where the stride is still
     too small to crop, unless no stride ever crops there. Strided operations and padding behind a
     layer are followed.
@@ -265,7 +265,7 @@ class _Evaluation:
         if not settings.cropping or never_cropped:
             return 1.0, 0.0
         stride = axis.bounds.apply(strides[i % len(strides)])
-        # M = 2q, and q follows from N/(2S).
+        # The size grows like twice the frequency at which the mask ends, which follows from N/(2S).
         slope = settings.convention.cutoff_slope(axis.size, settings.smoothness, stride) / stride
         of_size = slope if axis.output_size < axis.size else 1.0
         return of_size, -slope * axis.size / stride

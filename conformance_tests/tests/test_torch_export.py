@@ -24,7 +24,14 @@ from torch.export import Dim, export
 
 ANY_BATCH = ({0: Dim("batch")},)
 
-each_method = pytest.mark.parametrize("method", ["auto", "fused"])
+each_way = pytest.mark.parametrize(
+    ("method", "placement"),
+    [
+        ("auto", "before"),
+        ("fused", "after"),
+        pytest.param("auto", "after", marks=pytest.mark.slow),
+    ],
+)
 
 # Of the exporters' own.
 pytestmark = [
@@ -38,9 +45,10 @@ def images(batch):
     return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(batch))
 
 
-def network(convention="nominal", *, frozen, method="auto"):
+def network(convention="nominal", *, frozen, method="auto", placement="after"):
     torch.manual_seed(0)
-    model = preact_resnet18(convention=convention, channels=(4, 4, 8, 8, 8)).eval()
+    options = {"convention": convention, "placement": placement}
+    model = preact_resnet18(channels=(4, 4, 8, 8, 8), **options).eval()
     with torch.no_grad():
         for i, place in enumerate(model.places):
             place.method = method
@@ -50,9 +58,9 @@ def network(convention="nominal", *, frozen, method="auto"):
 
 
 @pytest.mark.parametrize("frozen", [True, pytest.param(False, marks=pytest.mark.slow)])
-@each_method
-def test_export(frozen, method):
-    model, shipped = network(frozen=frozen, method=method)
+@each_way
+def test_export(frozen, method, placement):
+    model, shipped = network(frozen=frozen, method=method, placement=placement)
     program = export(shipped, (images(4),), dynamic_shapes=ANY_BATCH)
     with torch.no_grad():
         for batch in (1, 7):
@@ -71,9 +79,9 @@ def test_export(frozen, method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("frozen", [True, False])
-@each_method
-def test_compile(frozen, method):
-    model, shipped = network(frozen=frozen, method=method)
+@each_way
+def test_compile(frozen, method, placement):
+    model, shipped = network(frozen=frozen, method=method, placement=placement)
     compiled = torch.compile(shipped, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(images(4)), model(images(4)), rtol=1e-5, atol=1e-5)
@@ -147,9 +155,9 @@ def test_export_of_a_convolution_behind_its_layer(padding_mode, frozen):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("convention", ["paper", "nominal", "tensorflow"])
-@each_method
-def test_onnx(convention, method, tmp_path):
-    model, frozen = network(convention, frozen=True, method=method)
+@each_way
+def test_onnx(convention, method, placement, tmp_path):
+    model, frozen = network(convention, frozen=True, method=method, placement=placement)
     assert_onnx_computes(model, frozen, tmp_path / "model.onnx")
 
 

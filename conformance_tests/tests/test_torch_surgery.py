@@ -397,8 +397,10 @@ def test_multiply_adds_are_those_of_an_independent_counter(name):
 
 
 @pytest.mark.parametrize("convention", ["paper", "nominal", "tensorflow"])
-def test_multiply_adds_of_our_models(convention):
-    model = small_resnet(convention=convention, strides=(1.5, 2.2, 3.0))
+@pytest.mark.parametrize("placement", ["before", "after"])
+def test_multiply_adds_of_our_models(convention, placement):
+    strides = (1.5, 2.2, 3.0)
+    model = small_resnet(convention=convention, placement=placement, strides=strides)
     x = images(28, channels=1)
     penalty = flops_penalty(model, x)
     assert penalty.multiply_adds() == independent_multiply_adds(model, x)

@@ -1,9 +1,10 @@
 """Residual networks whose downsampling can be swapped: strided convolution, pooling, DiffStride.
 
 A block that downsamples has one layer for both of its branches. By default that layer comes before
-the first convolution, is called once, and leaves the convolutions the maps that strided ones would
-make. With ``placement="after"`` the block follows Fig. 3 of Riad et al. (2022): a stride-1
-convolution and then the layer on the main branch, the same layer on the shortcut.
+the first convolution: it is called once, and all convolutions of the block work on the smaller map.
+With ``placement="after"`` the block follows Fig. 3 of Riad et al. (2022): a stride-1 convolution
+and then the layer on the main branch, the same layer on the shortcut. Parameters and their names
+are the same, so that weights load across placements.
 
 Notes
 -----

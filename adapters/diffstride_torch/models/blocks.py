@@ -6,9 +6,9 @@ from torch import nn
 
 from diffstride_core.arguments import Limits, option
 from diffstride_core.conventions import DEFAULT_CONVENTION
+from diffstride_core.convolution import PLACEMENTS
 from diffstride_torch.joining import PooledConvolution
 from diffstride_torch.models.pooling import (
-    PLACEMENTS,
     Pair,
     Placement,
     Pooling,
@@ -30,7 +30,7 @@ def convolution(
 
 
 class Stem(PooledConvolution, nn.Conv2d):
-    """The first convolution and the layer that downsamples after it.
+    """The first convolution and the layer that downsamples after it, in both placements.
 
     Being a convolution itself, it has the parameters of a plain one, and the layer's.
 

@@ -15,7 +15,6 @@ Pooling = Literal["conv", "spectral", "diffstride"]
 Placement = Literal["before", "after"]
 Pair: TypeAlias = tuple[float, float]
 Stride: TypeAlias = float | Pair
-PLACEMENTS: tuple[str, ...] = get_args(Placement)
 
 
 def check_pooling(
