@@ -109,6 +109,21 @@ def test_penalty_makes_the_network_cheaper(tiny_config):
     assert penalised.after.multiply_adds < free.after.multiply_adds
 
 
+def test_budget_draws_the_network_to_its_multiply_adds(tiny_config):
+    options = {"training__epochs": 4, "optimizer__stride_learning_rate": 0.3}
+    config = changed(tiny_config, methods=("diffstride-budget",), **options)
+    (result,) = run(changed(config, training__budget=250_000.0))
+    assert result.before.multiply_adds < 125_000
+    assert result.after.multiply_adds == pytest.approx(250_000, rel=0.15)
+
+
+def test_budget_without_weight_changes_nothing(tiny_config):
+    methods = ("diffstride", "diffstride-budget")
+    free, weightless = run(changed(tiny_config, methods=methods, training__budget_weight=0.0))
+    assert weightless.after == free.after
+    assert weightless.accuracy == free.accuracy
+
+
 def test_budget_that_no_strides_have_is_refused_before_any_training(tiny_config, monkeypatch):
     interrupt_after(monkeypatch, 0)
     config = changed(tiny_config, methods=("conv", "diffstride-budget"), training__budget=1.0)
@@ -140,10 +155,10 @@ def test_runs_repeat_exactly(tiny_config, tmp_path):
 @pytest.mark.parametrize("steps", quick_every(2, [3, 0, 8, 4, 13, 15]))
 def test_interrupted_run_goes_on_as_if_it_had_not_been(tiny_config, tmp_path, steps, monkeypatch):
     # Strides that move fast take the inner maps, and so the strides' bounds, through many sizes;
-    # mixup, momentum and a schedule have states of their own.
+    # mixup, momentum and a schedule have states of their own, and a budget is that of the start.
     whole = changed(
         tiny_config,
-        methods=("conv", "diffstride"),
+        methods=("conv", "diffstride-budget"),
         optimizer__stride_learning_rate=1.0,
         training__mixup=0.2,
         training__checkpoint_seconds=0.0,
