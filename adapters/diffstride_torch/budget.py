@@ -14,8 +14,8 @@ from diffstride_torch.modules import DiffStride
 
 # Beyond this the pull grows no further: what a step of training does to a stride stays bounded,
 # however far a network starts from its target.
-_FULL_PULL = 0.1
-_SLOPE = 20.0
+_FULL_PULL = 0.05
+_SLOPE = 60.0
 
 
 class FlopsBudget:
@@ -23,7 +23,7 @@ class FlopsBudget:
 
     With the multiply-adds c per image of `flops_penalty`, the target T and e = log(c/T),
 
-    .. math:: 10\,e^2 \;\text{ for } |e| \le 0.1, \quad 2\,|e| - 0.1 \;\text{ beyond},
+    .. math:: 30\,e^2 \;\text{ for } |e| \le 0.05, \quad 3\,|e| - 0.075 \;\text{ beyond},
 
     which pulls from both sides. It has no state: a run that is resumed needs nothing but the
     strides. Training ends where the pull equals what the loss would gain by more resolution. If
@@ -60,7 +60,7 @@ class FlopsBudget:
     >>> from diffstride_torch import FlopsBudget
     >>> from diffstride_torch.models import small_resnet
     >>> budget = FlopsBudget(small_resnet(), torch.randn(1, 1, 32, 32))
-    >>> budget.multiply_adds() == budget.target, float(budget())
+    >>> budget.multiply_adds() == budget.target, budget().item()
     (True, 0.0)
     """
 
