@@ -70,11 +70,11 @@ class FlopsPenalty:
     nonlinearities, nor FFTs where an axis is long enough for them.
 
     The value is exact, and so a step function: an output has a whole number of samples M. The
-    gradient is that of the smooth size, N/S in the nominal convention and N/S + 2R in the paper's,
-    taken at the present sizes. Like the complexity
-    penalty's it passes straight through the bounds; and through M = N, where the stride is still
-    too small to crop, unless no stride ever crops there. Strided operations and padding behind a
-    layer are followed.
+    gradient is that of the smooth size that M follows, taken at the present sizes: N/S, from which
+    M is off by less than one sample (in the paper's convention N/S + 2R, off by less than two).
+    Like the complexity penalty's it passes straight through the bounds; and through M = N, where
+    the stride is still too small to crop, unless no stride ever crops there. Strided operations and
+    padding behind a layer are followed.
 
     Attributes
     ----------
@@ -294,7 +294,7 @@ class _Evaluation:
         if not settings.cropping or never_cropped:
             return 1.0, 0.0
         stride = axis.bounds.apply(strides[i % len(strides)])
-        # The size grows like twice the frequency at which the mask ends, which follows from N/(2S).
+        # The smooth size is twice the cutoff, but for a constant, and that follows N/(2S).
         slope = settings.convention.cutoff_slope(axis.size, settings.smoothness, stride) / stride
         of_size = slope if axis.output_size < axis.size else 1.0
         return of_size, -slope * axis.size / stride

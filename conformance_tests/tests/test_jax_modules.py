@@ -65,13 +65,13 @@ def compiled(library, function):
 
 OPTIONS = (
     {},
-    {"axes": (1, 2), "smoothness": 2.0},
-    {"axes": (-2, -3), "convention": "nominal"},
+    {"axes": (1, 2), "smoothness": 0.5},
+    {"axes": (-2, -3), "convention": "paper"},
     {"axes": (-1,), "limits": (1.5, 2.0)},
     {"axes": (0, 1, 2), "limits": None, "norm": "ortho"},
     {"cropping": False},
     {"convention": "tensorflow"},
-    {"method": "fft", "convention": "nominal"},
+    {"method": "fft"},
 )
 
 
@@ -133,20 +133,20 @@ def test_compiles_exactly_when_a_size_changes(library):
     # Never called outside: what is compiled first follows from the strides of the beginning.
     layer = library.DiffStride([2.0, 2.0])
     x, other = random(*laid_out(library, 2, 32, 32, 3)), random(*laid_out(library, 2, 64, 20, 3))
-    assert apply(layer, x).shape == laid_out(library, 2, 24, 24, 3)
+    assert apply(layer, x).shape == laid_out(library, 2, 16, 16, 3)
     for step in range(10):
         layer = replanned(library, with_strides(layer, 2.0 + 0.001 * step, 2.0))
-        assert apply(layer, x).shape == laid_out(library, 2, 24, 24, 3)
+        assert apply(layer, x).shape == laid_out(library, 2, 16, 16, 3)
     assert len(traced) == 1
     layer = replanned(library, with_strides(layer, 2.0, 3.0))
-    assert apply(layer, x).shape == laid_out(library, 2, 24, 20, 3)
-    assert apply(layer, x).shape == laid_out(library, 2, 24, 20, 3)
+    assert apply(layer, x).shape == laid_out(library, 2, 16, 11, 3)
+    assert apply(layer, x).shape == laid_out(library, 2, 16, 11, 3)
     assert len(traced) == 2
-    assert apply(layer, other).shape == laid_out(library, 2, 40, 16, 3)
+    assert apply(layer, other).shape == laid_out(library, 2, 32, 7, 3)
     assert len(traced) == 3
     # Back to sizes met before: what was compiled for them serves again.
     layer = replanned(library, with_strides(layer, 2.0, 2.0))
-    assert apply(layer, x).shape == laid_out(library, 2, 24, 24, 3)
+    assert apply(layer, x).shape == laid_out(library, 2, 16, 16, 3)
     assert len(traced) == 3
 
 
@@ -157,17 +157,17 @@ def test_traced_sizes_are_those_of_the_last_replan(library):
     layer = library.DiffStride([2.0, 2.0])
     apply(layer, x)
     layer = with_strides(layer, 3.0, 3.0)
-    assert apply(layer, x).shape == laid_out(library, 2, 24, 24, 3)
-    assert layer(x).shape == laid_out(library, 2, 20, 20, 3)
-    expected = diff_stride(x, jnp.asarray([3.0, 3.0]), axes=AXES[library], sizes=(24, 24))
+    assert apply(layer, x).shape == laid_out(library, 2, 16, 16, 3)
+    assert layer(x).shape == laid_out(library, 2, 11, 11, 3)
+    expected = diff_stride(x, jnp.asarray([3.0, 3.0]), axes=AXES[library], sizes=(16, 16))
     np.testing.assert_allclose(apply(layer, x), expected, rtol=0, atol=1e-5)
     layer = replanned(library, layer)
-    assert apply(layer, x).shape == laid_out(library, 2, 20, 20, 3)
+    assert apply(layer, x).shape == laid_out(library, 2, 11, 11, 3)
 
 
 @over_libraries
 def test_project_strides_and_replan_of_a_model(library):
-    first = library.DiffStride([2.0, 2.0], limits=(None, 5.0))
+    first = library.DiffStride([2.0, 2.0], limits=(None, 5.0), convention="paper")
     second = library.DiffStride(2.0, shared=True)
     model = nnx.List([first, second]) if library is nnx_modules else [first, second]
     x = random(*laid_out(library, 1, 32, 24, 3))
@@ -183,7 +183,8 @@ def test_project_strides_and_replan_of_a_model(library):
 @over_libraries
 @pytest.mark.parametrize("jitted", [True, False])
 def test_an_inner_map_bounds_by_its_size_now(library, jitted):
-    model = [library.DiffStride(stride, smoothness=2.0) for stride in (2.9, 1.7)]
+    options = {"convention": "paper", "smoothness": 2.0}
+    model = [library.DiffStride(stride, **options) for stride in (2.9, 1.7)]
     model = nnx.List(model) if library is nnx_modules else model
     x, traces = random(*laid_out(library, 1, 24, 24, 1)), []
 
@@ -362,11 +363,11 @@ def test_vmap_over_layers_and_over_the_batch(library):
 @over_libraries
 def test_by_default_the_channels_of_the_library_stay(library):
     x = random(*laid_out(library, 24, 20, 3))
-    for layer in (library.DiffStride(2.0, convention="nominal"), library.SpectralPool(2.0)):
+    for layer in (library.DiffStride(2.0), library.SpectralPool(2.0)):
         sizes = layer.output_sizes(x.shape)
         assert layer(x).shape == laid_out(library, *sizes, 3)
         assert (sizes[0] < 24, sizes[1] < 20) == (True, True)
-    conv, x = make_conv(library, 2.0, convention="nominal"), random(*laid_out(library, 24, 20, 4))
+    conv, x = make_conv(library, 2.0), random(*laid_out(library, 24, 20, 4))
     assert conv(x).shape == laid_out(library, *conv.pool.output_sizes(x.shape), 6)
     for layer in (library.DiffStride, library.SpectralPool, library.DiffStrideConv):
         place = "last" if library is nnx_modules else "first"
@@ -376,13 +377,13 @@ def test_by_default_the_channels_of_the_library_stay(library):
 def test_layer_in_the_libraries_own_sequences():
     x = random(2, 3, 32, 32)
     convolution = eqx.nn.Conv2d(3, 4, 3, key=jax.random.key(0))
-    layer = equinox_modules.DiffStride(2.0, convention="nominal")
+    layer = equinox_modules.DiffStride(2.0)
     sequence = eqx.nn.Sequential([convolution, layer])
-    assert jax.vmap(sequence)(x).shape == (2, 4, 20, 20)
+    assert jax.vmap(sequence)(x).shape == (2, 4, 15, 15)
     x = jnp.moveaxis(x, 1, -1)
-    layer = nnx_modules.DiffStride(2.0, convention="nominal")
+    layer = nnx_modules.DiffStride(2.0)
     sequence = nnx.Sequential(nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0)), layer)
-    assert sequence(x).shape == (2, 20, 20, 4)
+    assert sequence(x).shape == (2, 16, 16, 4)
 
 
 @over_libraries
@@ -438,8 +439,8 @@ def channels_at(library):
     return -1 if library is nnx_modules else 1
 
 
-def make_pair(library, stride, *, padding_mode="zeros", pool_options, **options):
-    """Return the library's own convolution and a `DiffStride` behind it."""
+def make_pair(library, stride, *, padding_mode="zeros", pool_options, placement="after", **options):
+    """Return the library's own convolution, and a `DiffStride` behind it or in front of it."""
     rank = len(options.get("kernel", (3, 3)))
     if library is nnx_modules:
         axes = range(-rank - 1, -1)
@@ -449,7 +450,8 @@ def make_pair(library, stride, *, padding_mode="zeros", pool_options, **options)
     dtype = dtype_option(library, jnp.float64)
     conv = make_conv(library, padding_mode=padding_mode, **options, **dtype)
     pool = library.DiffStride(stride, axes=tuple(axes), **pool_options, **dtype)
-    return nnx.Sequential(conv, pool) if library is nnx_modules else eqx.nn.Sequential([conv, pool])
+    row = [conv, pool] if placement == "after" else [pool, conv]
+    return nnx.Sequential(*row) if library is nnx_modules else eqx.nn.Sequential(row)
 
 
 def parameters_and_call(library, model):
@@ -462,7 +464,10 @@ def parameters_and_call(library, model):
 
 
 def value_and_gradients(library, model, x):
-    """Return the output, and the gradients in its bias, kernel, strides and input."""
+    """Return the output, and the gradients in its bias, kernel, strides and input.
+
+    Of a row, those of the layers in their order.
+    """
     arrays, call = parameters_and_call(library, model)
 
     @jax.jit
@@ -482,11 +487,11 @@ CONVOLUTIONS = (
     ({}, {}),
     (
         {"dilation": (1, 2), "groups": 2, "padding_mode": "circular"},
-        {"convention": "nominal", "norm": "ortho"},
+        {"convention": "paper", "norm": "ortho"},
     ),
-    ({"kernel": (5, 1), "use_bias": False}, {"shared": True, "smoothness": 2.0}),
+    ({"kernel": (5, 1), "use_bias": False}, {"shared": True, "smoothness": 0.5}),
     ({"kernel": (3,), "groups": 2}, {"limits": (None, 1.4), "smoothness": 1.0, "cropping": False}),
-    ({"kernel": (1, 1, 3), "padding_mode": "circular"}, {"limits": None, "smoothness": 2.0}),
+    ({"kernel": (1, 1, 3), "padding_mode": "circular"}, {"limits": None, "smoothness": 0.5}),
 )
 
 
@@ -514,9 +519,99 @@ def test_convolution_is_the_librarys_own_and_a_layer(library, options, pool_opti
                 np.testing.assert_allclose(a, b, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize(
+    ("library", "options", "pool_options"),
+    quick_first(1, [(library, *options) for library in LIBRARIES for options in CONVOLUTIONS]),
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_convolution_is_a_layer_and_the_librarys_own(library, options, pool_options):
+    rank = len(options.get("kernel", (3, 3)))
+    stride = 2.25 if "shared" in pool_options else [1.5, 2.25, 2.0][:rank]
+    with jax.enable_x64(True):
+        x = jnp.moveaxis(random(2, 4, *(14, 15, 10)[:rank]), 1, channels_at(library))
+        x = x.astype(jnp.float64)
+        row = make_pair(library, stride, pool_options=pool_options, placement="before", **options)
+        y, ds, *others = value_and_gradients(library, row, x)
+        layer = make_conv(
+            library, stride, **options, **pool_options, **dtype_option(library, jnp.float64)
+        )
+        assert layer.placement == "before"
+        found = value_and_gradients(library, layer, x)
+        for a, b in zip(found, (y, *others[:-1], ds, others[-1]), strict=True):
+            assert a.dtype == jnp.float64
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+        # A batch needs no mapping, nor do several axes of images.
+        np.testing.assert_allclose(layer(x), y, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(layer(x[None])[0], y, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(layer(x[0]), y[0], rtol=0, atol=1e-12)
+        assert layer(x[:0]).shape == (0, *y.shape[1:])
+
+
+@over_libraries
+def test_where_the_layer_of_a_convolution_stands(library):
+    for method, placement, expected in (
+        ("auto", None, "before"),
+        ("auto", "before", "before"),
+        ("auto", "after", "after"),
+        ("fused", None, "after"),
+        ("fused", "after", "after"),
+        ("separate", None, "after"),
+        ("separate", "after", "after"),
+    ):
+        layer = make_conv(library, 2.0, method=method, placement=placement)
+        assert layer.placement == expected
+    for method in ("fused", "separate"):
+        message = f"placement must be 'after' or None with method '{method}', .* got 'before'"
+        with pytest.raises(ValueError, match=message):
+            make_conv(library, 2.0, method=method, placement="before")
+    layer = make_conv(nnx_modules, 2.0)
+    layer.method = "fused"
+    with pytest.raises(ValueError, match="placement must be 'after' or None with method 'fused'"):
+        layer(jnp.ones((20, 24, 4)))
+
+
+@over_libraries
+def test_sizes_and_parameters_of_a_convolution_are_those_of_a_strided_one(library):
+    for stride, size in ((1, 12), (2, 13), (3, 9), (4, 12)):
+        if library is nnx_modules:
+            own = nnx.Conv(4, 6, (3, 3), stride, rngs=nnx.Rngs(0))
+            layer = library.DiffStrideConv(4, 6, (3, 3), stride, rngs=nnx.Rngs(0))
+        else:
+            own, layer = (
+                make(2, 4, 6, 3, stride, 1, key=jax.random.key(0))
+                for make in (eqx.nn.Conv, library.DiffStrideConv)
+            )
+        x = random(*laid_out(library, size, 11, 4))
+        assert layer(x).shape == own(x).shape
+        ours, theirs = (jax.tree.leaves(parameters_and_call(library, c)[0]) for c in (layer, own))
+        for array in theirs:
+            assert any(jnp.array_equal(array, other) for other in ours)
+        assert len(ours) == len(theirs) + 1
+
+
+@pytest.mark.parametrize(
+    ("library", "given"),
+    [
+        (nnx_modules, {"padding": "reflect"}),
+        (equinox_modules, {"padding_mode": "REFLECT"}),
+        (equinox_modules, {"padding_mode": "replicate"}),
+    ],
+    ids=str,
+)
+def test_paddings_that_need_the_layer_before_the_convolution(library, given):
+    layer, x = make_conv(library, 2.0, **given), random(*laid_out(library, 20, 24, 4))
+    own = {} if library is nnx_modules else {"padding": "SAME"}
+    given = {name: value.upper() for name, value in given.items()}
+    conv = make_conv(library, **own, **given)
+    assert jnp.array_equal(layer(x), conv(layer.pool(x)))
+    assert not jnp.array_equal(layer(x), make_conv(library, 2.0)(x))
+    with pytest.raises(ValueError, match=r"padding(_mode)? must .* got '(REFLECT|r\w+)'"):
+        make_conv(library, 2.0, placement="after", **given)
+
+
 @quick_for_nnx
 def test_convolution_of_an_image_and_of_axes_of_images(library):
-    layer = make_conv(library, [2.0, 2.6], convention="nominal")
+    layer = make_conv(library, [2.0, 2.6])
     x = random(2, 3, 4, 14, 15)
     x = jnp.moveaxis(x, 2, -1) if library is nnx_modules else x
     arrays, call = parameters_and_call(library, layer)
@@ -539,7 +634,7 @@ def test_convolution_of_an_image_and_of_axes_of_images(library):
 )
 @over_libraries
 def test_method_decides_what_a_convolution_evaluates(library, method, strides, is_convolved):
-    layer = make_conv(library, strides, kernel=(5, 5), method=method, convention="nominal")
+    layer = make_conv(library, strides, kernel=(5, 5), method=method, placement="after")
     x = jnp.moveaxis(random(2, 4, 32, 32), 1, channels_at(library))
     arrays, call = parameters_and_call(library, layer)
     assert ("conv_general_dilated" in str(jax.make_jaxpr(call)(arrays, x))) is is_convolved
@@ -607,22 +702,23 @@ def test_convolution_compiles_exactly_when_a_size_changes(library):
     x = jnp.moveaxis(random(2, 4, 32, 28), 1, channels_at(library))
     for step in range(3):
         layer = replanned(library, with_pool_strides(layer, 2.0 + 0.001 * step, 2.0))
-        assert sizes(apply(layer, x)) == layer.pool.output_sizes(x.shape) == (24, 22)
+        assert sizes(apply(layer, x)) == layer.pool.output_sizes(x.shape) == (16, 14)
     assert len(traced) == 1
     layer = with_pool_strides(layer, 2.0, 3.0)
     # Not read yet, but where it has a value.
-    assert sizes(apply(layer, x)) == (24, 22)
-    assert sizes(layer(x)) == (24, 18)
+    assert sizes(apply(layer, x)) == (16, 14)
+    assert sizes(layer(x)) == (16, 10)
     assert len(traced) == 1
     layer = replanned(library, layer)
     for _ in range(2):
-        assert sizes(apply(layer, x)) == (24, 18)
+        assert sizes(apply(layer, x)) == (16, 10)
     assert len(traced) == 2
 
 
 @quick_for_equinox
 def test_strides_of_convolutions_are_projected(library):
-    model = [make_conv(library, 2.0, limits=(None, 5.0)), make_conv(library, 2.0, shared=True)]
+    first = make_conv(library, 2.0, limits=(None, 5.0), convention="paper")
+    model = [first, make_conv(library, 2.0, shared=True)]
     model = nnx.List(model) if library is nnx_modules else model
     x = jnp.moveaxis(random(1, 4, 32, 24), 1, channels_at(library))
     compiled(library, lambda model, x: (model[0](x), model[1](x)))(model, x)
@@ -656,6 +752,8 @@ def test_wrong_arguments_of_a_convolution_are_refused_when_it_is_made(library):
         (dtype_option(library, jnp.float8_e5m2), TypeError, "dtype must be real .*float8_e5m2"),
         ({"method": "fast"}, ValueError, "method must be one of 'auto', 'fused', 'separate'"),
         ({"method": None}, TypeError, "method must be one of"),
+        ({"placement": "behind"}, ValueError, "placement must be one of 'before', 'after', got"),
+        ({"placement": 0}, TypeError, "placement must be one of 'before', 'after', got 0"),
         ({"convention": "papr"}, ValueError, "convention must be one of"),
     ):
         with pytest.raises(error, match=message):
@@ -665,7 +763,7 @@ def test_wrong_arguments_of_a_convolution_are_refused_when_it_is_made(library):
         make_conv(library, [2.0] * 3)
     if library is equinox_modules:
         with pytest.raises(ValueError, match="padding_mode must be one of 'zeros'"):
-            make_conv(library, 2.0, padding_mode="REFLECT")
+            make_conv(library, 2.0, padding_mode="REFLECT", method="separate")
         with pytest.raises(TypeError, match="padding_mode must be one of 'zeros'"):
             make_conv(library, 2.0, padding_mode=None)
         with pytest.raises(ValueError, match="num_spatial_dims must be 1, 2 or 3, got '2'"):
@@ -697,7 +795,7 @@ def test_paddings_that_keep_the_size_change_nothing(library):
         ((1, 1), ("SAME", "same", "SAME_LOWER", (2, 1), [(2, 2), (1, 1)], (2, (1, 1)))),
         ((1, 2), (2, np.array(2), jnp.asarray(2), ((2, 2),), (2, 2))),
     ):
-        options = {"kernel": (5, 3), "dilation": dilation, "convention": "nominal"}
+        options = {"kernel": (5, 3), "dilation": dilation}
         expected = make_conv(library, 2.0, **options)(x)
         for padding in given:
             found = make_conv(library, 2.0, padding=padding, **options)(x)
@@ -727,12 +825,12 @@ def test_wrong_inputs_of_a_convolution_are_refused(library):
 
 def test_convolutions_in_the_libraries_own_sequences_and_filters():
     x = random(2, 4, 32, 32)
-    layer = make_conv(equinox_modules, 2.0, padding_mode="CIRCULAR", convention="nominal")
+    layer = make_conv(equinox_modules, 2.0, padding_mode="CIRCULAR")
     sequence = eqx.nn.Sequential([layer, eqx.nn.Lambda(jax.nn.relu)])
-    assert jax.vmap(sequence)(x).shape == (2, 6, 20, 20)
-    layer = make_conv(nnx_modules, 2.0, convention="nominal")
+    assert jax.vmap(sequence)(x).shape == (2, 6, 16, 16)
+    layer = make_conv(nnx_modules, 2.0)
     sequence = nnx.Sequential(layer, jax.nn.relu)
-    assert sequence(jnp.moveaxis(x, 1, -1)).shape == (2, 20, 20, 6)
+    assert sequence(jnp.moveaxis(x, 1, -1)).shape == (2, 16, 16, 6)
     strides = nnx.state(sequence, nnx_modules.StrideParam)
     assert [value.shape for value in jax.tree.leaves(strides)] == [(2,)]
 
@@ -747,7 +845,7 @@ def test_doctests():
 
 @over_libraries
 def test_plans_are_shown_by_what_they_were_made_of(library):
-    layer = library.DiffStride([2.0, 3.0], convention="nominal")
+    layer = library.DiffStride([2.0, 3.0])
     assert "PlanCache(strides=(2.0, 3.0), convention='nominal', smoothness=0.25)" in repr(layer)
 
 
@@ -761,7 +859,8 @@ def test_strides_of_another_kind_than_jax_arrays_are_refused():
 @over_libraries
 def test_a_warning_names_the_place_of_the_call(library):
     x = jnp.ones(laid_out(library, 2, 3, 8, 1))
-    for call in (library.DiffStride(2.0), jax.vmap(library.DiffStride(2.0))):
+    layer = library.DiffStride(2.0, convention="paper")
+    for call in (layer, jax.vmap(layer)):
         with pytest.warns(NothingToCropWarning) as caught:
             call(x)
         assert {warning.filename for warning in caught} == {__file__}
