@@ -96,6 +96,9 @@ class DiffStride(KeepsPrecision, Resize):
         See `diff_stride`.
     axes : int or sequence of int, optional
         The axes to resize, by default the last ones.
+    size_offset : int or sequence of int
+        Added to the output size that follows from a stride, within 1 to N: one per axis or one for
+        all. So does a layer keep the sizes of an operation that did not give N/S.
     device : torch.device, optional
     dtype : torch.dtype, optional
         Of the strides, float32 or float64; by default float32. Converting the module to half
@@ -137,6 +140,7 @@ class DiffStride(KeepsPrecision, Resize):
         convention: str = DEFAULT_CONVENTION,
         method: str = "auto",
         axes: int | Sequence[int] | None = None,
+        size_offset: int | Sequence[int] = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -149,6 +153,7 @@ class DiffStride(KeepsPrecision, Resize):
             norm=norm,
             convention=convention,
             method=method,
+            size_offset=size_offset,
         )
         _check_rank(self.rank, self.settings.axes)
         dtype = torch.float32 if dtype is None else dtype
@@ -232,6 +237,8 @@ class DiffStride(KeepsPrecision, Resize):
             shown.append(f"method={settings.method!r}")
         if settings.axes != tuple(range(-self.rank, 0)):
             shown.append(f"axes={settings.axes}")
+        if any(settings.size_offset):
+            shown.append(f"size_offset={settings.size_offset}")
         return ", ".join(shown)
 
     def _refresh(self) -> None:
