@@ -17,6 +17,7 @@ from diffstride_core.plan import Plan
 
 PADDING_MODES = ("zeros", "circular")
 CONV_METHODS = ("auto", "fused", "separate")
+PLACEMENTS = ("before", "after")
 
 LARGEST_FUSED = 2048
 """The longest axis of the fused evaluation, which knows matrices alone."""
@@ -181,6 +182,32 @@ def checked_convolution(
             f"got 'circular' for a reach of {made.padding} and sizes {sizes}"
         )
     return made
+
+
+def checked_placement(placement: Any, method: Any) -> str:
+    """Return on which side of a convolution its layer stands, "before" or "after".
+
+    Parameters
+    ----------
+    placement : {"before", "after"} or None
+        None is "before", unless the method evaluates a layer after the convolution.
+    method : {"auto", "fused", "separate"}
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an unknown one, and for "before" with "fused" or "separate".
+    """
+    option("method", method, CONV_METHODS)
+    if placement is None:
+        return "before" if method == "auto" else "after"
+    option("placement", placement, PLACEMENTS)
+    if placement == "before" and method != "auto":
+        raise ValueError(
+            f"placement must be 'after' or None with method {method!r}, which is a way to evaluate "
+            "a convolution and the layer after it, got 'before'"
+        )
+    return str(placement)
 
 
 def spatial_axes(rank: int, *, channels_last: bool) -> tuple[int, ...]:

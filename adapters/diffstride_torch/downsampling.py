@@ -1,14 +1,16 @@
-"""A strided operation made anew: at stride 1, followed by a DiffStride layer.
+"""A strided operation made anew: at stride 1, with a DiffStride layer before or after it.
 
-At stride 1 the operation keeps the size of its input, whatever its kernel: output n is the one that
-the strided operation computes at n, so that output m of the layer stands where output m of the
-strided operation stood, at a stride that may be any real number.
+Before it, a convolution runs on the map that the layer gives, at the resolution of its output.
+
+After it, the operation at stride 1 keeps the size of its input, whatever its kernel: output n is
+the one that the strided operation computes at n, so that output m of the layer stands where output
+m of the strided operation stood, at a stride that may be any real number.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional
 
 from diffstride_torch.conv_modules import (
@@ -19,13 +21,93 @@ from diffstride_torch.conv_modules import (
     pad_argument,
 )
 from diffstride_torch.joining import HOOKS
-from diffstride_torch.modules import DiffStride, SpectralPool2d
-from diffstride_torch.tracing import window_of
+from diffstride_torch.modules import DiffStride, SpectralPool2d, values_token
+from diffstride_torch.tracing import Size, window_of
 
-_CONVOLUTIONS: dict[type[nn.Module], type[DiffStrideConv]] = {
-    nn.Conv1d: DiffStrideConv1d,
-    nn.Conv2d: DiffStrideConv2d,
-    nn.Conv3d: DiffStrideConv3d,
+
+class SharedCall:
+    """The call of a layer on a tensor that several convolutions read: made once for all of them.
+
+    The first that reads the tensor makes the call, the last lets go of the result. Where it is no
+    longer what a call would give, as after a write into the tensor or a step of an optimiser, the
+    call is made again.
+
+    Parameters
+    ----------
+    readers : int
+    """
+
+    def __init__(self, readers: int) -> None:
+        self._readers = readers
+        self._last: tuple[torch.Tensor, object, torch.Tensor, frozenset[int]] | None = None
+
+    def __reduce__(self) -> tuple[type[SharedCall], tuple[int]]:
+        return SharedCall, (self._readers,)
+
+    def __call__(self, reader: int, pool: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Return what a layer gives for a tensor.
+
+        Parameters
+        ----------
+        reader : int
+            Which of the convolutions asks; each does once.
+        pool : torch.nn.Module
+            The layer.
+        x : torch.Tensor
+        """
+        # Read once: the replicas of `DataParallel` share this object.
+        last, state = self._last, _state(pool, x)
+        if last is None or last[0] is not x or last[1] != state or reader in last[3]:
+            y, read = pool(x), frozenset({reader})
+        else:
+            y, read = last[2], last[3] | {reader}
+        self._last = None if len(read) == self._readers else (x, state, y, read)
+        return y
+
+
+def _state(pool: nn.Module, x: torch.Tensor) -> object:
+    """Return what differs where a layer would give something else for the same tensor."""
+    # What is traced has no values, and runs from begin to end.
+    if isinstance(x, fx.Proxy) or torch.compiler.is_compiling():
+        return None
+    has_version = not (x.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(x))
+    strides = values_token(pool.strides) if isinstance(pool, DiffStride) else None
+    return torch.is_grad_enabled(), x._version if has_version else None, strides
+
+
+class LayerBefore:
+    """Puts the layer of a convolution before it: put in front of a `DiffStrideConv`."""
+
+    _call: SharedCall | None = None
+    _reader = 0
+
+    def share(self, call: SharedCall, reader: int) -> None:
+        """Take part in a call of the layer that several convolutions share."""
+        self._call, self._reader = call, reader
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply layer and convolution to a tensor of shape (N, C, ...)."""
+        pool: nn.Module = self.pool  # type: ignore[attr-defined]
+        y = pool(x) if self._call is None else self._call(self._reader, pool, x)
+        return self.convolve(y)  # type: ignore[attr-defined,no-any-return]
+
+
+class LayerBeforeConv1d(LayerBefore, DiffStrideConv1d):
+    """A `torch.nn.Conv1d` with a layer before it."""
+
+
+class LayerBeforeConv2d(LayerBefore, DiffStrideConv2d):
+    """A `torch.nn.Conv2d` with a layer before it."""
+
+
+class LayerBeforeConv3d(LayerBefore, DiffStrideConv3d):
+    """A `torch.nn.Conv3d` with a layer before it."""
+
+
+_CONVOLUTIONS: dict[type[nn.Module], tuple[type[DiffStrideConv], type[DiffStrideConv]]] = {
+    nn.Conv1d: (LayerBeforeConv1d, DiffStrideConv1d),
+    nn.Conv2d: (LayerBeforeConv2d, DiffStrideConv2d),
+    nn.Conv3d: (LayerBeforeConv3d, DiffStrideConv3d),
 }
 _MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
@@ -116,10 +198,59 @@ def why_not_replaceable(module: nn.Module) -> str | None:
     return None
 
 
-def made_anew(module: nn.Module, pool: DiffStride, method: str) -> nn.Module:
-    """Return a strided operation at stride 1 with a DiffStride layer, sharing its parameters."""
+def is_pointwise(module: nn.Module) -> bool:
+    """Return whether a module is a convolution of one tap, which commutes with a layer."""
+    return type(module) in _CONVOLUTIONS and set(module.kernel_size) == {1}  # type: ignore[arg-type]
+
+
+def why_not_before(module: nn.Module, output_size: Size) -> str | None:
+    """Return why a layer cannot stand before an operation that can be made anew; None if it can.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    output_size : tuple of int
+        Of the operation, which is the size that the convolution would read.
+    """
+    if type(module) not in _CONVOLUTIONS:
+        return "it is a pooling"
+    if is_pointwise(module):
+        return None
+    window = window_of(module)
+    assert window is not None
+    if any(1 < k <= s for k, s in zip(window.kernel, window.stride, strict=True)):
+        return "its windows do not overlap, as those of a patch embedding"
+    if any(k % 2 == 0 for k in window.kernel):
+        return "its kernel is even"
+    if any(window.end_padding):
+        return "its padding is not half of its kernel"
+    # Reflected are the values beside the one at the border; a map is wrapped around once.
+    least = {"reflect": 1, "circular": 0}.get(str(module.padding_mode))
+    if least is not None and any(
+        m < p + least for m, p in zip(output_size, window.padding, strict=True)
+    ):
+        return f"its {module.padding_mode} padding is larger than the map that the layer gives"
+    return None
+
+
+def made_anew(module: nn.Module, pool: DiffStride, placement: str, method: str) -> nn.Module:
+    """Return a strided operation at stride 1 with a DiffStride layer, sharing its parameters.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The operation.
+    pool : DiffStride
+    placement : {"before", "after"}
+        Of the layer.
+    method : {"auto", "fused", "separate"}
+        How a convolution and a layer after it are evaluated.
+    """
     if isinstance(module, AntiAliasing):
         return pool
     if type(module) not in _CONVOLUTIONS:
         return PoolDiffStride(module, pool)
-    return _CONVOLUTIONS[type(module)].of(module, pool, method)
+    before, after = _CONVOLUTIONS[type(module)]
+    made = before.of(module, pool) if placement == "before" else after.of(module, pool, method)
+    made.placement = placement
+    return made

@@ -68,7 +68,8 @@ class _Version:
         return hash((id(self._tensor), self._state))
 
 
-def _token(strides: torch.Tensor) -> Any:
+def values_token(strides: torch.Tensor) -> Any:
+    """Return what is equal to the last token exactly if no value has changed since."""
     # Reading host memory costs nothing, and sees even what was written behind autograd's back.
     if strides.device.type == "cpu":
         return BACKEND.host_values(strides)
@@ -245,7 +246,7 @@ class DiffStride(KeepsPrecision, Resize):
         # A compiled graph must not read device memory; its plans are those made outside.
         if not torch.compiler.is_compiling():
             strides = self.strides
-            self._plans.refresh(_token(strides), lambda: BACKEND.host_values(strides))
+            self._plans.refresh(values_token(strides), lambda: BACKEND.host_values(strides))
 
 
 class DiffStride1d(DiffStride):
@@ -407,7 +408,7 @@ def project_strides(model: torch.nn.Module) -> None:
         bounded = np.array(layer._plans.project(tuple(strides.tolist())), dtype=strides.dtype)
         if (bounded != strides).any():
             layer.strides.copy_(distributed_as(torch.from_numpy(bounded), layer.strides))
-        layer._plans.update(_token(layer.strides), tuple(bounded.tolist()))
+        layer._plans.update(values_token(layer.strides), tuple(bounded.tolist()))
 
 
 def read_together(tensors: Iterable[torch.Tensor]) -> list[np.ndarray[Any, Any]]:
