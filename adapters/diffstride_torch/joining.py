@@ -36,8 +36,9 @@ class Resize(nn.Module):
     ) -> torch.Tensor:
         """Downsample a tensor, or what a convolution makes of it.
 
-        ``layer(x, conv)`` is ``layer(conv(x))``, but where it is cheaper computes nothing at the
-        resolution of `x`: see `conv_diff_stride`.
+        ``layer(x, conv)`` is ``layer(conv(x))``, the layer after the convolution, but where it is
+        cheaper computes nothing at the resolution of `x`: see `conv_diff_stride`. There is no
+        placement to choose: for the layer before the convolution, write ``conv(layer(x))``.
 
         Parameters
         ----------
@@ -187,11 +188,12 @@ def refuse_fused(reason: str) -> NoReturn:
 
 
 class PooledConvolution:
-    """A convolution and the layer behind it, `pool`: put in front of one of PyTorch's classes.
+    """A convolution with a layer: put in front of one of PyTorch's classes.
 
     Attributes
     ----------
     pool : torch.nn.Module
+        The layer, behind the convolution unless the class says otherwise.
     method : {"auto", "fused", "separate"}
         How a convolution and a layer that resizes are evaluated, see `conv_diff_stride`.
     """

@@ -537,6 +537,8 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, DiffStride | SpectralPool):
             return True
+        if isinstance(m, PooledConvolution):
+            return False  # Not even where its weight is parametrised, by a class of PyTorch's own.
         return super().is_leaf_module(m, module_qualified_name)
 
 

@@ -235,7 +235,9 @@ class Functional(Generic[ArrayT, ResultT]):
 
         Equal to `diff_stride` of a convolution of stride 1 that keeps the size of its input, but
         without computing at full resolution where that is cheaper: both are linear, so that the
-        sum over the kernel can be taken behind the resize.
+        sum over the kernel can be taken behind the resize. This is the resize after the
+        convolution, and there is no placement to choose: for the resize before it, convolve what
+        `diff_stride` returns.
 
         .. math:: A (w * x) = \sum_i w_i\, A Z_i x,
 

@@ -5,6 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from amounts import quick_first
 from diffstride_torch import (
     DiffStride2d,
     DiffStrideConv2d,
@@ -86,6 +87,7 @@ def test_compile(frozen, method):
         lambda: DiffStrideConv2d(3, 4, 3, 2.3, convention="relative", method="fused"),
         lambda: DiffStrideConv2d(3, 4, 3, 2.3, convention="relative", method="separate"),
         lambda: SpectralPool2d(2.0),
+        lambda: DiffStrideConv2d(3, 4, 3, 2.3),
     ],
 )
 def test_a_traced_frozen_network_takes_any_batch(make, grad):
@@ -129,12 +131,37 @@ def test_scripting_is_refused(make):
         torch.jit.script(make())
 
 
+@pytest.mark.parametrize("frozen", quick_first(1, [True, False]))
+@pytest.mark.parametrize("padding_mode", quick_first(1, ["zeros", "circular", "reflect"]))
+def test_export_of_a_convolution_behind_its_layer(padding_mode, frozen):
+    torch.manual_seed(0)
+    model = DiffStrideConv2d(3, 4, 3, (2.3, 3.0), padding_mode=padding_mode)
+    shipped = freeze(model, images(1)) if frozen else model
+    program = export(shipped, (images(4),), dynamic_shapes=ANY_BATCH)
+    with torch.no_grad():
+        for batch in (1, 7):
+            torch.testing.assert_close(
+                program.module()(images(batch)), model(images(batch)), rtol=1e-5, atol=1e-5
+            )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
 @each_method
 def test_onnx(convention, method, tmp_path):
     model, frozen = network(convention, frozen=True, method=method)
-    path = tmp_path / "model.onnx"
+    assert_onnx_computes(model, frozen, tmp_path / "model.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular", "reflect"])
+def test_onnx_of_a_convolution_behind_its_layer(padding_mode, tmp_path):
+    model = DiffStrideConv2d(3, 4, 3, (2.3, 3.0), padding_mode=padding_mode)
+    assert_onnx_computes(model, freeze(model, images(1)), tmp_path / "model.onnx")
+
+
+def assert_onnx_computes(model, frozen, path):
+    """Save a frozen model, and compare what ONNX Runtime makes of it with the model's outputs."""
     torch.onnx.export(
         frozen, (images(4),), dynamo=True, dynamic_shapes=ANY_BATCH, verbose=False
     ).save(path)

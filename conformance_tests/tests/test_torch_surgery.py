@@ -937,6 +937,7 @@ def test_the_method_counted_is_the_one_that_runs(groups):
         nn.Conv2d(24, 4, 1),
     )
     x = images(40, channels=24)
+    model[0].placement = "after"
     penalty, methods = flops_penalty(model, x), []
     for stride in (1.1, 1.3, 1.7, 2.1, 2.6, 3.3, 4.4, 6.0, 10.0, 20.0):
         with torch.no_grad():
