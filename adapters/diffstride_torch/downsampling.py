@@ -10,7 +10,7 @@ m of the strided operation stood, at a stride that may be any real number.
 from __future__ import annotations
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn import functional
 
 from diffstride_torch.conv_modules import (
@@ -21,93 +21,13 @@ from diffstride_torch.conv_modules import (
     pad_argument,
 )
 from diffstride_torch.joining import HOOKS
-from diffstride_torch.modules import DiffStride, SpectralPool2d, values_token
+from diffstride_torch.modules import DiffStride, SpectralPool2d
 from diffstride_torch.tracing import Size, window_of
 
-
-class SharedCall:
-    """The call of a layer on a tensor that several convolutions read: made once for all of them.
-
-    The first that reads the tensor makes the call, the last lets go of the result. Where it is no
-    longer what a call would give, as after a write into the tensor or a step of an optimiser, the
-    call is made again.
-
-    Parameters
-    ----------
-    readers : int
-    """
-
-    def __init__(self, readers: int) -> None:
-        self._readers = readers
-        self._last: tuple[torch.Tensor, object, torch.Tensor, frozenset[int]] | None = None
-
-    def __reduce__(self) -> tuple[type[SharedCall], tuple[int]]:
-        return SharedCall, (self._readers,)
-
-    def __call__(self, reader: int, pool: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """Return what a layer gives for a tensor.
-
-        Parameters
-        ----------
-        reader : int
-            Which of the convolutions asks; each does once.
-        pool : torch.nn.Module
-            The layer.
-        x : torch.Tensor
-        """
-        # Read once: the replicas of `DataParallel` share this object.
-        last, state = self._last, _state(pool, x)
-        if last is None or last[0] is not x or last[1] != state or reader in last[3]:
-            y, read = pool(x), frozenset({reader})
-        else:
-            y, read = last[2], last[3] | {reader}
-        self._last = None if len(read) == self._readers else (x, state, y, read)
-        return y
-
-
-def _state(pool: nn.Module, x: torch.Tensor) -> object:
-    """Return what differs where a layer would give something else for the same tensor."""
-    # What is traced has no values, and runs from begin to end.
-    if isinstance(x, fx.Proxy) or torch.compiler.is_compiling():
-        return None
-    has_version = not (x.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(x))
-    strides = values_token(pool.strides) if isinstance(pool, DiffStride) else None
-    return torch.is_grad_enabled(), x._version if has_version else None, strides
-
-
-class LayerBefore:
-    """Puts the layer of a convolution before it: put in front of a `DiffStrideConv`."""
-
-    _call: SharedCall | None = None
-    _reader = 0
-
-    def share(self, call: SharedCall, reader: int) -> None:
-        """Take part in a call of the layer that several convolutions share."""
-        self._call, self._reader = call, reader
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply layer and convolution to a tensor of shape (N, C, ...)."""
-        pool: nn.Module = self.pool  # type: ignore[attr-defined]
-        y = pool(x) if self._call is None else self._call(self._reader, pool, x)
-        return self.convolve(y)  # type: ignore[attr-defined,no-any-return]
-
-
-class LayerBeforeConv1d(LayerBefore, DiffStrideConv1d):
-    """A `torch.nn.Conv1d` with a layer before it."""
-
-
-class LayerBeforeConv2d(LayerBefore, DiffStrideConv2d):
-    """A `torch.nn.Conv2d` with a layer before it."""
-
-
-class LayerBeforeConv3d(LayerBefore, DiffStrideConv3d):
-    """A `torch.nn.Conv3d` with a layer before it."""
-
-
-_CONVOLUTIONS: dict[type[nn.Module], tuple[type[DiffStrideConv], type[DiffStrideConv]]] = {
-    nn.Conv1d: (LayerBeforeConv1d, DiffStrideConv1d),
-    nn.Conv2d: (LayerBeforeConv2d, DiffStrideConv2d),
-    nn.Conv3d: (LayerBeforeConv3d, DiffStrideConv3d),
+_CONVOLUTIONS: dict[type[nn.Module], type[DiffStrideConv]] = {
+    nn.Conv1d: DiffStrideConv1d,
+    nn.Conv2d: DiffStrideConv2d,
+    nn.Conv3d: DiffStrideConv3d,
 }
 _MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
@@ -250,7 +170,4 @@ def made_anew(module: nn.Module, pool: DiffStride, placement: str, method: str) 
         return pool
     if type(module) not in _CONVOLUTIONS:
         return PoolDiffStride(module, pool)
-    before, after = _CONVOLUTIONS[type(module)]
-    made = before.of(module, pool) if placement == "before" else after.of(module, pool, method)
-    made.placement = placement
-    return made
+    return _CONVOLUTIONS[type(module)].of(module, pool, placement, method)

@@ -20,19 +20,18 @@ from diffstride_core.convolution import checked_placement
 from diffstride_core.plan import Plan
 from diffstride_core.planning import never_cropped, plan_diff_stride, size_jumps
 from diffstride_core.settings import Settings
+from diffstride_torch.conv_modules import DiffStrideConv
 from diffstride_torch.costs import traced_multiply_adds
 from diffstride_torch.downsampling import (
     AntiAliasing,
-    LayerBefore,
-    SharedCall,
     is_pointwise,
     made_anew,
     why_not_before,
     why_not_replaceable,
 )
 from diffstride_torch.modules import DiffStride, DiffStride1d, DiffStride2d, DiffStride3d
+from diffstride_torch.shared_call import SharedCall
 from diffstride_torch.tracing import (
-    Learnt,
     Rehearsal,
     Size,
     Step,
@@ -171,7 +170,9 @@ def _line(done: Replaced, number: int) -> str:
         notes += f", size offset {'x'.join(f'{n:+d}' for n in offset)}"
     if done.never_cropped:
         notes += ", cannot crop at this size"
-    return f"{done.name} ({done.operation}, stride {stride}): layer {number} {where}, {sizes}{notes}"
+    return (
+        f"{done.name} ({done.operation}, stride {stride}): layer {number} {where}, {sizes}{notes}"
+    )
 
 
 def replace_downsampling(
@@ -474,10 +475,11 @@ def _reason(module: nn.Module, skipped: set[nn.Module]) -> str | None:
 
 def _share_calls(replaced: Iterable[_Operation], new: dict[nn.Module, nn.Module]) -> None:
     """Let convolutions with a layer before them that read the same tensor share its call."""
-    readers: defaultdict[object, list[LayerBefore]] = defaultdict(list)
+    readers: defaultdict[object, list[DiffStrideConv]] = defaultdict(list)
     for done in replaced:
         made = new[done.module]
-        if done.reads is not None and isinstance(made, LayerBefore):
+        if done.placement == "before" and done.reads is not None:
+            assert isinstance(made, DiffStrideConv)
             readers[done.reads, done.layer].append(made)
     for together in readers.values():
         if len(together) > 1:
@@ -538,7 +540,8 @@ def _breaks(model: nn.Module, example: Any, replaced: Iterable[_Operation]) -> I
             return rehearsal.failure()
 
     # All layers at once, each by another factor: where that fails nowhere, each alone does not.
-    if not any(failure(zip(moves, together, strict=True)) for together in zip(*moves.values())):
+    every = ([(layer, tried[i]) for layer, tried in moves.items()] for i in range(3))
+    if not any(map(failure, every)):
         return
     layers: defaultdict[str, list[DiffStride]] = defaultdict(list)
     errors: dict[str, str] = {}
@@ -554,15 +557,15 @@ def _breaks(model: nn.Module, example: Any, replaced: Iterable[_Operation]) -> I
 
 def _moves(layer: DiffStride, size: Size, factor: float) -> list[list[float]]:
     """Return strides that a layer may move to: a size further, a size back, and axes apart."""
+    further, back, apart = [], [], []
     now = layer.strides.tolist()
-    jumps = [
-        size_jumps(layer.settings, axis, stride)
-        for axis, stride in zip(_plan(layer.settings, size, now).axes, now, strict=True)
-    ]
-    # Beyond the jump, also once rounded to single precision.
-    further = [s if above is None else above * (1 + 1e-6) for s, (_, above) in zip(now, jumps)]
-    back = [s if below is None else below * (1 - 1e-6) for s, (below, _) in zip(now, jumps)]
-    apart = [stride * (1 / factor if i % 2 else factor) for i, stride in enumerate(now)]
+    axes = _plan(layer.settings, size, now).axes
+    for i, (axis, stride) in enumerate(zip(axes, now, strict=True)):
+        below, above = size_jumps(layer.settings, axis, stride)
+        # Beyond the jump, also once rounded to single precision.
+        further.append(stride if above is None else above * (1 + 1e-6))
+        back.append(stride if below is None else below * (1 - 1e-6))
+        apart.append(stride * (1 / factor if i % 2 else factor))
     return [further, back, apart]
 
 
