@@ -45,7 +45,7 @@ class DiffStride(EagerLayer[Any]):
     >>> layer = DiffStride([2.0, 2.0])
     >>> y = layer.forward(cupy.ones((3, 32, 32), dtype=cupy.float32))
     >>> y.shape
-    (3, 20, 20)
+    (3, 16, 16)
     >>> dx, dstrides = layer.backward(y)
     >>> layer.strides -= 0.1 * cupy.asnumpy(dstrides)
     >>> layer.project()

@@ -43,12 +43,12 @@ class AxisExplanation:
     S : float
         The stride that is used: the parameter within its bounds.
     q : float
-        Where Eq. 3 reaches 0, a frequency: M is the least even size, at most N, with q <= M/2,
-        unless the caller chose the size.
+        Where the mask reaches 0, a frequency: N/(2S) + 1/2 in the nominal convention, and
+        N/(2S) + R, where Eq. 3 does, in the paper's.
     k : ndarray of int, shape (F,)
         The frequencies of the spectrum, centred: -(N//2), ..., (N-1)//2, so F = N.
     mask : ndarray, shape (F,)
-        The mask at `k`: Eq. 3, and Eq. 4 on the last axis of the paper's convention.
+        The mask at `k`; in the paper's convention Eq. 3, and Eq. 4 on the last axis.
     dmask : ndarray, shape (F,)
         Its derivative in the stride, dmask/dS, at `k`.
     k_cropped : ndarray of int, shape (G,)
@@ -160,7 +160,7 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [
-            f"diff_stride, convention {self.convention}, smoothness R = {self.smoothness:g}, "
+            f"diff_stride, convention {self.convention}, smoothness {self.smoothness:g}, "
             f"norm {self.norm}",
             f"x {self.x.shape} -> y {self.y.shape}, {self.x.dtype}",
         ]
@@ -249,18 +249,18 @@ def explain(
     >>> import numpy as np
     >>> from diffstride_numpy import explain
     >>> t = np.arange(64) / 64
-    >>> x = np.sin(2 * np.pi * 3 * t) + 0.5 * np.sin(2 * np.pi * 18 * t)
+    >>> x = np.sin(2 * np.pi * 3 * t) + 0.5 * np.sin(2 * np.pi * 14 * t)
     >>> e = explain(x, 2.0, axes=-1)
     >>> print(e)
-    diff_stride, convention paper, smoothness R = 4, norm forward
-    x (64,) -> y (40,), float64
-    axis -1: N = 64, M = 40, S = 2, 4 bins on the ramp, dS = -7.5
-    dS = -7.5 for the loss sum(y^2)/2
+    diff_stride, convention nominal, smoothness 0.25, norm forward
+    x (64,) -> y (32,), float64
+    axis -1: N = 64, M = 32, S = 2, 4 bins on the ramp, dS = -4.21875
+    dS = -4.21875 for the loss sum(y^2)/2
     >>> axis = e.axes[0]
     >>> axis.ramp.tolist(), axis.ramp_mask.tolist()
-    ([17, 18, 19, 20], [1.0, 0.75, 0.5, 0.25])
-    >>> (axis.contributions.round(3) + 0.0).tolist()  # the wave of frequency 18 alone
-    [0.0, -7.5, 0.0, 0.0]
+    ([13, 14, 15, 16], [0.875, 0.625, 0.375, 0.125])
+    >>> (axis.contributions.round(5) + 0.0).tolist()  # the wave of frequency 14 alone
+    [0.0, -4.21875, 0.0, 0.0]
     >>> bool(np.allclose(axis.A @ x, e.y))
     True
     """

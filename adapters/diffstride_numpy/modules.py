@@ -41,7 +41,7 @@ class DiffStride(EagerLayer[NDArray[Any]]):
     >>> layer = DiffStride([2.0, 2.0])
     >>> y = layer.forward(np.ones((3, 32, 32)))
     >>> y.shape
-    (3, 20, 20)
+    (3, 16, 16)
     >>> dx, dstrides = layer.backward(y)
     >>> layer.strides -= 0.1 * dstrides
     >>> layer.project()

@@ -417,7 +417,7 @@ def plot_explanation(explained: Any) -> Figure:
     panels["dx"].set_title(f"gradient dx\nof {loss}")
     legend_below(figure, panels["mask 0"])
     figure.suptitle(
-        f"diff_stride, convention {explained.convention}, smoothness R = {explained.smoothness:g}, "
+        f"diff_stride, convention {explained.convention}, smoothness {explained.smoothness:g}, "
         f"norm {explained.norm}"
     )
     return figure

@@ -263,7 +263,7 @@ def _smoothness() -> Iterator[BadCall]:
     for convention, allowed, values in (
         ("paper", "finite number above 0", (0, 0.0, -1.5, 1e39, 1e-39, math.nan, math.inf)),
         ("tensorflow", "finite number above 0", (0.0, -4, 1e39, 1e-39, math.nan, math.inf)),
-        ("relative", "above 0 and at most 1", (0.0, -0.25, 1.001, 4, 1e-39, math.nan, math.inf)),
+        ("nominal", "above 0 and at most 1", (0.0, -0.25, 1.001, 4, 1e-39, math.nan, math.inf)),
     ):
         for value in values:
             group.add(
@@ -367,7 +367,7 @@ def _choices() -> Iterator[BadCall]:
             group = _Group(operation, name)
             allowed = {
                 "norm": "'forward', 'ortho', 'backward'",
-                "convention": "'paper', 'relative', 'tensorflow'",
+                "convention": "'nominal', 'paper', 'tensorflow'",
                 "method": "'auto', 'matmul', 'fft'",
             }[name]
             wrong: tuple[tuple[Any, type[Exception]], ...] = (
@@ -441,7 +441,7 @@ def _resizes() -> Iterator[BadCall]:
 
 def _pools() -> Iterator[BadCall]:
     group = _Group("spectral_pool", "strides")
-    for convention in ("paper", "relative", "tensorflow"):
+    for convention in ("nominal", "paper", "tensorflow"):
         for value in (0.999, 0.0, -2.0):
             mentions = ("strides must be at least 1", repr(value))
             what = f"{value} {convention}"
@@ -600,7 +600,7 @@ def _convolutions() -> Iterator[BadCall]:
         "padding_mode": "'zeros', 'circular'",
         "method": "'auto', 'fused', 'separate'",
         "norm": "'forward', 'ortho', 'backward'",
-        "convention": "'paper', 'relative', 'tensorflow'",
+        "convention": "'nominal', 'paper', 'tensorflow'",
     }
     for argument, names in choices.items():
         yield from calls(argument, f"be one of {names}", "", "matmul", "same", names[1:4].upper())
@@ -611,8 +611,8 @@ def _convolutions() -> Iterator[BadCall]:
     yield from calls("channels_last", "be True or False", 1, 0, None, "yes", error=TypeError)
     yield from calls("cropping", "be True or False", 1, None, error=TypeError)
     yield from calls("limits", "lower <= upper", (3.0, 2.0))
-    yield from calls("smoothness", "finite number above 0", 0.0, -1.0, math.nan)
-    yield from calls("smoothness", "above 0 and at most 1", 1.5, convention="relative")
+    yield from calls("smoothness", "above 0 and at most 1", 0.0, -1.0, 1.5, math.nan)
+    yield from calls("smoothness", "finite number above 0", 0.0, convention="paper")
     yield from calls("sizes", "one entry per axis, 2", (6,), (6, 6, 6))
     yield from calls("sizes", "at least 1", (6, 0))
 

@@ -72,9 +72,9 @@ class Case:
 
 SIZES = (*range(1, 18), 27, 31, 32, 33, 48, 63, 64, 65, 100, 127, 128, 129, 255, 256, 257)
 STRIDES = (1.0, 1.3, 2.0, 2.7, 3.0, 7.5, 1000.0, 0.4)
-"""Ties (1, 2, 3), fractions, above the upper bound, and below 1 as a drifted parameter."""
+"""Often ties (1, 2, 3), fractions, above the upper bound, and below 1 as a drifted parameter."""
 
-SMOOTHNESS = {"paper": (0.5, 1.0, 2.5, 4.0, 8.0, 16.0), "relative": (0.05, 0.25, 0.6, 1.0)}
+SMOOTHNESS = {"paper": (0.5, 1.0, 2.5, 4.0, 8.0, 16.0), "nominal": (0.05, 0.25, 0.6, 1.0)}
 
 
 @cache
@@ -82,6 +82,7 @@ def all_cases() -> tuple[Case, ...]:
     """Return every case."""
     cases = [
         *_axis_sizes(),
+        *_ties(),
         *_combinations(),
         *_tensorflow(),
         *_layouts(),
@@ -106,13 +107,96 @@ def _diff_stride(
 
 def _axis_sizes() -> Iterator[Case]:
     """One axis of every size, at a stride that differs from size to size, with either engine."""
-    for convention, method in itertools.product(("paper", "relative"), ("matmul", "fft")):
+    for convention, method in itertools.product(("paper", "nominal"), ("matmul", "fft")):
         for i, size in enumerate(SIZES):
             for stride in (STRIDES[i % len(STRIDES)], 2.0):
                 options = {"axes": (-1,), "convention": convention, "method": method}
                 if stride == 2.0 and i % len(STRIDES) == STRIDES.index(2.0):
                     continue
                 yield _diff_stride("size", (2, size), (stride,), **options)
+
+
+def _ties() -> Iterator[Case]:
+    """One axis in the nominal convention where rounding would decide, and at either bound.
+
+    Some of the strides are ties only up to their rounding to float32 or float64.
+    """
+    kinds: dict[str, tuple[tuple[int, float, dict[str, Any]], ...]] = {
+        # v = 1: N/S = (2k - 1)/(1 - rho) on a wide ramp, N/S = 2k + 1 on a narrow one.
+        "corner": (
+            (24, 2.0, {}),
+            (24, 1.2, {}),
+            (36, 3.0, {}),
+            (20, 1.0, {}),
+            (25, 2.0, {"smoothness": 0.6}),
+            (60, 1.0, {"smoothness": 0.05}),
+            (14, 2.0, {}),
+            (9, 3.0, {}),
+            (7, 1.4, {}),
+            (7, 1.0, {}),
+            (3, 1.0, {}),
+        ),
+        # v = 0: N/S = 2k - 1. The size that the stride asks for has no bin k.
+        "edge": (
+            (22, 2.0, {"cropping": False}),
+            (33, 3.0, {"sizes": (12,)}),
+            (33, 3.0, {"smoothness": 1.0, "cropping": False}),
+            (21, 1.4, {"cropping": False}),
+            (21, 4.2, {"smoothness": 0.05, "sizes": (25,)}),
+            (33, 2.2, {}),
+        ),
+        # rho q = 1: the wide ramp's derivative.
+        "branch": (
+            (8, 1.0, {}),
+            (16, 2.0, {}),
+            (32, 4.0, {}),
+            (33, 4.125, {}),
+            (10, 3.0, {"smoothness": 0.6}),
+            (7, 2.1, {"smoothness": 0.6}),
+            (44, 1.1, {"smoothness": 0.05}),
+            (12, 6.0, {"smoothness": 1.0}),
+        ),
+        # N/S + 3/4 is an integer: the larger size, which is odd or even.
+        "size": (
+            (17, 4.0, {}),
+            (13, 4.0, {}),
+            (33, 4.0, {}),
+            (10, 1.6, {}),
+            (34, 1.6, {}),
+            (15, 2.4, {}),
+            (1, 4.0, {"limits": None}),
+        ),
+        # An odd size without the only bin of a narrow ramp: no gradient.
+        "gap": (
+            (14, 1.96, {}),
+            (8, 2.5, {}),
+            (8, 2.5, {"cropping": False}),
+        ),
+        # S = 1 and S = N/2.
+        "bound": (
+            (1, 1.0, {}),
+            (2, 1.0, {}),
+            (3, 1.5, {}),
+            (31, 1.0, {}),
+            (32, 1.0, {}),
+            (31, 15.5, {}),
+            (32, 16.0, {}),
+            (32, 16.0, {"smoothness": 1.0}),
+            (32, 16.0, {"sizes": (5,)}),
+            (32, 16.0, {"cropping": False}),
+        ),
+        # Beyond N/2: from q = 1/2 on only frequency 0 is left.
+        "unbounded": (
+            (12, 12.0, {"limits": None, "cropping": False}),
+            (12, 11.0, {"limits": None, "cropping": False}),
+            (12, 40.0, {"limits": None, "cropping": False}),
+            (15, 15.0, {"limits": None}),
+        ),
+    }
+    for kind, entries in kinds.items():
+        for (size, stride, others), method in itertools.product(entries, ("matmul", "fft")):
+            options = {"axes": (-1,), "convention": "nominal", "method": method, **others}
+            yield _diff_stride(f"tie_{kind}", (2, size), (stride,), **options)
 
 
 def _combinations() -> Iterator[Case]:
@@ -127,7 +211,7 @@ def _combinations() -> Iterator[Case]:
         sizes = tuple(int(pick(SIZES[:22] if rank == 3 else SIZES[:28])) for _ in range(rank))
         batch = pick(((), (2,), (2, 3), (1, 2, 1), (0,), (3, 0)))
         shared = bool(rng.random() < 0.25)
-        convention = pick(("paper", "relative"))
+        convention = pick(("paper", "nominal"))
         options: dict[str, Any] = {
             "axes": tuple(range(-rank, 0)),
             "convention": convention,
@@ -182,7 +266,7 @@ def _layouts() -> Iterator[Case]:
         ((16, 2, 3), (0,)),
     )
     for shape, axes in layouts:
-        for convention, method in itertools.product(("paper", "relative"), ("matmul", "fft")):
+        for convention, method in itertools.product(("paper", "nominal"), ("matmul", "fft")):
             strides = (1.7, 2.4, 1.2)[: len(axes)]
             yield _diff_stride(
                 "layout", shape, strides, axes=axes, convention=convention, method=method,
@@ -215,7 +299,7 @@ def _resizes() -> Iterator[Case]:
 
 def _pools() -> Iterator[Case]:
     for convention, shape, strides in itertools.product(
-        ("paper", "relative", "tensorflow"),
+        ("paper", "nominal", "tensorflow"),
         ((2, 12, 15), (2, 9, 8), (33, 32), (2, 5, 5)),
         ((2.0, 2.0), (1.0, 1.5), (3.0, 2.4), (2.0,)),
     ):
@@ -266,7 +350,7 @@ def _kernels() -> Iterator[Case]:
                 (2, 3, *(13, 16, 9)[: len(kernel)]),
                 (4, 3, *kernel),
                 (1.7, 2.4, 1.2)[: len(kernel)],
-                convention="relative",
+                convention="nominal",
                 padding_mode=padding_mode,
                 method=method,
             )
@@ -306,7 +390,7 @@ def _convolutions() -> Iterator[Case]:
             ((1, 3, 4), (1, 1, 2), (1, 6, 1), (2, 2, 3), (2, 1, 2), (3, 1, 1), (3, 2, 1), (4, 1, 3))
         )
         kernel = tuple(pick((1, 3, 3, 5)) for _ in range(rank))
-        conventions = ("paper", "relative", "tensorflow") if rank == 2 else ("paper", "relative")
+        conventions = ("paper", "nominal", "tensorflow") if rank == 2 else ("paper", "nominal")
         convention = pick(conventions if sizes[-1] > 1 else conventions[:2])
         options: dict[str, Any] = {
             "convention": convention,
@@ -323,7 +407,7 @@ def _convolutions() -> Iterator[Case]:
         if number % 7 < 3:
             options["channels_last"] = True
         if number % 6 == 1:
-            options["smoothness"] = {"paper": 1.5, "relative": 0.6, "tensorflow": 2.0}[convention]
+            options["smoothness"] = {"paper": 1.5, "nominal": 0.6, "tensorflow": 2.0}[convention]
         if number % 8 == 2:
             options["limits"] = pick((None, (1.5, None), (1.2, 2.5)))
         if number % 10 == 3:

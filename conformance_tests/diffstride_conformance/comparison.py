@@ -154,7 +154,7 @@ def check(
         ``B``, of the reference's shape; required for ``"dstrides"``.
     extra : float
         Added to the table's relative tolerance. Without double precision a traced float32 stride
-        is owed ``1e-7 * N/(2 S R)``.
+        is owed ``1e-7 * N/(2 S R)``, where `R` is the width of the ramp in frequencies.
 
     Returns
     -------

@@ -14,7 +14,13 @@ A convolution before it is a sum over its taps, at full resolution
 (:func:`conv_diff_stride`).
 
 The names are those of the paper: ``N`` is an axis's input size, ``M`` its output size, ``S`` the
-stride, ``R`` the smoothness, ``k`` a frequency and ``mu(k)`` its weight in the mask.
+stride, ``R`` the smoothness, ``k`` a frequency and ``mu(k)`` its weight in the mask. ``rho`` is the
+smoothness of the nominal convention, a fraction.
+
+There are three conventions. ``"nominal"``, the default, counts the stride to the outer edge of the
+window, so that about ``N/S`` samples are left, as of a strided convolution. ``"paper"`` is the
+paper's [1]_: the stride counts to the inner edge, and the output is larger. ``"tensorflow"`` is
+what the paper's code computes.
 
 References
 ----------
@@ -34,17 +40,17 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-Convention = Literal["paper", "relative", "tensorflow"]
+Convention = Literal["nominal", "paper", "tensorflow"]
 Norm = Literal["forward", "ortho", "backward"]
 Padding = Literal["zeros", "circular"]
 Limits = tuple[float | None, float | None]
 FloatArray = npt.NDArray[np.float64]
 ComplexArray = npt.NDArray[np.complex128]
 
-DEFAULT_SMOOTHNESS: dict[Convention, float] = {"paper": 4.0, "relative": 0.25, "tensorflow": 4.0}
+DEFAULT_SMOOTHNESS: dict[Convention, float] = {"nominal": 0.25, "paper": 4.0, "tensorflow": 4.0}
 DEFAULT_NORM: dict[Convention, Norm] = {
+    "nominal": "forward",
     "paper": "forward",
-    "relative": "forward",
     "tensorflow": "backward",
 }
 
@@ -94,18 +100,16 @@ class _Axis:
 # --- Step 1: the stride that is used ----------------------------------------------------------
 
 
-def stride_floor(size: int, *, smoothness: float, convention: Convention = "paper") -> float:
+def stride_floor(size: int, *, smoothness: float, convention: Convention = "nominal") -> float:
     """Return the smallest stride that is used, so that the stride keeps a gradient.
 
-    At ``N/(N - R)``, and at ``1 + rho/2`` in the relative convention, the edge bin ``k = N/2`` of
-    an axis with offset ``o = 0`` sits in the middle of the ramp; towards 1 it would leave it. An
-    odd axis's last bin is ``k = (N - 1)/2``, half a bin short of the edge, hence the relative
-    convention's second term. Where the paper's ramp is wider than the axis there is no floor.
+    In the paper's convention that is ``N/(N - R)``: there the edge bin ``k = N/2`` of an axis with
+    offset ``o = 0`` sits in the middle of the ramp, and towards 1 it would leave it. Where the
+    ramp is wider than the axis there is no floor. The nominal window ramps its last bin at
+    ``S = 1`` already, so its floor is 1.
     """
-    if convention == "relative":
-        if size == 1:
-            return 1.0
-        return max(1.0 + smoothness / 2, size / (2 * (size // 2)))
+    if convention == "nominal":
+        return 1.0
     return size / (size - smoothness) if size > smoothness else 1.0
 
 
@@ -115,9 +119,12 @@ def used_strides(
     *,
     smoothness: float | None = None,
     limits: Limits | None = (None, None),
-    convention: Convention = "paper",
+    convention: Convention = "nominal",
 ) -> tuple[float, ...]:
     """Return the bounded stride of each axis, ``S = min(max(parameter, lower), upper)``.
+
+    The built-in bounds are :func:`stride_floor`, at least 1, and ``N/2``, at least 1. In the
+    nominal convention a stride of an axis of 2 or more has a gradient at both of them.
 
     Parameters
     ----------
@@ -127,11 +134,12 @@ def used_strides(
         One stride per axis, or a single one shared by all: then every axis uses the same value,
         bounded by the largest lower and the smallest upper bound of its axes.
     smoothness : float, optional
-        ``R`` (a fraction of the pass band for ``"relative"``); the convention's default if None.
+        ``R`` (``rho``, a fraction of the band, for ``"nominal"``); the convention's default if
+        None.
     limits : (lower, upper) or None
         The user's own limits, None where there is none. ``limits=None`` switches the built-in
         floor and upper bound off too, and only ``S >= 1`` remains.
-    convention : {"paper", "relative", "tensorflow"}
+    convention : {"nominal", "paper", "tensorflow"}
         Where the formulas differ, whose to follow.
 
     Returns
@@ -180,26 +188,40 @@ def ramp(
     *,
     smoothness: float | None = None,
     last: bool = False,
-    convention: Convention = "paper",
+    convention: Convention = "nominal",
 ) -> tuple[FloatArray, FloatArray]:
     """Evaluate ``v(k)``, the ramp before it is clipped, and ``dv/dS``.
 
+    Nominal, the same on every axis. The output holds frequencies up to ``q = N/(2S)``, and the
+    ramp ends half a bin beyond::
+
+        v(k) = (q + 1/2 - k) / R,   R = max(rho q, 1)
+
+    It is a fixed fraction of that band, but always wide enough for one bin. It is evaluated in one
+    of two forms, and no gradient crosses the choice between them. Wide, where
+    ``rho q >= 1 - 1e-6``; its second derivative is 0::
+
+        v(k) = 1/rho - (2k - 1) S/(rho N),   dv/dS = -(2k - 1)/(rho N)
+
+    Narrow, else; its second derivative is ``N/S^3``::
+
+        v(k) = q + 1/2 - k,   dv/dS = -N/(2 S^2)
+
+    Where ``rho q = 1`` the two give the same `v` but another derivative: the wide one counts.
+
     Paper (Eq. 3, and Eq. 4 on the last axis, with ``o = 1`` there and ``o = 0`` elsewhere)::
 
-        v(k) = (R + N/(2S) + o - k) / R
-
-    Relative: the same with ``R = max(rho N/(2S), 1)`` and ``o = 0`` everywhere, so that the ramp
-    is a fixed fraction of the pass band but always wide enough for one bin.
+        v(k) = (R + N/(2S) + o - k) / R,   dv/dS = -N/(2 R S^2)
 
     Parameters
     ----------
     size, stride : int, float
         ``N`` and ``S``, the latter already bounded.
     smoothness : float, optional
-        ``R`` (``"paper"``) or ``rho`` (``"relative"``).
+        ``R`` (``"paper"``) or ``rho`` (``"nominal"``).
     last : bool
-        Whether this is the last of the resized axes.
-    convention : {"paper", "relative"}
+        Whether this is the last of the resized axes; ``"nominal"`` treats them all alike.
+    convention : {"nominal", "paper"}
         Which of the two formulas.
 
     Returns
@@ -216,10 +238,11 @@ def ramp(
         return v, np.full_like(v, -N / (2 * R * S**2))
 
     rho = _smoothness(smoothness, convention)
+    q = N / (2 * S)
     # The margin makes float32 and float64 strides choose the same branch.
-    if _is_wide(N, S, rho):
-        return (1 + rho) / rho - 2 * S * k / (rho * N), -2 * k / (rho * N)
-    v = 1 + N / (2 * S) - k
+    if rho * q >= 1 - 1e-6:
+        return 1 / rho - (2 * k - 1) * S / (rho * N), -(2 * k - 1) / (rho * N)
+    v = q + 1 / 2 - k
     return v, np.full_like(v, -N / (2 * S**2))
 
 
@@ -229,13 +252,18 @@ def mask(
     *,
     smoothness: float | None = None,
     last: bool = False,
-    convention: Convention = "paper",
+    convention: Convention = "nominal",
 ) -> tuple[FloatArray, FloatArray]:
     """Evaluate the mask ``mu(k) = clip(v(k), 0, 1)`` and its derivative in the stride.
 
-    At the usual first setting (N = 32, S = 2, R = 4) a bin sits exactly on the corner ``v = 1``,
-    where the derivative jumps. It is defined there as the right-hand one, and "there" is given a
-    width, so that rounding decides nothing: ``d mu/dS = dv/dS`` where ``tau < v <= 1 + tau``.
+    At the paper's usual first setting (N = 32, S = 2, R = 4) a bin sits exactly on the corner
+    ``v = 1``, where the derivative jumps; so does the nominal convention's bin 5 at N = 24, S = 2.
+    It is defined there as the right-hand one, and "there" is given a width, so that rounding
+    decides nothing: ``d mu/dS = dv/dS`` where ``tau < v <= 1 + tau``, else 0.
+
+    The nominal convention never touches frequency 0: ``mu(0) = 1`` and ``d mu/dS(0) = 0`` at every
+    stride. Without bounds ``q`` may be less than 1/2; then no other frequency is left, and no
+    derivative.
 
     Parameters and the range of ``k`` are those of :func:`ramp`.
 
@@ -245,7 +273,10 @@ def mask(
     """
     v, dv = ramp(size, stride, smoothness=smoothness, last=last, convention=convention)
     on_ramp = (v > TIE) & (v <= 1 + TIE)
-    return np.clip(v, 0.0, 1.0), np.where(on_ramp, dv, 0.0)
+    mu, dmu = np.clip(v, 0.0, 1.0), np.where(on_ramp, dv, 0.0)
+    if convention == "nominal":
+        mu[0], dmu[0] = 1.0, 0.0
+    return mu, dmu
 
 
 # --- Step 3: the output size ------------------------------------------------------------------
@@ -259,16 +290,27 @@ def output_sizes(
     smoothness: float | None = None,
     limits: Limits | None = (None, None),
     cropping: bool = True,
-    convention: Convention = "paper",
+    convention: Convention = "nominal",
 ) -> tuple[int, ...]:
     """Return the output size of each resized axis.
 
-    With ``q = N/(2S) + R``, the first frequency that Eq. 3 silences, the size is ::
+    Nominal, with ``t = N/S``::
+
+        M = max(1, min(N, floor(t + 3/4 + 1e-5 + 1e-7 t)))
+
+    which may be even or odd. For integer strides up to 4 that is ``ceil(N/S)``, the size that a
+    strided convolution with an odd kernel and padding leaves. Where `M` is even, the unpaired bin
+    ``M/2`` is alive, with ``v <= 5/(8R)``, and is symmetrised (:func:`axis_matrix`). Where `M` is
+    odd there is no such bin, and the bin ``(M + 1)/2`` is cut off, though its ``v`` may be up to
+    ``1/(8R)``. Of a narrow ramp that may be the only bin: the stride has no gradient then.
+
+    Paper, with ``q = N/(2S) + R``, the first frequency that Eq. 3 silences::
 
         M = min(N, 2 ceil(q - 1e-5 - 1e-7 q))
 
-    the smallest even size whose Nyquist frequency ``M/2`` is at or above `q`. The guard absorbs
-    the rounding of a float32 stride. ``cropping=False`` keeps ``M = N``.
+    the smallest even size whose Nyquist frequency ``M/2`` is at or above `q`.
+
+    The guards absorb the rounding of a float32 stride. ``cropping=False`` keeps ``M = N``.
 
     Parameters
     ----------
@@ -300,8 +342,12 @@ def output_sizes(
         return tuple(sizes_in)
     sizes = []
     for N, S in zip(sizes_in, used, strict=True):
-        q = N / (2 * S) + _ramp_width(N, S, smoothness=smoothness, convention=convention)
-        sizes.append(min(N, 2 * math.ceil(q - 1e-5 - 1e-7 * q)))
+        if convention == "nominal":
+            t = N / S
+            sizes.append(max(1, min(N, math.floor(t + 3 / 4 + 1e-5 + 1e-7 * t))))
+        else:
+            q = N / (2 * S) + smoothness
+            sizes.append(min(N, 2 * math.ceil(q - 1e-5 - 1e-7 * q)))
     return tuple(sizes)
 
 
@@ -354,7 +400,7 @@ def axis_matrix(
     return A / N
 
 
-def _paper_axis(
+def _masked_axis(
     size: int,
     out_size: int,
     stride: float,
@@ -363,7 +409,7 @@ def _paper_axis(
     last: bool,
     convention: Convention,
 ) -> _Axis:
-    """Build one axis of the paper and relative conventions; the size is a constant to dA/dS."""
+    """Build one axis of the nominal and paper conventions; the size is a constant to dA/dS."""
     mu, dmu = mask(size, stride, smoothness=smoothness, last=last, convention=convention)
     reached = min(out_size, size) // 2 + 1
     return _Axis(
@@ -387,7 +433,7 @@ def diff_stride(
     limits: Limits | None = (None, None),
     cropping: bool = True,
     norm: Norm | None = None,
-    convention: Convention = "paper",
+    convention: Convention = "nominal",
 ) -> Reference:
     """Downsample by learnt strides, ``y = (A_1 x A_2 x ...) x``, with its derivatives.
 
@@ -457,7 +503,7 @@ def diff_stride(
             sizes_in, strides, smoothness=smoothness, limits=limits, convention=convention
         )
         operators = [
-            _paper_axis(
+            _masked_axis(
                 N, M, S, smoothness=smoothness, last=j == len(axes) - 1, convention=convention
             )
             for j, (N, M, S) in enumerate(zip(sizes_in, sizes_out, used, strict=True))
@@ -647,7 +693,7 @@ def spectral_pool(
     *,
     axes: Sequence[int] = (-2, -1),
     norm: Norm | None = None,
-    convention: Convention = "paper",
+    convention: Convention = "nominal",
 ) -> Reference:
     """Spectral pooling with a fixed stride (Rippel et al. 2015): ``mu = 1``, no gradient in S.
 
@@ -969,18 +1015,6 @@ def _checked_limits(limits: Limits | None) -> Limits:
 def _smoothness(smoothness: float | None, convention: Convention) -> float:
     """Return the smoothness, the convention's default where it is None."""
     return DEFAULT_SMOOTHNESS[convention] if smoothness is None else float(smoothness)
-
-
-def _is_wide(size: int, stride: float, smoothness: float) -> bool:
-    """Whether the relative ramp is as wide as its fraction says, rather than one frequency."""
-    return smoothness * size / (2 * stride) >= 1 - 1e-6
-
-
-def _ramp_width(size: int, stride: float, *, smoothness: float, convention: Convention) -> float:
-    """Return R, the width of the ramp in frequencies."""
-    if convention == "relative":
-        return max(smoothness * size / (2 * stride), 1.0)
-    return smoothness
 
 
 def _height_and_width(sizes_in: Sequence[int]) -> tuple[int, int]:

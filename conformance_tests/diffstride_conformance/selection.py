@@ -160,6 +160,8 @@ def _features(case: Case) -> set[frozenset[str]]:
         return {frozenset({f"{case.operation} without entries"})}
     if min(sizes) < 4:
         return {frozenset({f"{case.operation} of size {min(sizes)}"})}
+    if case.name.startswith("tie_"):
+        return {frozenset({f"{case.name.partition('-')[0]} {case.method}"})}
     main = {key: options.get(key) for key in ("convention", "method", "norm")}
     main["axes"] = len(case.axes)
     others = {

@@ -44,7 +44,7 @@ def test_the_calls_are_good_but_for_what_is_wrong_with_them(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingToCropWarning)
         for strides in good:
-            for convention in ("paper", "relative", "tensorflow"):
+            for convention in ("nominal", "paper", "tensorflow"):
                 for options in ({}, {"sizes": (6, 6)}, {"limits": (1, 3.0)}, {"cropping": False}):
                     options = {**options, "convention": convention}
                     functional.diff_stride(x, strides, **options)

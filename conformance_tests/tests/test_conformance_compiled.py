@@ -109,4 +109,4 @@ def test_every_operation_is_among_them():
         "complexity",
     }
     conventions = {case.options.get("convention") for case in FRESH_FOR_TORCH}
-    assert conventions >= {"paper", "relative", "tensorflow"}
+    assert conventions >= {"paper", "nominal", "tensorflow"}

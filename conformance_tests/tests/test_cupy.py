@@ -273,7 +273,7 @@ def test_tables_are_bounded(fake):
     assert backend._tables.most_bytes <= 2**26
 
 
-@pytest.mark.parametrize("options", [{}, {"convention": "relative"}, {"shared": True}, {"axes": 0}])
+@pytest.mark.parametrize("options", [{}, {"convention": "paper"}, {"shared": True}, {"axes": 0}])
 def test_layer_is_numpys(fake, cupy, ds, options):
     here, there = ds.DiffStride(2.0, **options), diffstride_numpy.DiffStride(2.0, **options)
     x = random(24, 20)

@@ -38,12 +38,22 @@ def test_the_ramp_is_open_at_its_lower_end_and_closed_at_its_upper(name):
 
 @pytest.mark.parametrize("j", [6, 20, 400])
 def test_a_size_steps_where_the_guard_ends(j):
-    """M = 2*ceil(q - 1e-5 - 1e-7*q): q = j is passed by just so much before a bin is added."""
+    """M = 2*ceil(q - 1e-5 - 1e-7*q): q = j is passed by just so much before bins are added."""
     paper, size, smoothness = CONVENTIONS["paper"], 1000, 4.0
     guard = 1e-5 + 1e-7 * j
     for excess, expected in ((-0.5, 2 * j), (0.0, 2 * j), (0.95, 2 * j), (1.05, 2 * j + 2)):
         stride = size / (2 * (j + excess * guard - smoothness))
         assert paper.output_size(size, smoothness, stride, False) == expected
+
+
+@pytest.mark.parametrize("j", [6, 20, 400])
+def test_a_nominal_size_steps_where_the_guard_ends(j):
+    """M = floor(t + 3/4 + 1e-5 + 1e-7*t): t + 3/4 = j is missed by just so much and still counts."""
+    nominal, size = CONVENTIONS["nominal"], 1000
+    guard = 1e-5 + 1e-7 * j
+    for missing, expected in ((-0.5, j), (0.0, j), (0.95, j), (1.05, j - 1)):
+        stride = size / (j - 0.75 - missing * guard)
+        assert nominal.output_size(size, 0.25, stride, False) == expected
 
 
 def test_a_pooled_size_steps_where_the_guard_ends():
@@ -141,7 +151,7 @@ def test_the_slope_is_summed_in_double_precision(options):
     wave = np.cos(2 * np.pi * 6 * np.arange(size) / size)
     heights = np.random.default_rng(0).uniform(0.5, 1.0, (rows, 1))
     x = (heights * wave).astype(np.float32)
-    options = {"axes": (-1,), "limits": None} | options
+    options = {"axes": (-1,), "limits": None, "convention": "paper"} | options
     y, pullback = registry.get("numpy").with_pullback.diff_stride(x, np.array(stride), **options)
     assert y.shape == x.shape
     options.pop("method")
@@ -230,13 +240,14 @@ def test_plain_autodiff_of_jax_is_right_outside_the_bounds_and_on_ties():
     random = np.random.default_rng(6)
     x, strides, sizes = random.standard_normal((24, 32)), np.array([0.5, 2.0]), (24, 24)
     g = random.standard_normal(sizes)
-    reference = oracle.diff_stride(x, strides, g)
+    options = {"sizes": sizes, "convention": "paper"}
+    reference = oracle.diff_stride(x, strides, g, **options)
     with framework.double_precision(), framework.plain_autodiff():
         array, one, cotangent = (
             framework.backend.from_host(values, "float64") for values in (x, strides, g)
         )
         found = jax.grad(
-            lambda s: (framework.functional.diff_stride(array, s, sizes=sizes) * cotangent).sum()
+            lambda s: (framework.functional.diff_stride(array, s, **options) * cotangent).sum()
         )(one)
         found = framework.backend.to_host(found)
     assert np.all(np.abs(reference.dstrides) > 1e-3 * reference.bound)

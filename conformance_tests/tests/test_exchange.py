@@ -34,8 +34,8 @@ LAYERS = {
 # Strides that float32 holds exactly, so that every framework has the same ones.
 OPTIONS = (
     {"stride": [2.0, 1.75], "axes": (1, 2)},
-    {"stride": 2.5, "shared": True, "axes": (-2, -3), "convention": "relative", "norm": "ortho"},
-    {"stride": 3.0, "axes": (-3, -2), "limits": (None, 2.5), "smoothness": 2.0, "method": "fft"},
+    {"stride": 2.5, "shared": True, "axes": (-2, -3), "convention": "paper", "norm": "ortho"},
+    {"stride": 3.0, "axes": (-3, -2), "limits": (None, 2.5), "smoothness": 0.75, "method": "fft"},
     {"stride": 3.0, "axes": (-3, -2), "limits": None, "cropping": False},
     {"stride": [2.0, 1.5], "axes": (1, 2), "convention": "tensorflow"},
 )
@@ -60,11 +60,9 @@ def test_layers_move_between_frameworks(origin, options):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layout_is_an_argument_like_any_other(name):
-    plain = LAYERS[name]([2.0, 1.75], convention="relative").to_dict()
+    plain = LAYERS[name]([2.0, 1.75]).to_dict()
     moved = NumpyLayer(**{**plain, "axes": (-3, -2)})
-    assert moved.forward(X).shape[1:3] == NumpyLayer(
-        [2.0, 1.75], convention="relative"
-    ).output_sizes((24, 20))
+    assert moved.forward(X).shape[1:3] == NumpyLayer([2.0, 1.75]).output_sizes((24, 20))
 
 
 def test_strides_below_one_are_given_as_what_they_count_as():

@@ -14,7 +14,7 @@ from diffstride_numpy import explain
 
 pytestmark = pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")
 
-CONVENTIONS = ("paper", "relative", "tensorflow")
+CONVENTIONS = ("paper", "nominal", "tensorflow")
 SHAPES = ((16, 20), (17, 21))
 OPTIONS = (
     (2.3, {}),
@@ -31,10 +31,10 @@ OPTIONS = (
 CLEAN_ONLY = (
     ("paper", (24,), 2.0, {"axes": -1}),
     ("paper", (25, 3), 1.0, {"axes": 0, "limits": None}),
-    ("relative", (25,), 2.3, {"axes": -1}),
-    ("relative", (32,), 3.0, {"axes": -1, "method": "fft"}),
+    ("nominal", (25,), 2.3, {"axes": -1}),
+    ("nominal", (32,), 3.0, {"axes": -1, "method": "fft"}),
     ("paper", (16, 17), (1.5, 2.0), {"sizes": (20, 22)}),
-    ("relative", (6, 7, 8), (1.63, 1.77, 2.23), {"axes": (-3, -2, -1)}),
+    ("nominal", (6, 7, 8), (1.63, 1.77, 2.23), {"axes": (-3, -2, -1)}),
 )
 CASES = [
     *((c, shape, *options) for c in CONVENTIONS for shape in SHAPES for options in OPTIONS),
@@ -167,7 +167,7 @@ def test_matrices_give_the_output(case):
 
 
 def test_matrices_of_an_image_are_applied_from_both_sides():
-    e = explain(random(16, 18), (2.0, 1.7), convention="relative")
+    e = explain(random(16, 18), (2.0, 1.7), convention="nominal")
     height, width = e.axes
     assert_near(height.A @ e.x @ width.A.T, e.y)
 
@@ -175,7 +175,7 @@ def test_matrices_of_an_image_are_applied_from_both_sides():
 # --- Masks -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("convention", ["paper", "relative"])
+@pytest.mark.parametrize("convention", ["paper", "nominal"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_masks_are_those_of_the_equations(convention, shape):
     e = explain(random(*shape), (2.1, 2.7), convention=convention)
@@ -185,7 +185,10 @@ def test_masks_are_those_of_the_equations(convention, shape):
         assert shape[i] == N
         assert e.y.shape[i] == M
         assert used[i] == axis.S
-        assert min(N, 2 * np.ceil(axis.q)) == M
+        if convention == "paper":
+            assert (axis.q, M) == (N / (2 * axis.S) + 4, min(N, 2 * np.ceil(axis.q)))
+        else:
+            assert (axis.q, M) == (N / (2 * axis.S) + 0.5, np.floor(N / axis.S + 0.75))
         assert axis.k.tolist() == list(range(-(N // 2), (N + 1) // 2))
         assert axis.k_cropped.tolist() == list(range(-(M // 2), (M + 1) // 2))
         mask, dmask = oracle.mask(N, axis.S, last=i == 1, convention=convention)
@@ -202,7 +205,7 @@ def test_masks_are_those_of_the_equations(convention, shape):
 # precision, so a difference needs a longer step and is less exact.
 @pytest.mark.parametrize(
     ("convention", "step", "digits"),
-    [("paper", 1e-6, 1e-7), ("relative", 1e-6, 1e-7), ("tensorflow", 2**-8, 2e-4)],
+    [("paper", 1e-6, 1e-7), ("nominal", 1e-6, 1e-7), ("tensorflow", 2**-8, 2e-4)],
 )
 @pytest.mark.parametrize("shape", SHAPES)
 def test_slopes_of_the_masks_are_their_differences(convention, step, digits, shape):
@@ -220,7 +223,7 @@ def test_slopes_of_the_masks_are_their_differences(convention, step, digits, sha
 
 def test_a_corner_of_the_mask_belongs_to_the_ramp():
     # N = 32, S = 2, R = 4: the bin 8 has a mask of exactly 1, and its right-hand derivative.
-    (height, _) = explain(random(32, 32), 2.0).axes
+    (height, _) = explain(random(32, 32), 2.0, convention="paper").axes
     assert height.ramp.tolist() == [8, 9, 10, 11]
     assert height.ramp_mask.tolist() == [1, 0.75, 0.5, 0.25]
     assert height.ramp_dmask.tolist() == [-1, -1, -1, -1]
@@ -265,7 +268,7 @@ def test_one_wave_on_the_ramp_contributes_what_arithmetic_gives():
     # cos(2 pi 9 n/32) on the height, S = 2, R = 4: mask 3/4, dmask/dS = -1; y has 24 x 24 samples
     # of mean square (3/4)^2/2, so d(sum(y^2)/2)/dmask = 24^2 (3/4)/2 = 216.
     wave = np.cos(2 * np.pi * 9 * np.arange(32) / 32)
-    e = explain(wave[:, None] * np.ones(32), (2.0, 2.0))
+    e = explain(wave[:, None] * np.ones(32), (2.0, 2.0), convention="paper")
     height, width = e.axes
     assert e.y.shape == (24, 24)
     np.testing.assert_allclose(height.contributions, [0, -216, 0, 0], atol=1e-10)
@@ -310,13 +313,13 @@ def test_strides_in_single_precision_and_shared():
         (TypeError, "dy must be a numpy.ndarray, got list", lambda: explain(*SMALL, dy=[1.0])),
         (
             ValueError,
-            r"dy must have the output's shape \(24, 24\) and dtype float64, got \(3,\)",
+            r"dy must have the output's shape \(16, 16\) and dtype float64, got \(3,\)",
             lambda: explain(*SMALL, dy=np.ones(3)),
         ),
         (
             ValueError,
-            r"dy must have .* dtype float64, got \(24, 24\) and float32",
-            lambda: explain(*SMALL, dy=np.ones((24, 24), np.float32)),
+            r"dy must have .* dtype float64, got \(16, 16\) and float32",
+            lambda: explain(*SMALL, dy=np.ones((16, 16), np.float32)),
         ),
     ],
 )
@@ -329,12 +332,13 @@ SMALL = (np.ones((32, 32)), 2.0)
 
 
 def test_summary():
-    e = explain(random(32, 40), (0.5, 2.0), dy=np.zeros((32, 28)))
+    # The width's q = 10, R = 2.5: a mask of 1, 0.6 and 0.2 at the frequencies 8, 9 and 10.
+    e = explain(random(32, 40), (0.5, 2.0), dy=np.zeros((32, 20)))
     first, second, height, width, total = str(e).splitlines()
-    assert first == "diff_stride, convention paper, smoothness R = 4, norm forward"
-    assert second == "x (32, 40) -> y (32, 28), float64"
-    assert height.startswith("axis -2: N = 32, M = 32, S = 1.14286 (given 0.5), ")
-    assert width == "axis -1: N = 40, M = 28, S = 2, 4 bins on the ramp, dS = 0"
+    assert first == "diff_stride, convention nominal, smoothness 0.25, norm forward"
+    assert second == "x (32, 40) -> y (32, 20), float64"
+    assert height.startswith("axis -2: N = 32, M = 32, S = 1 (given 0.5), ")
+    assert width == "axis -1: N = 40, M = 20, S = 2, 3 bins on the ramp, dS = 0"
     assert total == "dS = 0, 0 for the given dy"
 
 
@@ -386,7 +390,7 @@ def with_slopes(expected, e):
 
 
 def test_figure_of_a_signal():
-    e = explain(random(32), 2.0, axes=-1)
+    e = explain(random(32), 2.0, axes=-1, convention="paper")
     panels = panels_of(e.plot())
     assert [axes.get_title() for axes in panels] == with_slopes(SIGNAL_TITLES, e)
     bars = panels[4].patches
@@ -404,7 +408,7 @@ def test_figure_of_a_signal():
 def test_figure_of_an_image_shows_the_first_of_a_batch():
     x = random(3, 40, 32)
     dy = random(3, 22, 24, seed=1)
-    e = explain(x, (2.0, 3.0), axes=(2, 1), dy=dy)
+    e = explain(x, (2.0, 3.0), axes=(2, 1), dy=dy, convention="paper")
     panels = panels_of(e.plot())
     # Axis -1 is the first one here, and drawn downwards.
     swapped = [
@@ -428,10 +432,10 @@ def test_figure_of_an_image_shows_the_first_of_a_batch():
         [
             ((17, 20), (2.0, 3.0), {"convention": "tensorflow"}),
             # Nothing is cut and no bin is on the ramp.
-            ((17, 19), 1.0, {"convention": "relative", "limits": None}),
+            ((17, 19), 1.0, {"convention": "paper", "limits": None}),
             ((1, 16), 2.0, {}),
             ((1,), 1.0, {"axes": 0}),
-            ((300,), 3.0, {"axes": 0, "convention": "relative"}),
+            ((300,), 3.0, {"axes": 0}),
             ((16, 12), 1.5, {"sizes": (20, 12)}),
         ],
     ),

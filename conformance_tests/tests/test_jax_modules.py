@@ -65,13 +65,13 @@ def compiled(library, function):
 
 OPTIONS = (
     {},
-    {"axes": (1, 2), "smoothness": 2.0},
-    {"axes": (-2, -3), "convention": "relative"},
+    {"axes": (1, 2), "smoothness": 0.5},
+    {"axes": (-2, -3), "convention": "paper"},
     {"axes": (-1,), "limits": (1.5, 2.0)},
     {"axes": (0, 1, 2), "limits": None, "norm": "ortho"},
     {"cropping": False},
     {"convention": "tensorflow"},
-    {"method": "fft", "convention": "relative"},
+    {"method": "fft"},
 )
 
 
@@ -133,20 +133,20 @@ def test_compiles_exactly_when_a_size_changes(library):
     # Never called outside: what is compiled first follows from the strides of the beginning.
     layer = library.DiffStride([2.0, 2.0])
     x, other = random(*laid_out(library, 2, 32, 32, 3)), random(*laid_out(library, 2, 64, 20, 3))
-    assert apply(layer, x).shape == laid_out(library, 2, 24, 24, 3)
+    assert apply(layer, x).shape == laid_out(library, 2, 16, 16, 3)
     for step in range(10):
         layer = replanned(library, with_strides(layer, 2.0 + 0.001 * step, 2.0))
-        assert apply(layer, x).shape == laid_out(library, 2, 24, 24, 3)
+        assert apply(layer, x).shape == laid_out(library, 2, 16, 16, 3)
     assert len(traced) == 1
     layer = replanned(library, with_strides(layer, 2.0, 3.0))
-    assert apply(layer, x).shape == laid_out(library, 2, 24, 20, 3)
-    assert apply(layer, x).shape == laid_out(library, 2, 24, 20, 3)
+    assert apply(layer, x).shape == laid_out(library, 2, 16, 11, 3)
+    assert apply(layer, x).shape == laid_out(library, 2, 16, 11, 3)
     assert len(traced) == 2
-    assert apply(layer, other).shape == laid_out(library, 2, 40, 16, 3)
+    assert apply(layer, other).shape == laid_out(library, 2, 32, 7, 3)
     assert len(traced) == 3
     # Back to sizes met before: what was compiled for them serves again.
     layer = replanned(library, with_strides(layer, 2.0, 2.0))
-    assert apply(layer, x).shape == laid_out(library, 2, 24, 24, 3)
+    assert apply(layer, x).shape == laid_out(library, 2, 16, 16, 3)
     assert len(traced) == 3
 
 
@@ -157,17 +157,17 @@ def test_traced_sizes_are_those_of_the_last_replan(library):
     layer = library.DiffStride([2.0, 2.0])
     apply(layer, x)
     layer = with_strides(layer, 3.0, 3.0)
-    assert apply(layer, x).shape == laid_out(library, 2, 24, 24, 3)
-    assert layer(x).shape == laid_out(library, 2, 20, 20, 3)
-    expected = diff_stride(x, jnp.asarray([3.0, 3.0]), axes=AXES[library], sizes=(24, 24))
+    assert apply(layer, x).shape == laid_out(library, 2, 16, 16, 3)
+    assert layer(x).shape == laid_out(library, 2, 11, 11, 3)
+    expected = diff_stride(x, jnp.asarray([3.0, 3.0]), axes=AXES[library], sizes=(16, 16))
     np.testing.assert_allclose(apply(layer, x), expected, rtol=0, atol=1e-5)
     layer = replanned(library, layer)
-    assert apply(layer, x).shape == laid_out(library, 2, 20, 20, 3)
+    assert apply(layer, x).shape == laid_out(library, 2, 11, 11, 3)
 
 
 @over_libraries
 def test_project_strides_and_replan_of_a_model(library):
-    first = library.DiffStride([2.0, 2.0], limits=(None, 5.0))
+    first = library.DiffStride([2.0, 2.0], limits=(None, 5.0), convention="paper")
     second = library.DiffStride(2.0, shared=True)
     model = nnx.List([first, second]) if library is nnx_modules else [first, second]
     x = random(*laid_out(library, 1, 32, 24, 3))
@@ -183,7 +183,8 @@ def test_project_strides_and_replan_of_a_model(library):
 @over_libraries
 @pytest.mark.parametrize("jitted", [True, False])
 def test_an_inner_map_bounds_by_its_size_now(library, jitted):
-    model = [library.DiffStride(stride, smoothness=2.0) for stride in (2.9, 1.7)]
+    options = {"convention": "paper", "smoothness": 2.0}
+    model = [library.DiffStride(stride, **options) for stride in (2.9, 1.7)]
     model = nnx.List(model) if library is nnx_modules else model
     x, traces = random(*laid_out(library, 1, 24, 24, 1)), []
 
@@ -362,11 +363,11 @@ def test_vmap_over_layers_and_over_the_batch(library):
 @over_libraries
 def test_by_default_the_channels_of_the_library_stay(library):
     x = random(*laid_out(library, 24, 20, 3))
-    for layer in (library.DiffStride(2.0, convention="relative"), library.SpectralPool(2.0)):
+    for layer in (library.DiffStride(2.0), library.SpectralPool(2.0)):
         sizes = layer.output_sizes(x.shape)
         assert layer(x).shape == laid_out(library, *sizes, 3)
         assert (sizes[0] < 24, sizes[1] < 20) == (True, True)
-    conv, x = make_conv(library, 2.0, convention="relative"), random(*laid_out(library, 24, 20, 4))
+    conv, x = make_conv(library, 2.0), random(*laid_out(library, 24, 20, 4))
     assert conv(x).shape == laid_out(library, *conv.pool.output_sizes(x.shape), 6)
     for layer in (library.DiffStride, library.SpectralPool, library.DiffStrideConv):
         place = "last" if library is nnx_modules else "first"
@@ -376,13 +377,13 @@ def test_by_default_the_channels_of_the_library_stay(library):
 def test_layer_in_the_libraries_own_sequences():
     x = random(2, 3, 32, 32)
     convolution = eqx.nn.Conv2d(3, 4, 3, key=jax.random.key(0))
-    layer = equinox_modules.DiffStride(2.0, convention="relative")
+    layer = equinox_modules.DiffStride(2.0)
     sequence = eqx.nn.Sequential([convolution, layer])
-    assert jax.vmap(sequence)(x).shape == (2, 4, 20, 20)
+    assert jax.vmap(sequence)(x).shape == (2, 4, 15, 15)
     x = jnp.moveaxis(x, 1, -1)
-    layer = nnx_modules.DiffStride(2.0, convention="relative")
+    layer = nnx_modules.DiffStride(2.0)
     sequence = nnx.Sequential(nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0)), layer)
-    assert sequence(x).shape == (2, 20, 20, 4)
+    assert sequence(x).shape == (2, 16, 16, 4)
 
 
 @over_libraries
@@ -482,11 +483,11 @@ CONVOLUTIONS = (
     ({}, {}),
     (
         {"dilation": (1, 2), "groups": 2, "padding_mode": "circular"},
-        {"convention": "relative", "norm": "ortho"},
+        {"convention": "paper", "norm": "ortho"},
     ),
-    ({"kernel": (5, 1), "use_bias": False}, {"shared": True, "smoothness": 2.0}),
+    ({"kernel": (5, 1), "use_bias": False}, {"shared": True, "smoothness": 0.5}),
     ({"kernel": (3,), "groups": 2}, {"limits": (None, 1.4), "smoothness": 1.0, "cropping": False}),
-    ({"kernel": (1, 1, 3), "padding_mode": "circular"}, {"limits": None, "smoothness": 2.0}),
+    ({"kernel": (1, 1, 3), "padding_mode": "circular"}, {"limits": None, "smoothness": 0.5}),
 )
 
 
@@ -516,7 +517,7 @@ def test_convolution_is_the_librarys_own_and_a_layer(library, options, pool_opti
 
 @quick_for_nnx
 def test_convolution_of_an_image_and_of_axes_of_images(library):
-    layer = make_conv(library, [2.0, 2.6], convention="relative")
+    layer = make_conv(library, [2.0, 2.6])
     x = random(2, 3, 4, 14, 15)
     x = jnp.moveaxis(x, 2, -1) if library is nnx_modules else x
     arrays, call = parameters_and_call(library, layer)
@@ -539,7 +540,7 @@ def test_convolution_of_an_image_and_of_axes_of_images(library):
 )
 @over_libraries
 def test_method_decides_what_a_convolution_evaluates(library, method, strides, is_convolved):
-    layer = make_conv(library, strides, kernel=(5, 5), method=method, convention="relative")
+    layer = make_conv(library, strides, kernel=(5, 5), method=method)
     x = jnp.moveaxis(random(2, 4, 32, 32), 1, channels_at(library))
     arrays, call = parameters_and_call(library, layer)
     assert ("conv_general_dilated" in str(jax.make_jaxpr(call)(arrays, x))) is is_convolved
@@ -607,22 +608,23 @@ def test_convolution_compiles_exactly_when_a_size_changes(library):
     x = jnp.moveaxis(random(2, 4, 32, 28), 1, channels_at(library))
     for step in range(3):
         layer = replanned(library, with_pool_strides(layer, 2.0 + 0.001 * step, 2.0))
-        assert sizes(apply(layer, x)) == layer.pool.output_sizes(x.shape) == (24, 22)
+        assert sizes(apply(layer, x)) == layer.pool.output_sizes(x.shape) == (16, 14)
     assert len(traced) == 1
     layer = with_pool_strides(layer, 2.0, 3.0)
     # Not read yet, but where it has a value.
-    assert sizes(apply(layer, x)) == (24, 22)
-    assert sizes(layer(x)) == (24, 18)
+    assert sizes(apply(layer, x)) == (16, 14)
+    assert sizes(layer(x)) == (16, 10)
     assert len(traced) == 1
     layer = replanned(library, layer)
     for _ in range(2):
-        assert sizes(apply(layer, x)) == (24, 18)
+        assert sizes(apply(layer, x)) == (16, 10)
     assert len(traced) == 2
 
 
 @quick_for_equinox
 def test_strides_of_convolutions_are_projected(library):
-    model = [make_conv(library, 2.0, limits=(None, 5.0)), make_conv(library, 2.0, shared=True)]
+    first = make_conv(library, 2.0, limits=(None, 5.0), convention="paper")
+    model = [first, make_conv(library, 2.0, shared=True)]
     model = nnx.List(model) if library is nnx_modules else model
     x = jnp.moveaxis(random(1, 4, 32, 24), 1, channels_at(library))
     compiled(library, lambda model, x: (model[0](x), model[1](x)))(model, x)
@@ -697,7 +699,7 @@ def test_paddings_that_keep_the_size_change_nothing(library):
         ((1, 1), ("SAME", "same", "SAME_LOWER", (2, 1), [(2, 2), (1, 1)], (2, (1, 1)))),
         ((1, 2), (2, np.array(2), jnp.asarray(2), ((2, 2),), (2, 2))),
     ):
-        options = {"kernel": (5, 3), "dilation": dilation, "convention": "relative"}
+        options = {"kernel": (5, 3), "dilation": dilation}
         expected = make_conv(library, 2.0, **options)(x)
         for padding in given:
             found = make_conv(library, 2.0, padding=padding, **options)(x)
@@ -727,12 +729,12 @@ def test_wrong_inputs_of_a_convolution_are_refused(library):
 
 def test_convolutions_in_the_libraries_own_sequences_and_filters():
     x = random(2, 4, 32, 32)
-    layer = make_conv(equinox_modules, 2.0, padding_mode="CIRCULAR", convention="relative")
+    layer = make_conv(equinox_modules, 2.0, padding_mode="CIRCULAR")
     sequence = eqx.nn.Sequential([layer, eqx.nn.Lambda(jax.nn.relu)])
-    assert jax.vmap(sequence)(x).shape == (2, 6, 20, 20)
-    layer = make_conv(nnx_modules, 2.0, convention="relative")
+    assert jax.vmap(sequence)(x).shape == (2, 6, 16, 16)
+    layer = make_conv(nnx_modules, 2.0)
     sequence = nnx.Sequential(layer, jax.nn.relu)
-    assert sequence(jnp.moveaxis(x, 1, -1)).shape == (2, 20, 20, 6)
+    assert sequence(jnp.moveaxis(x, 1, -1)).shape == (2, 16, 16, 6)
     strides = nnx.state(sequence, nnx_modules.StrideParam)
     assert [value.shape for value in jax.tree.leaves(strides)] == [(2,)]
 
@@ -747,8 +749,8 @@ def test_doctests():
 
 @over_libraries
 def test_plans_are_shown_by_what_they_were_made_of(library):
-    layer = library.DiffStride([2.0, 3.0], convention="relative")
-    assert "PlanCache(strides=(2.0, 3.0), convention='relative', smoothness=0.25)" in repr(layer)
+    layer = library.DiffStride([2.0, 3.0])
+    assert "PlanCache(strides=(2.0, 3.0), convention='nominal', smoothness=0.25)" in repr(layer)
 
 
 def test_strides_of_another_kind_than_jax_arrays_are_refused():
@@ -761,7 +763,8 @@ def test_strides_of_another_kind_than_jax_arrays_are_refused():
 @over_libraries
 def test_a_warning_names_the_place_of_the_call(library):
     x = jnp.ones(laid_out(library, 2, 3, 8, 1))
-    for call in (library.DiffStride(2.0), jax.vmap(library.DiffStride(2.0))):
+    layer = library.DiffStride(2.0, convention="paper")
+    for call in (layer, jax.vmap(layer)):
         with pytest.warns(NothingToCropWarning) as caught:
             call(x)
         assert {warning.filename for warning in caught} == {__file__}

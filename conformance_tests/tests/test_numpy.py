@@ -19,7 +19,7 @@ from diffstride_core import NothingToCropWarning
 pytestmark = pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")
 
 STEP = 1e-6
-CLEAN = ("paper", "relative")
+CLEAN = ("paper", "nominal")
 ENGINES = ("matmul", "fft")
 
 
@@ -49,9 +49,9 @@ DERIVATIVES = [
     ("paper", (13, 12), (1.71, 3.27), 1.5, (-1, -2)),
     ("paper", (6, 7, 8), (1.63, 1.77, 2.23), 2.0, (-3, -2, -1)),
     ("paper", (11, 14), (2.37,), 3.0, (-2, -1)),
-    ("relative", (16, 13), (1.63, 1.41), None, (-2, -1)),
-    ("relative", (14, 8), (2.43,), 0.4, (-2, -1)),
-    ("relative", (15,), (2.13,), 1.0, (-1,)),
+    ("nominal", (16, 13), (1.63, 1.41), None, (-2, -1)),
+    ("nominal", (14, 8), (2.43,), 0.4, (-2, -1)),
+    ("nominal", (15,), (2.13,), 1.0, (-1,)),
 ]
 
 
@@ -129,7 +129,7 @@ def test_spectral_resize_pullback_against_differences(sizes, norm):
     )
 
 
-@pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
+@pytest.mark.parametrize("convention", ["paper", "nominal", "tensorflow"])
 @pytest.mark.parametrize("strides", [(2.0, 1.4), 3.0, 1.0])
 def test_spectral_pool_pullback_against_differences(convention, strides):
     x = random(2, 9, 8)
@@ -324,8 +324,8 @@ def test_no_batch_dimension(convention, method):
 @pytest.mark.parametrize("batch", [(0,), (3, 0), (0, 2)])
 def test_empty_batch(batch, method):
     x = np.zeros((*batch, 12, 17), np.float32)
-    y, pullback = ds.diff_stride_with_pullback(x, (2.0, 1.4), method=method, convention="relative")
-    assert y.shape == (*batch, *ds.output_sizes(x.shape, (2.0, 1.4), convention="relative"))
+    y, pullback = ds.diff_stride_with_pullback(x, (2.0, 1.4), method=method)
+    assert y.shape == (*batch, *ds.output_sizes(x.shape, (2.0, 1.4)))
     dx, dstrides = pullback(y)
     assert y.dtype == dx.dtype == np.float32
     assert dx.shape == x.shape
@@ -366,7 +366,7 @@ def test_inputs_are_never_modified(method, dtype):
 
 
 @pytest.mark.parametrize("stride", [2.0, [2.0], [1.4, 2.6], (2, 3), np.float32([2.5, 1.5])])
-@pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
+@pytest.mark.parametrize("convention", ["paper", "nominal", "tensorflow"])
 def test_layer_is_the_function(convention, stride):
     options = {"convention": convention, "norm": "ortho", "limits": (1.2, None)}
     layer = ds.DiffStride(stride, shared=np.size(stride) == 1, **options)
@@ -390,11 +390,11 @@ def test_layer_hands_every_option_on():
     x = random(9, 30)
     for options in (
         {"axes": -1},
-        {"axes": (0, 1), "smoothness": 2.0},
+        {"axes": (0, 1), "smoothness": 0.6},
         {"limits": None},
         {"cropping": False},
         {"norm": "backward"},
-        {"convention": "relative"},
+        {"convention": "paper"},
         {"method": "fft"},
     ):
         y = ds.DiffStride(2.0, **options).forward(x)
@@ -432,34 +432,31 @@ def test_backward_uses_the_strides_of_the_forward_pass():
 
 def test_changed_strides_are_noticed_in_place_and_replaced():
     x = random(64, 64)
-    layer = ds.DiffStride([2.0, 2.0], convention="relative")
+    layer = ds.DiffStride([2.0, 2.0])
     layer.forward(x)
     layer.strides[1] = 4.0
-    np.testing.assert_array_equal(
-        layer.forward(x), ds.diff_stride(x, (2.0, 4.0), convention="relative")
-    )
+    np.testing.assert_array_equal(layer.forward(x), ds.diff_stride(x, (2.0, 4.0)))
     layer.strides = np.array([3.0, 1.7])
-    assert layer.output_sizes(x.shape) == ds.output_sizes(
-        x.shape, (3.0, 1.7), convention="relative"
-    )
+    assert layer.output_sizes(x.shape) == ds.output_sizes(x.shape, (3.0, 1.7))
 
 
-def test_drifted_strides_are_bounded_and_left_alone():
+@pytest.mark.parametrize(("convention", "lower"), [("paper", 32 / 28), ("nominal", 1.0)])
+def test_drifted_strides_are_bounded_and_left_alone(convention, lower):
     x = random(32, 20)
-    layer = ds.DiffStride([2.0, 2.0])
+    layer = ds.DiffStride([2.0, 2.0], convention=convention)
     layer.strides[:] = [-3.0, 400.0]
     y = layer.forward(x)
-    np.testing.assert_array_equal(y, ds.diff_stride(x, (32 / 28, 10.0)))
+    np.testing.assert_array_equal(y, ds.diff_stride(x, (lower, 10.0), convention=convention))
     _, dstrides = layer.backward(y)
     assert layer.strides.tolist() == [-3.0, 400.0]
     # Straight through: the derivative at the bounded value, not 0.
     assert np.all(dstrides != 0)
-    expected = oracle.diff_stride(x, (32 / 28, 10.0), y).dstrides
+    expected = oracle.diff_stride(x, (lower, 10.0), y, convention=convention).dstrides
     np.testing.assert_allclose(dstrides, expected, rtol=1e-10)
 
 
 def test_project_uses_the_bounds_of_all_sizes_seen_since_it_was_called():
-    layer = ds.DiffStride([2.0, 2.0], limits=(None, 12.0))
+    layer = ds.DiffStride([2.0, 2.0], limits=(None, 12.0), convention="paper")
     strides = layer.strides
     layer.strides[:] = [0.5, 400.0]
     layer.project()
@@ -481,7 +478,7 @@ def test_project_uses_the_bounds_of_all_sizes_seen_since_it_was_called():
     assert layer.strides.tolist() == [64 / 60, 10.0]
     assert layer.strides is strides
 
-    shared = ds.DiffStride(2.0, shared=True)
+    shared = ds.DiffStride(2.0, shared=True, convention="paper")
     shared.forward(random(32, 20))
     for value, expected in ((0.5, 20 / 16), (400.0, 10.0)):
         shared.strides[:] = value
@@ -561,17 +558,18 @@ def test_strides_of_a_layer_are_checked_before_they_are_written_down():
 
 def test_layer_warns_where_nothing_can_be_cropped():
     with pytest.warns(NothingToCropWarning, match="axis -2 of size 8"):
-        ds.DiffStride(2.0).forward(np.ones((8, 32)))
+        ds.DiffStride(2.0, convention="paper").forward(np.ones((8, 32)))
 
 
 def test_a_warning_names_the_place_of_the_call():
-    x, layer = np.ones((8, 32)), ds.DiffStride(2.0)
+    x, options = np.ones((8, 32)), {"convention": "paper"}
+    layer = ds.DiffStride(2.0, **options)
     for call in (
-        lambda: ds.diff_stride(x, 2.0),
-        lambda: ds.diff_stride_with_pullback(x, 2.0),
-        lambda: ds.output_sizes(x.shape, 2.0),
+        lambda: ds.diff_stride(x, 2.0, **options),
+        lambda: ds.diff_stride_with_pullback(x, 2.0, **options),
+        lambda: ds.output_sizes(x.shape, 2.0, **options),
         lambda: layer.forward(x),
-        lambda: ds.DiffStride(2.0).output_sizes(x.shape),
+        lambda: ds.DiffStride(2.0, **options).output_sizes(x.shape),
     ):
         with pytest.warns(NothingToCropWarning) as caught:
             call()
@@ -579,10 +577,10 @@ def test_a_warning_names_the_place_of_the_call():
 
 
 def test_repr():
-    assert repr(ds.DiffStride(2)) == "DiffStride([2, 2], convention='paper', smoothness=4)"
-    layer = ds.DiffStride([2.0, 1.5], convention="relative")
+    assert repr(ds.DiffStride(2)) == "DiffStride([2, 2], convention='nominal', smoothness=0.25)"
+    layer = ds.DiffStride([2.0, 1.5], convention="paper")
     layer.strides[:] = [1.23456789, 3.0]
-    assert repr(layer) == "DiffStride([1.235, 3], convention='relative', smoothness=0.25)"
+    assert repr(layer) == "DiffStride([1.235, 3], convention='paper', smoothness=4)"
 
 
 @pytest.mark.parametrize("convention", CLEAN)
@@ -609,7 +607,7 @@ def test_strides_are_learnt(convention, start, end):
 def test_strides_are_learnt_while_sizes_change():
     # The energy that poor strides lose pulls them down.
     x = random(4, 32, 32)
-    layer = ds.DiffStride([5.0, 4.0], convention="relative", norm="ortho")
+    layer = ds.DiffStride([5.0, 4.0], norm="ortho")
     sizes, losses = [], []
     for _ in range(25):
         y = layer.forward(x)

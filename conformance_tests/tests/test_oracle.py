@@ -176,17 +176,20 @@ def test_tensorflow_is_for_images():
 
 # --- Derivatives -------------------------------------------------------------------------------
 
-# Strides away from ties: every bin's v and v - 1 stay further than tau from 0, see the assertion.
+# Strides away from ties: every bin's v and v - 1 stay further than tau from 0, and the nominal
+# rho q further than 1e-3 from 1, see the assertions. Ramps both wide and narrow, sizes both even
+# and odd.
 DERIVATIVE_CASES = [
     ("paper", (17,), (1.93,), None, (-1,)),
     ("paper", (32, 31), (2.11, 1.57), None, (-2, -1)),
     ("paper", (31, 32), (1.71, 3.27), 1.5, (-1, -2)),
     ("paper", (12, 13, 10), (1.63, 1.77, 2.23), 2.0, (-3, -2, -1)),
     ("paper", (19, 24), (2.37,), 3.0, (-2, -1)),
-    ("relative", (64, 33), (1.63, 1.41), None, (-2, -1)),
-    ("relative", (12, 9), (2.23, 3.31), None, (-2, -1)),
-    ("relative", (40, 8), (2.43,), 0.4, (-2, -1)),
-    ("relative", (15,), (2.13,), 1.0, (-1,)),
+    ("nominal", (64, 33), (1.66, 1.41), None, (-2, -1)),
+    ("nominal", (12, 9), (2.23, 3.31), None, (-2, -1)),
+    ("nominal", (40, 8), (2.43,), 0.4, (-1, -2)),
+    ("nominal", (15,), (2.13,), 1.0, (-1,)),
+    ("nominal", (7, 60, 3), (1.81, 1.37, 1.21), 0.05, (-3, -2, -1)),
 ]
 
 
@@ -201,6 +204,9 @@ def check_away_from_ties(sizes, strides, *, smoothness, convention):
             convention=convention,
         )
         assert min(np.min(np.abs(v)), np.min(np.abs(v - 1))) > 2 * oracle.TIE
+        if convention == "nominal":
+            rho = oracle.DEFAULT_SMOOTHNESS[convention] if smoothness is None else smoothness
+            assert abs(rho * size / (2 * stride) - 1) > 1e-3
 
 
 @pytest.mark.parametrize("norm", ["forward", "ortho", "backward"])
@@ -258,13 +264,13 @@ def test_tensorflow_stride_derivative_against_central_differences(shape, strides
         assert abs(estimate - reference.dstrides[j]) <= 1e-5 * reference.bound[j]
 
 
-@pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
+@pytest.mark.parametrize("convention", ["nominal", "paper", "tensorflow"])
 @pytest.mark.parametrize("operator", ["diff_stride", "spectral_pool", "spectral_resize"])
 def test_dx_is_the_adjoint(operator, convention):
     # The operators are linear in x, so <g, L x> = <dx, x> for every x, and dx is independent of x.
     rng = np.random.default_rng(9)
     x, other = rng.standard_normal((2, 3, 16, 13))
-    axes = (0, 2) if convention == "relative" else (2, 1)
+    axes = (0, 2) if convention == "nominal" else (2, 1)
 
     def apply(x, cotangent=None):
         if operator == "spectral_resize":
@@ -287,13 +293,23 @@ def test_dx_is_the_adjoint(operator, convention):
 CONVOLUTIONS = [
     ((2, 3, 17), (4, 3, 5), (1.93,), {}),
     ((3, 13), (2, 3, 3), (1.63,), {"padding_mode": "circular", "dilation": 3}),
-    ((2, 4, 9, 10), (6, 2, 3, 1), (1.63, 1.77), {"groups": 2, "smoothness": 2.0}),
-    ((2, 9, 10, 2), (2, 1, 3, 3), (1.63,), {"groups": 2, "channels_last": True, "smoothness": 2.0}),
+    (
+        (2, 4, 9, 10),
+        (6, 2, 3, 1),
+        (1.63, 1.77),
+        {"groups": 2, "smoothness": 2.0, "convention": "paper"},
+    ),
+    (
+        (2, 9, 10, 2),
+        (2, 1, 3, 3),
+        (1.63,),
+        {"groups": 2, "channels_last": True, "smoothness": 0.7},
+    ),
     (
         (2, 1, 2, 12, 9),
         (3, 2, 1, 3),
         (2.23, 3.31),
-        {"dilation": (1, 5), "convention": "relative"},
+        {"dilation": (1, 5), "convention": "nominal"},
     ),
     (
         (7, 8, 6, 2),
@@ -301,7 +317,7 @@ CONVOLUTIONS = [
         (1.63, 1.77, 2.23),
         {
             "padding_mode": "circular", "channels_last": True, "dilation": (1, 2, 1), "groups": 2,
-            "smoothness": 2.0, "norm": "ortho",
+            "smoothness": 2.0, "norm": "ortho", "convention": "paper",
         },
     ),
 ]  # fmt: skip
@@ -359,7 +375,7 @@ def test_convolution_derivatives_against_differences(shape, weight_shape, stride
         [shape[axis] for axis in axes],
         strides,
         smoothness=options.get("smoothness"),
-        convention=options.get("convention", "paper"),
+        convention=options.get("convention", "nominal"),
     )
     arrays = {
         "x": rng.standard_normal(shape),
@@ -408,18 +424,128 @@ def test_convolution_of_one_tap_without_a_bias():
 
 def test_derivative_on_ties_is_the_right_hand_one():
     # N = 32, S = 2, R = 4: bin 8 sits on v = 1 and bin 12 on v = 0 of a full axis.
-    mu, dmu = oracle.mask(32, 2.0, smoothness=4.0)
+    mu, dmu = oracle.mask(32, 2.0, smoothness=4.0, convention="paper")
     assert mu[8] == 1
     assert dmu[8] == -32 / (2 * 4 * 2**2)
     assert mu[12] == 0
     assert dmu[12] == 0
     # The same verdict on the bins just beside the corners, where rounding may put them.
     for stride in (2.0 - 1e-6, 2.0 + 1e-6):
-        _, dmu = oracle.mask(32, stride, smoothness=4.0)
+        _, dmu = oracle.mask(32, stride, smoothness=4.0, convention="paper")
         assert np.flatnonzero(dmu).tolist() == [8, 9, 10, 11]
 
 
-# --- The paper and relative conventions --------------------------------------------------------
+# (N, S, rho, the bins with a derivative, the bin on a corner): on v = 1 it is the first of them.
+NOMINAL_TIES = [
+    (24, 2.0, 0.25, [5, 6], 5),
+    (24, 1.2, 0.25, [8, 9, 10], 8),
+    (25, 2.0, 0.6, [3, 4, 5, 6], 3),
+    (60, 1.0, 0.05, [29, 30], 29),
+    (14, 2.0, 0.25, [3], 3),
+    (7, 1.0, 0.25, [3], 3),
+    (22, 2.0, 0.25, [5], 6),
+    (21, 1.4, 0.25, [7], 8),
+    (33, 3.0, 1.0, [1, 2, 3, 4, 5], 6),
+    (14, 2.0, 0.25, [3], 4),
+]
+
+
+@pytest.mark.parametrize(("size", "stride", "rho", "alive", "tied"), NOMINAL_TIES)
+def test_derivative_on_ties_of_the_nominal_window(size, stride, rho, alive, tied):
+    corner = 1.0 if tied == alive[0] else 0.0
+    for near in (stride, float(np.float32(stride)), stride - 1e-6, stride + 1e-6):
+        v, dv = oracle.ramp(size, near, smoothness=rho)
+        assert v[tied] == pytest.approx(corner, abs=oracle.TIE / 2)
+        mu, dmu = oracle.mask(size, near, smoothness=rho)
+        assert mu[tied] == pytest.approx(corner, abs=oracle.TIE / 2)
+        assert np.flatnonzero(dmu).tolist() == alive
+        np.testing.assert_array_equal(dmu[alive], dv[alive])
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "rho"),
+    [(8, 1.0, 0.25), (16, 2.0, 0.25), (32, 4.0, 0.25), (7, 2.1, 0.6), (44, 1.1, 0.05), (12, 6, 1)],
+)
+def test_derivative_is_the_wide_one_where_the_ramp_is_one_bin_wide(size, stride, rho):
+    k = np.arange(size // 2 + 1)
+    for near in (stride, float(np.float32(stride)), stride * (1 + 5e-7)):
+        _, dv = oracle.ramp(size, near, smoothness=rho)
+        np.testing.assert_allclose(dv, -(2 * k - 1) / (rho * size), rtol=1e-14)
+    _, dv = oracle.ramp(size, stride * (1 + 2e-6), smoothness=rho)
+    np.testing.assert_allclose(dv, -size / (2 * (stride * (1 + 2e-6)) ** 2), rtol=1e-14)
+
+
+@pytest.mark.parametrize("rho", [0.05, 0.25, 0.6, 1.0])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 32, 33, 100])
+def test_nominal_ramp(size, rho):
+    k = np.arange(size // 2 + 1)
+    for stride in np.linspace(1, max(1, size / 2), 13):
+        q = size / (2 * stride)
+        v, dv = oracle.ramp(size, stride, smoothness=rho)
+        np.testing.assert_allclose(v, (q + 0.5 - k) / max(rho * q, 1), rtol=0, atol=1e-12)
+        on_last_axis = oracle.ramp(size, stride, smoothness=rho, last=True)
+        np.testing.assert_array_equal(on_last_axis, (v, dv))
+        if abs(rho * q - 1) < 1e-3:
+            continue
+        step = 1e-5 * stride
+        above, below = (oracle.ramp(size, stride + sign * step, smoothness=rho) for sign in (1, -1))
+        slope = (above[0] - below[0]) / (2 * step)
+        np.testing.assert_allclose(dv, slope, rtol=0, atol=1e-8 * np.max(np.abs(dv)))
+        # The second derivative: 0 of the wide form, N/S^3 of the narrow one.
+        bend = 0.0 if rho * q > 1 else size / stride**3
+        np.testing.assert_allclose(
+            (above[1] - below[1]) / (2 * step), bend, rtol=1e-8, atol=1e-8 * np.max(np.abs(dv))
+        )
+
+
+@pytest.mark.parametrize("rho", [0.05, 0.25, 1.0])
+@pytest.mark.parametrize("size", [1, 2, 3, 12, 33])
+def test_frequency_zero_is_never_touched(size, rho):
+    for q in (size / 2, 1.7, 1.0, 0.6, 0.5 + 1e-7, 0.5, 0.5 - 1e-7, 0.3, 1e-3):
+        stride = size / (2 * q)
+        if stride < 1:
+            continue
+        mu, dmu = oracle.mask(size, stride, smoothness=rho)
+        assert mu[0] == 1
+        assert dmu[0] == 0
+        if q <= 0.5 + 1e-7:
+            assert not np.any(mu[1:] > 1.1e-7)
+            assert not np.any(dmu)
+
+
+def test_nothing_but_the_mean_is_left_beyond_half_a_frequency():
+    rng = np.random.default_rng(13)
+    x, g = rng.standard_normal((2, 12))
+    for stride in (12.0, 13.0, 1000.0):
+        for sizes in (None, (12,), (5,)):
+            y = oracle.diff_stride(x, stride, axes=(0,), limits=None, sizes=sizes).output
+            assert y.shape == (sizes or (1,))
+            np.testing.assert_allclose(y, np.mean(x), rtol=0, atol=1e-15)
+        options = {"axes": (0,), "limits": None, "cropping": False}
+        reference = oracle.diff_stride(x, stride, g, **options)
+        assert reference.dstrides == reference.bound == 0
+
+
+@pytest.mark.parametrize("rho", [0.05, 0.25, 1.0])
+@pytest.mark.parametrize("size", [2, 3, 4, 7, 8, 31, 32])
+def test_gradient_at_both_bounds(size, rho):
+    rng = np.random.default_rng(14)
+    x = rng.standard_normal(size)
+    options = {"axes": (0,), "smoothness": rho}
+    for bound, beyond in ((1.0, 0.3), (size / 2, 1000.0)):
+        g = rng.standard_normal(oracle.output_sizes((size,), bound, axes=(0,)))
+        there = oracle.diff_stride(x, bound, g, **options)
+        assert abs(there.dstrides) > 1e-3 * there.bound > 0
+        # Straight through: beyond the bound all is as on it.
+        further = oracle.diff_stride(x, beyond, g, **options)
+        np.testing.assert_array_equal(further.output, there.output)
+        np.testing.assert_array_equal(further.dstrides, there.dstrides)
+    mu, dmu = oracle.mask(size, size / 2, smoothness=rho)
+    assert mu[1] == pytest.approx(0.5, rel=1e-15)
+    assert np.flatnonzero(dmu).tolist() == [1]
+
+
+# --- The nominal and paper conventions ---------------------------------------------------------
 
 
 def by_fft(x, strides, *, sizes, smoothness, convention):
@@ -451,11 +577,11 @@ def by_fft(x, strides, *, sizes, smoothness, convention):
 
 @pytest.mark.parametrize("sizes", [None, (7, 10), (12, 12), (16, 15), (19, 18), (13, 20)])
 @pytest.mark.parametrize("shape", [(16, 15), (15, 16), (16, 18)])
-@pytest.mark.parametrize("convention", ["paper", "relative"])
+@pytest.mark.parametrize("convention", ["nominal", "paper"])
 def test_equal_to_the_fft_evaluation(convention, shape, sizes):
     x = np.random.default_rng(1).standard_normal((2, *shape))
     strides = (1.6, 1.9)
-    smoothness = {"paper": 2.5, "relative": 0.5}[convention]
+    smoothness = {"nominal": 0.5, "paper": 2.5}[convention]
     reference = oracle.diff_stride(
         x, strides, sizes=sizes, smoothness=smoothness, convention=convention
     )
@@ -469,16 +595,30 @@ def test_equal_to_the_fft_evaluation(convention, shape, sizes):
     np.testing.assert_allclose(reference.output, y, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("convention", ["paper", "relative"])
 @pytest.mark.parametrize("size", range(1, 11))
-def test_identity_at_stride_one_without_bounds(size, convention):
+def test_identity_of_the_paper_at_stride_one_without_bounds(size):
     x = np.random.default_rng(2).standard_normal((size, 2, size + 1))
-    y = oracle.diff_stride(x, 1.0, axes=(0, 2), limits=None, convention=convention).output
+    y = oracle.diff_stride(x, 1.0, axes=(0, 2), limits=None, convention="paper").output
     np.testing.assert_allclose(y, x, rtol=0, atol=1e-14)
 
 
+def test_nominal_convention_at_stride_one():
+    x = np.random.default_rng(2).standard_normal((3, 9))
+    reference = oracle.diff_stride(x[:, :1], 1.0, x[:, 1:2], axes=(1,))
+    np.testing.assert_array_equal(reference.output, x[:, :1])
+    assert reference.dstrides == reference.bound == 0
+    # Of two points the alternating signal is halved, of more the frequencies near N/2 are damped.
+    two = oracle.diff_stride([[1.0, -1.0], [1.0, 1.0]], 1.0, axes=(1,)).output
+    np.testing.assert_allclose(two, [[0.5, -0.5], [1.0, 1.0]], rtol=0, atol=1e-15)
+    many = oracle.diff_stride(x, 1.0, axes=(1,)).output
+    assert many.shape == x.shape
+    mu, _ = oracle.mask(9, 1.0)
+    assert mu.tolist() == pytest.approx([1, 1, 1, 1, 1 / 1.125])
+    np.testing.assert_allclose(np.fft.rfft(many), mu * np.fft.rfft(x), rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize(("norm", "exponent"), [("forward", 0), ("ortho", 0.5), ("backward", 1)])
-@pytest.mark.parametrize("convention", ["paper", "relative"])
+@pytest.mark.parametrize("convention", ["nominal", "paper"])
 @pytest.mark.parametrize("strides", [2.0, (1.3, 2.7)])
 def test_constants(strides, convention, norm, exponent):
     x = np.full((2, 33, 48), 1.5)
@@ -487,37 +627,53 @@ def test_constants(strides, convention, norm, exponent):
     np.testing.assert_allclose(y, 1.5 * (x.size / y.size) ** exponent, rtol=1e-14)
 
 
-def test_relative_convention_is_equivariant_under_transposition():
+@pytest.mark.parametrize("given", [None, (7, 15, 16), (14, 20, 5)])
+def test_nominal_convention_is_equivariant_under_transposition(given):
     rng = np.random.default_rng(3)
     x = rng.standard_normal((12, 17, 14))
     strides = np.array([2.1, 1.4, 2.9])
-    options = {"axes": (0, 1, 2), "convention": "relative"}
-    g = rng.standard_normal(oracle.output_sizes(x.shape, strides, **options))
-    reference = oracle.diff_stride(x, strides, g, **options)
-    for order in ([1, 0, 2], [0, 2, 1], [2, 0, 1]):
+    sizes = np.array(given or oracle.output_sizes(x.shape, strides, axes=(0, 1, 2)))
+    g = rng.standard_normal(sizes)
+    reference = oracle.diff_stride(x, strides, g, axes=(0, 1, 2), sizes=given)
+    assert reference.output.shape == tuple(sizes)
+
+    def assert_near(after, before):
+        np.testing.assert_allclose(after, before, rtol=0, atol=1e-13 * np.max(np.abs(before)))
+
+    for order in ([1, 0, 2], [0, 2, 1], [2, 0, 1], [1, 2, 0], [2, 1, 0]):
         moved = oracle.diff_stride(
-            x.transpose(order), strides[order], g.transpose(order), **options
+            x.transpose(order),
+            strides[order],
+            g.transpose(order),
+            axes=(0, 1, 2),
+            sizes=None if given is None else sizes[order],
         )
-        for before, after in (
-            (reference.output.transpose(order), moved.output),
-            (reference.dx.transpose(order), moved.dx),
-            (reference.dstrides[order], moved.dstrides),
-        ):
-            np.testing.assert_allclose(after, before, rtol=0, atol=1e-13 * np.max(np.abs(before)))
+        assert_near(moved.output, reference.output.transpose(order))
+        assert_near(moved.dx, reference.dx.transpose(order))
+        assert_near(moved.dstrides, reference.dstrides[order])
+        # The axes named in another order, too.
+        named = oracle.diff_stride(
+            x, strides[order], g, axes=order, sizes=None if given is None else sizes[order]
+        )
+        assert_near(named.output, reference.output)
+        assert_near(named.dstrides, reference.dstrides[order])
 
 
-def test_last_axis_passes_half_a_cosine_and_no_sine_at_nyquist():
-    # Eq. 4 leaves mu(12) = 1/4 alive there, and symmetrising halves it once more.
-    phase = 2 * np.pi * 12 * np.arange(32) / 32
-    nyquist = np.cos(np.pi * np.arange(24))
-    cosine = oracle.diff_stride(np.cos(phase), 2.0, axes=(0,)).output
+@pytest.mark.parametrize(("convention", "bin_"), [("nominal", 8), ("paper", 12)])
+def test_half_a_cosine_and_no_sine_pass_at_nyquist(convention, bin_):
+    # The nominal window leaves mu(8) = 1/4 alive there, Eq. 4 of the paper leaves mu(12) = 1/4 on
+    # the last axis, and symmetrising halves it once more.
+    phase = 2 * np.pi * bin_ * np.arange(32) / 32
+    nyquist = np.cos(np.pi * np.arange(2 * bin_))
+    options = {"axes": (0,), "convention": convention}
+    cosine = oracle.diff_stride(np.cos(phase), 2.0, **options).output
     np.testing.assert_allclose(cosine, 0.125 * nyquist, rtol=0, atol=1e-14)
-    sine = oracle.diff_stride(np.sin(phase), 2.0, axes=(0,)).output
+    sine = oracle.diff_stride(np.sin(phase), 2.0, **options).output
     np.testing.assert_allclose(sine, 0.0, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(
-    ("convention", "expected"), [("paper", [32, 24, 20, 18]), ("relative", [32, 20, 14, 10])]
+    ("convention", "expected"), [("nominal", [32, 16, 8, 4]), ("paper", [32, 24, 20, 18])]
 )
 def test_sizes_through_a_network(convention, expected):
     sizes = [32]
@@ -527,24 +683,105 @@ def test_sizes_through_a_network(convention, expected):
     assert sizes == expected
 
 
-def test_bounds():
-    assert oracle.used_strides((32,), 1.0) == (32 / 28,)
-    assert oracle.used_strides((32,), 0.5, limits=None) == (1.0,)
-    assert oracle.used_strides((32,), 40.0) == (16.0,)
-    assert oracle.used_strides((32,), 40.0, limits=None) == (40.0,)
-    assert oracle.used_strides((32,), 1.0, limits=(3.0, None)) == (3.0,)
-    # Where they cross the upper bound wins: the floor of 5 points is 5, half of them 2.5.
-    assert oracle.used_strides((5,), 1.0) == (2.5,)
+def nominal_size(size, stride):
+    return oracle.output_sizes((size,), stride, axes=(0,), limits=None)[0]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+def test_nominal_sizes_are_those_of_a_strided_convolution(stride):
+    for size in range(1, 301):
+        assert nominal_size(size, stride) == -(-size // stride)
+
+
+def test_nominal_sizes():
+    # Even or odd, at least 1, at most N, and unmoved by a stride that drifts a little.
+    assert [nominal_size(7, S) for S in (1.0, 1.2, 1.5, 2.1, 2.5, 3.2, 6.0, 50.0)] == [
+        7, 6, 5, 4, 3, 2, 1, 1
+    ]  # fmt: skip
+    for size, stride in ((32, 2), (33, 2), (31, 3), (32, 3), (33, 3), (31, 1.5), (32, 1.5)):
+        for drift in (0.999, 1.001):
+            assert nominal_size(size, stride * drift) == nominal_size(size, stride)
+    # At 4 it does where N = 4j + 1: N/S + 3/4 is an integer there.
+    assert [nominal_size(33, S) for S in (3.99, 4.0, 4.01)] == [9, 9, 8]
+    # On such ties float32 and float64 agree, on the larger size.
+    for size in range(1, 101):
+        for smaller in range(1, size):
+            stride = size / (smaller + 0.25)
+            assert nominal_size(size, stride) == smaller + 1
+            assert nominal_size(size, np.float32(stride)) == smaller + 1
+    # The guard is 1e-5 + 1e-7 t below them.
+    for size, t, guard in ((33, 8.25, 1.0825e-5), (3001, 1000.25, 1.10025e-4)):
+        assert nominal_size(size, size / (t - 0.99 * guard)) == t + 0.75
+        assert nominal_size(size, size / (t - 1.01 * guard)) == t - 0.25
+    assert oracle.output_sizes((2, 31, 9), (2.0, 1.0)) == (16, 9)
+    assert oracle.output_sizes((2, 31, 9), (2.0, 3.0), cropping=False) == (31, 9)
+    # The built-in bound N/2 leaves 2 points.
+    assert oracle.output_sizes((2, 31, 3), (1000.0, 1000.0)) == (2, 2)
+
+
+@pytest.mark.parametrize("rho", [0.05, 0.25, 1.0])
+@pytest.mark.parametrize("size", [3, 4, 8, 9, 32, 33])
+def test_what_the_nominal_size_cuts_off(size, rho):
+    for stride in np.linspace(1, size / 2, 301):
+        M = nominal_size(size, stride)
+        v, _ = oracle.ramp(size, stride, smoothness=rho)
+        R = max(rho * size / (2 * stride), 1)
+        if M % 2 == 0:
+            assert 0 < v[M // 2] <= (5 / 8 + 1e-12) / R
+        else:
+            assert np.all(v[(M + 1) // 2 :] <= (1 / 8 + 1e-12) / R)
+
+
+def test_no_gradient_where_the_size_cuts_the_only_bin_on_the_ramp_off():
+    # N = 14 at S = 1.96: N/S = 7.14, M = 7, and of the bins 0..3 that 7 points hold v > 1.
+    x = np.random.default_rng(15).standard_normal((14, 3))
+    v, _ = oracle.ramp(14, 1.96)
+    assert v[3] > 1 > 1 / 8 > v[4] > 0
+    y = oracle.diff_stride(x, 1.96, axes=(0,)).output
+    reference = oracle.diff_stride(x, 1.96, y, axes=(0,))
+    assert y.shape == (7, 3)
+    assert reference.dstrides == reference.bound == 0
+    # A size that the caller gives holds it.
+    y = oracle.diff_stride(x, 1.96, axes=(0,), sizes=(9,)).output
+    assert oracle.diff_stride(x, 1.96, y, axes=(0,), sizes=(9,)).dstrides < 0
+
+
+@pytest.mark.parametrize(("convention", "floor"), [("nominal", 1.0), ("paper", 32 / 28)])
+def test_bounds(convention, floor):
+    def used(sizes, strides, **options):
+        return oracle.used_strides(sizes, strides, convention=convention, **options)
+
+    assert used((32,), 1.0) == used((32,), 0.5) == (floor,)
+    assert used((32,), 0.5, limits=None) == (1.0,)
+    assert used((32,), 40.0) == (16.0,)
+    assert used((32,), 40.0, limits=None) == (40.0,)
+    assert used((32,), 1.0, limits=(3.0, None)) == (3.0,)
+    assert used((32,), 9.0, limits=(None, 3.0)) == (3.0,)
+    assert used((31,), 40.0) == (15.5,)
+    assert [used((N,), 9.0) for N in (1, 2, 3)] == [(1.0,), (1.0,), (1.5,)]
     # A shared stride takes the tightest bounds of its axes.
-    assert oracle.used_strides((32, 16), 1.0) == (16 / 12, 16 / 12)
-    assert oracle.used_strides((32, 16), 40.0) == (8.0, 8.0)
-    assert oracle.used_strides((32, 16), [1.0, 40.0]) == (32 / 28, 8.0)
-    assert oracle.used_strides((32, 7), [1.0, 1.0], convention="relative") == (1.125, 7 / 6)
+    assert used((32, 16), 40.0) == (8.0, 8.0)
+    assert used((32, 16), [1.0, 40.0]) == (floor, 8.0)
+    # Where they cross the upper bound wins.
+    assert used((5,), 1.0, limits=(3.0, None)) == (2.5,)
     with pytest.raises(ValueError, match="greater than upper"):
-        oracle.used_strides((32,), 2.0, limits=(3.0, 2.0))
+        used((32,), 2.0, limits=(3.0, 2.0))
 
 
-@pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
+def test_bounds_of_the_paper():
+    # The floor of 5 points is 5, half of them 2.5.
+    assert oracle.used_strides((5,), 1.0, convention="paper") == (2.5,)
+    assert oracle.used_strides((32, 16), 1.0, convention="paper") == (16 / 12, 16 / 12)
+
+
+def test_defaults_are_those_of_the_nominal_convention():
+    x = np.random.default_rng(16).standard_normal((2, 20, 17))
+    written_out = {"smoothness": 0.25, "norm": "forward", "convention": "nominal"}
+    expected = oracle.diff_stride(x, (1.7, 2.2), **written_out).output
+    np.testing.assert_array_equal(oracle.diff_stride(x, (1.7, 2.2)).output, expected)
+
+
+@pytest.mark.parametrize("convention", ["nominal", "paper", "tensorflow"])
 def test_shared_stride(convention):
     rng = np.random.default_rng(4)
     x = rng.standard_normal((2, 24, 18))
@@ -559,7 +796,7 @@ def test_shared_stride(convention):
         np.testing.assert_allclose(together.bound, np.sum(apart.bound), rtol=1e-14)
 
 
-@pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
+@pytest.mark.parametrize("convention", ["nominal", "paper", "tensorflow"])
 def test_batches(convention):
     rng = np.random.default_rng(5)
     x = rng.standard_normal((2, 3, 20, 16))

@@ -93,7 +93,7 @@ HIGHEST_FLOOR = {
 # The engines evaluate whatever mask and size rule they are handed; only these files of the core
 # know a convention by name.
 FILES_THAT_NAME_CONVENTIONS = {"conventions.py"}
-CONVENTION_NAMES = re.compile("paper|relative|tensorflow", re.IGNORECASE)
+CONVENTION_NAMES = re.compile("nominal|paper|tensorflow", re.IGNORECASE)
 
 
 # --- what is built ---------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def lines_of(axes):
 
 
 @pytest.mark.parametrize("strides", [(2.0,), (1.7, 3.1)])
-@pytest.mark.parametrize("convention", ["paper", "relative"])
+@pytest.mark.parametrize("convention", ["paper", "nominal"])
 def test_windows_are_the_masks_of_the_definition(convention, strides):
     windows, plan = windows_of((32, 27), strides, convention=convention)
     for i, (window, axis) in enumerate(zip(windows, plan.axes, strict=True)):
@@ -68,7 +68,7 @@ def test_windows_of_tensorflow_are_what_its_bins_are_weighted_by(size):
 
 
 def test_windows_use_the_bounded_stride_and_show_what_is_cropped():
-    (window,), plan = windows_of((64,), (0.1,), limits=(3.0, None))
+    (window,), plan = windows_of((64,), (0.1,), limits=(3.0, None), convention="paper")
     assert window.stride == 3.0
     kept = plan.axes[0].output_size // 2
     assert window.mask[32] == 1
@@ -153,7 +153,7 @@ def test_a_crop_is_outlined_at_the_nyquist_frequencies_of_the_output():
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return torch.nn.Sequential(DiffStride2d(2.0, convention="relative"), DiffStride2d((1.5, 2.5)))
+    return torch.nn.Sequential(DiffStride2d(2.0), DiffStride2d((1.5, 2.5), convention="paper"))
 
 
 def titles(figure):
@@ -164,10 +164,10 @@ def test_plot_windows_shows_each_layer_as_the_model_saw_it(model, tmp_path):
     model(torch.zeros(1, 64, 48))
     figure = plot_windows(model)
     assert titles(figure) == [
-        "0, axis -2: S = 2.00, 64 → 40",
-        "0, axis -1: S = 2.00, 48 → 30",
-        "1, axis -2: S = 1.50, 40 → 36",
-        "1, axis -1: S = 2.50, 30 → 20",
+        "0, axis -2: S = 2.00, 64 → 32",
+        "0, axis -1: S = 2.00, 48 → 24",
+        "1, axis -2: S = 1.50, 32 → 30",
+        "1, axis -1: S = 2.50, 24 → 18",
     ]
     figure.savefig(tmp_path / "windows.png")
     assert (tmp_path / "windows.png").read_bytes().startswith(b"\x89PNG")
@@ -176,7 +176,7 @@ def test_plot_windows_shows_each_layer_as_the_model_saw_it(model, tmp_path):
 def test_plot_windows_of_a_layer_and_of_layers_of_several_ranks():
     layer = DiffStride1d(2.0)
     layer(torch.zeros(2, 64))
-    assert titles(plot_windows(layer)) == ["axis -1: S = 2.00, 64 → 40"]
+    assert titles(plot_windows(layer)) == ["axis -1: S = 2.00, 64 → 32"]
     other = DiffStride2d(2.0)
     other(torch.zeros(64, 64))
     assert len(titles(plot_windows(torch.nn.ModuleList([layer, other, DiffStride2d(2.0)])))) == 3
@@ -215,7 +215,7 @@ def test_plot_stride_history_refuses_what_is_no_history(model):
     ("shape", "options"),
     [
         ((48, 40), {}),
-        ((3, 48, 40), {"convention": "relative"}),
+        ((3, 48, 40), {"convention": "paper"}),
         ((1, 48, 40), {"convention": "tensorflow"}),
         ((48, 40, 3), {"axes": (0, 1), "shared": True}),
     ],

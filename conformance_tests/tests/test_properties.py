@@ -19,7 +19,7 @@ checked = settings(deadline=None, max_examples=40, derandomize=True, database=No
 FRAMEWORKS = ("numpy", "torch")
 SMOOTHNESS = {
     "paper": st.floats(0.3, 9.0),
-    "relative": st.floats(0.05, 1.0),
+    "nominal": st.floats(0.05, 1.0),
     "tensorflow": st.floats(0.5, 7.0),
 }
 NORMS = ("forward", "ortho", "backward")
@@ -75,7 +75,7 @@ def strides_for(draw, count):
 
 
 @st.composite
-def diff_strides(draw, conventions=("paper", "relative"), largest=24):
+def diff_strides(draw, conventions=("paper", "nominal"), largest=24):
     convention = draw(st.sampled_from(conventions))
     rank = 2 if convention == "tensorflow" else draw(st.integers(1, 3))
     dimensions = draw(st.integers(rank, rank + 1))
@@ -110,7 +110,7 @@ def resizes(draw):
 
 @st.composite
 def pools(draw):
-    convention = draw(st.sampled_from(("paper", "relative", "tensorflow")))
+    convention = draw(st.sampled_from(("paper", "nominal", "tensorflow")))
     shape = draw(st.tuples(*[st.integers(2, 20)] * 3))
     axes = tuple(draw(st.permutations(range(3)))[:2])
     strides = tuple(draw(st.lists(st.floats(1.0, 8.0), min_size=2, max_size=2)))
@@ -118,7 +118,7 @@ def pools(draw):
     return Call("spectral_pool", shape, (strides,), options, draw(st.integers(0, 2**16)))
 
 
-ALL_CONVENTIONS = ("paper", "relative", "tensorflow")
+ALL_CONVENTIONS = ("paper", "nominal", "tensorflow")
 LINEAR_MAPS = st.one_of(diff_strides(ALL_CONVENTIONS), resizes(), pools())
 
 
@@ -190,8 +190,8 @@ def test_batch_entries_are_independent(framework, call, position, count):
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @checked
-@given(diff_strides(("relative",)))
-def test_relative_axes_can_be_named_in_any_order(framework, call):
+@given(diff_strides(("nominal",)))
+def test_nominal_axes_can_be_named_in_any_order(framework, call):
     x = call.random()
     y = call(x, framework)
     g = call.random(y.shape, salt=1)
@@ -214,7 +214,7 @@ def test_relative_axes_can_be_named_in_any_order(framework, call):
 
 
 @checked
-@given(diff_strides(("paper", "relative")), st.data())
+@given(diff_strides(("paper", "nominal")), st.data())
 def test_dimensions_can_be_stored_in_any_order(call, data):
     order = data.draw(st.permutations(range(len(call.shape))))
     x = call.random()
@@ -292,7 +292,7 @@ def test_frameworks_agree(call):
 
 @checked
 @given(
-    st.sampled_from(("paper", "relative")),
+    st.sampled_from(("paper", "nominal")),
     st.integers(1, 60),
     strides_for(1),
     st.sampled_from(("matmul", "fft")),

@@ -46,7 +46,7 @@ while_compiling = pytest.mark.filterwarnings(
     "ignore:.*should not be instantiated:DeprecationWarning"
 )
 
-WINDOW = {"smoothness": 1.5}
+WINDOW = {"smoothness": 0.5}
 # Input, weight, strides, and how it is convolved and resized.
 CASES = {
     "2d": ((2, 3, 12, 15), (4, 3, 3, 3), (1.7, 2.4), WINDOW),
@@ -54,7 +54,7 @@ CASES = {
         (2, 4, 12, 15),
         (6, 2, 3, 3),
         (1.7, 2.4),
-        {"groups": 2, "dilation": (1, 2), "padding_mode": "circular", "convention": "relative"},
+        {"groups": 2, "dilation": (1, 2), "padding_mode": "circular", "convention": "paper"},
     ),
     "depthwise": (
         (2, 3, 13, 15),
@@ -69,7 +69,7 @@ CASES = {
         {"groups": 3, "padding_mode": "circular", "norm": "backward", **WINDOW},
     ),
     "tensorflow": (
-        (2, 3, 12, 15), (4, 3, 3, 3), (1.7, 2.4), {"convention": "tensorflow", **WINDOW}
+        (2, 3, 12, 15), (4, 3, 3, 3), (1.7, 2.4), {"convention": "tensorflow", "smoothness": 1.5}
     ),
     "shared": ((2, 3, 12, 14), (4, 3, 3, 3), (2.6,), WINDOW),
     "masked": ((2, 3, 9, 10), (4, 3, 3, 3), (1.6, 1.8), {"cropping": False, **WINDOW}),
@@ -84,7 +84,12 @@ CASES = {
     ),
     "pointwise": ((2, 3, 12, 15), (4, 3, 1, 1), (1.7, 2.4), WINDOW),
     # Where even the constant's frequency counts as on the ramp, so that the bias has a slope.
-    "ramp-of-all": ((2, 3, 9, 10), (4, 3, 3, 3), (1.7, 1.9), {"smoothness": 1e6, "limits": None}),
+    "ramp-of-all": (
+        (2, 3, 9, 10),
+        (4, 3, 3, 3),
+        (1.7, 1.9),
+        {"convention": "paper", "smoothness": 1e6, "limits": None},
+    ),
     "channels-last": (
         (2, 12, 15, 4),
         (6, 2, 3, 3),
@@ -120,24 +125,30 @@ def each_case(test):
 
 # A kernel of each kind, at strides where the window has no kink.
 SMOOTH = {
-    "1d": ((2, 13), (2, 2, 3), (1.7,), {"smoothness": 2.0}),
+    "1d": ((2, 13), (2, 2, 3), (1.7,), {"convention": "paper", "smoothness": 2.0}),
     "groups": (
         (4, 8, 11),
         (4, 2, 3, 1),
         (2.6, 2.9),
-        {"groups": 2, "smoothness": 1.0, "norm": "ortho"},
+        {"groups": 2, "convention": "paper", "smoothness": 1.0, "norm": "ortho"},
     ),
     "circular": (
         (2, 8, 9),
         (3, 2, 1, 3),
         (2.3, 2.6),
-        {"padding_mode": "circular", "convention": "relative", "smoothness": 0.5},
+        {"padding_mode": "circular", "convention": "nominal", "smoothness": 0.5},
     ),
     "dilated-channels-last": (
         (8, 9, 2),
         (2, 1, 3, 3),
         (2.6,),
-        {"groups": 2, "dilation": 2, "channels_last": True, "smoothness": 1.0},
+        {
+            "groups": 2,
+            "dilation": 2,
+            "channels_last": True,
+            "convention": "paper",
+            "smoothness": 1.0,
+        },
     ),
 }
 each_smooth = pytest.mark.parametrize("name", SMOOTH)
@@ -482,8 +493,7 @@ def convolves(f):
 )
 def test_method_decides_what_is_evaluated(method, strides, expected):
     x, weight = random(2, 8, 32, 32), random(8, 8, 5, 5)
-    options = {"convention": "relative", "method": method}
-    assert convolves(lambda: conv_diff_stride(x, weight, strides, **options)) is expected
+    assert convolves(lambda: conv_diff_stride(x, weight, strides, method=method)) is expected
 
 
 def test_a_long_axis_is_convolved_separately():
@@ -781,21 +791,21 @@ RANKS = {
 }
 # Rank, what the convolution is made with, and what the layer behind it.
 MODULES = {
-    "1d": (1, {"kernel_size": 5, "dilation": 2}, {"smoothness": 2.0}),
-    "2d": (2, {"kernel_size": 3}, {"convention": "relative"}),
+    "1d": (1, {"kernel_size": 5, "dilation": 2}, {"smoothness": 0.5}),
+    "2d": (2, {"kernel_size": 3}, {"convention": "paper"}),
     "groups": (
         2,
         {"kernel_size": (3, 5), "groups": 2, "dilation": (2, 1), "bias": False},
-        {"shared": True, "norm": "ortho", "smoothness": 2.0},
+        {"shared": True, "norm": "ortho", "smoothness": 0.5},
     ),
     "circular": (
         2,
         {"kernel_size": (1, 3), "padding_mode": "circular"},
         {"limits": (None, 1.4), "cropping": False},
     ),
-    "reflect": (2, {"kernel_size": 3, "padding_mode": "reflect"}, {"smoothness": 2.0}),
-    "replicate": (1, {"kernel_size": 3, "padding_mode": "replicate"}, {"smoothness": 2.0}),
-    "pointwise": (2, {"kernel_size": 1}, {"smoothness": 2.0}),
+    "reflect": (2, {"kernel_size": 3, "padding_mode": "reflect"}, {"smoothness": 0.5}),
+    "replicate": (1, {"kernel_size": 3, "padding_mode": "replicate"}, {"smoothness": 0.5}),
+    "pointwise": (2, {"kernel_size": 1}, {"smoothness": 0.5}),
     "3d": (3, {"kernel_size": (3, 1, 3)}, {"smoothness": 1.0, "limits": None}),
 }
 each_module = pytest.mark.parametrize("name", MODULES)
@@ -830,8 +840,7 @@ def with_gradients(module, x):
 def make(**options):
     options = {"placement": "after", **options}
     torch.manual_seed(0)
-    options = {"kernel_size": 3, "stride": 2.5, "convention": "relative", **options}
-    return DiffStrideConv2d(3, 4, **options)
+    return DiffStrideConv2d(3, 4, **{"kernel_size": 3, "stride": 2.5, **options})
 
 
 @pytest.mark.parametrize("method", [*METHODS, "auto"])
@@ -888,7 +897,7 @@ def test_parameters_are_those_of_pytorchs_convolution(name):
 )
 def test_arguments_are_those_of_pytorchs_convolution(rank, args, options):
     own, _, conv = RANKS[rank]
-    module = conv(4, 6, *args, **options, convention="relative")
+    module = conv(4, 6, *args, **options)
     kernel, _, *rest = (*args, 2.0)[: max(2, len(args))]
     plain = own(4, 6, kernel, 1, *rest, **options)
     assert (
@@ -943,10 +952,10 @@ def test_a_padding_that_keeps_the_size_along_one_axis_alone_is_refused():
 
 def test_an_output_has_the_size_that_the_strides_give():
     x, conv = random(2, 3, 32, 40, dtype=torch.float32), make(stride=(2.0, 3.0))
-    assert conv(x).shape == (2, 4, *conv.pool.output_sizes(x.shape)) == (2, 4, 20, 18)
+    assert conv(x).shape == (2, 4, *conv.pool.output_sizes(x.shape)) == (2, 4, 16, 14)
     with torch.no_grad():
         conv.pool.strides.copy_(torch.tensor([4.0, 1.5]))
-    assert conv(x).shape[2:] == conv.pool.output_sizes(x.shape) == (10, 34)
+    assert conv(x).shape[2:] == conv.pool.output_sizes(x.shape) == (8, 27)
 
 
 def test_repr():
@@ -954,7 +963,7 @@ def test_repr():
     assert text == (
         "DiffStrideConv2d(\n"
         "  3, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1)\n"
-        "  (pool): DiffStride2d(strides=[2, 3], convention='paper', smoothness=4)\n"
+        "  (pool): DiffStride2d(strides=[2, 3], convention='nominal', smoothness=0.25)\n"
         ")"
     )
     assert "padding=(1, 1), placement='after', method='fused'\n" in repr(make(method="fused"))
@@ -1019,7 +1028,7 @@ def test_a_pointwise_convolution_comes_second_where_that_is_cheaper(method, bias
 
 @pytest.mark.parametrize(("channels", "expected"), [((2, 16), "fused"), ((16, 2), "separate")])
 def test_a_pointwise_convolution_of_many_channels_to_few_comes_first(channels, expected):
-    module = DiffStrideConv2d(*channels, 1, 2.0, convention="relative")
+    module = DiffStrideConv2d(*channels, 1, 2.0)
     x, counted = random(2, channels[0], 32, 32).float(), {}
     module.placement = "after"
     for module.method in (*METHODS, "auto"):
@@ -1031,7 +1040,7 @@ def test_a_pointwise_convolution_of_many_channels_to_few_comes_first(channels, e
 
 
 def test_the_method_is_an_attribute():
-    module = DiffStrideConv2d(16, 16, 5, 9.0, convention="relative", dtype=torch.float64)
+    module = DiffStrideConv2d(16, 16, 5, 9.0, dtype=torch.float64)
     x = random(1, 16, 32, 32)
     expected, module.placement = [], "after"
     for method, is_convolved in (("auto", False), ("separate", True), ("fused", False)):
@@ -1388,7 +1397,7 @@ def conv2d(*, kernel_size=5, padding="same", seed=0, **options):
 
 
 def layers():
-    layer, x = DiffStride2d((5.0, 9.0), convention="relative"), random(2, 16, 32, 28)
+    layer, x = DiffStride2d((5.0, 9.0)), random(2, 16, 32, 28)
     return {
         "DiffStride": layer,
         "SpectralPool": SpectralPool2d((5.0, 9.0)),
@@ -1505,7 +1514,7 @@ def test_what_a_convolution_does_else_is_done(make_conv, reason):
 @pytest.mark.parametrize("kind", [SquaredConv, SquashedConv])
 @pytest.mark.parametrize("kernel_size", [1, 5])
 def test_a_subclass_of_a_module_convolves_as_it_says(kind, kernel_size):
-    module = kind(16, 16, kernel_size, 9.0, convention="relative", dtype=torch.float64)
+    module = kind(16, 16, kernel_size, 9.0, dtype=torch.float64)
     x = random(2, 16, 32, 28)
     assert_near(module(x), module.convolve(module.pool(x)))
     module.placement = "after"
@@ -1516,7 +1525,7 @@ def test_axes_that_are_not_the_maps_are_resized_behind_the_convolution():
     x = random(2, 16, 32, 28)
     for axes, cls in (((-1,), DiffStride1d), ((1, 3), DiffStride2d), ((-3, -2, -1), DiffStride3d)):
         conv = conv2d()
-        layer = cls(1.5, axes=axes, convention="relative", dtype=torch.float64)
+        layer = cls(1.5, axes=axes, dtype=torch.float64)
         expected = layer(conv(x))
         seen = layer.plans_seen()
         assert_near(layer(x, conv), expected)
@@ -1540,7 +1549,7 @@ class GivenConvolution(nn.Module):
 
 
 def test_a_layer_in_any_order_of_axes():
-    layer = DiffStride2d((2.5, 9.0), axes=(-1, -2), convention="relative")
+    layer = DiffStride2d((2.5, 9.0), axes=(-1, -2))
     x, conv = random(2, 16, 32, 28), conv2d()
     assert_near(layer(x, conv, method="fused"), layer(conv(x)))
 

@@ -37,8 +37,8 @@ def network(mesh=None):
     """Return a model and its penalty; with a mesh, distributed over its processes."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        DiffStrideConv2d(3, 4, 3, (1.7, 2.4), convention="relative", method="fused"),
-        DiffStride2d(1.6, shared=True, convention="relative"),
+        DiffStrideConv2d(3, 4, 3, (1.7, 2.4), convention="nominal", method="fused"),
+        DiffStride2d(1.6, shared=True, convention="nominal"),
     )
     penalty = flops_penalty(model, IMAGES)
     return (model if mesh is None else fully_shard(model, mesh=mesh)), penalty

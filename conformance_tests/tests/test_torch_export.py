@@ -38,7 +38,7 @@ def images(batch):
     return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(batch))
 
 
-def network(convention="relative", *, frozen, method="auto"):
+def network(convention="nominal", *, frozen, method="auto"):
     torch.manual_seed(0)
     model = preact_resnet18(convention=convention, channels=(4, 4, 8, 8, 8)).eval()
     with torch.no_grad():
@@ -83,9 +83,9 @@ def test_compile(frozen, method):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: DiffStride2d((1.7, 2.4), convention="relative"),
-        lambda: DiffStrideConv2d(3, 4, 3, 2.3, convention="relative", method="fused"),
-        lambda: DiffStrideConv2d(3, 4, 3, 2.3, convention="relative", method="separate"),
+        lambda: DiffStride2d((1.7, 2.4), convention="nominal"),
+        lambda: DiffStrideConv2d(3, 4, 3, 2.3, convention="nominal", method="fused"),
+        lambda: DiffStrideConv2d(3, 4, 3, 2.3, convention="nominal", method="separate"),
         lambda: SpectralPool2d(2.0),
         lambda: DiffStrideConv2d(3, 4, 3, 2.3),
     ],
@@ -146,7 +146,7 @@ def test_export_of_a_convolution_behind_its_layer(padding_mode, frozen):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
+@pytest.mark.parametrize("convention", ["paper", "nominal", "tensorflow"])
 @each_method
 def test_onnx(convention, method, tmp_path):
     model, frozen = network(convention, frozen=True, method=method)

@@ -35,24 +35,34 @@ FORWARD_MODE_WARNING = r"ignore:`torch\.jit\.script.*` is deprecated"
 
 # shape, strides, options: every rank, both conventions, norms, a shared stride, axes anywhere.
 SMOOTH = {
-    "1d": ((2, 13), (1.7,), {"axes": (-1,), "smoothness": 2.0}),
-    "1d-relative": ((2, 13), (1.7,), {"axes": (-1,), "convention": "relative"}),
-    "1d-relative-wide": (
-        (14,), (2.1,), {"axes": (0,), "convention": "relative", "smoothness": 0.6}
+    "1d": ((2, 13), (1.7,), {"axes": (-1,), "convention": "paper", "smoothness": 2.0}),
+    "1d-nominal": ((2, 13), (1.7,), {"axes": (-1,), "convention": "nominal"}),
+    "1d-nominal-wide": (
+        (14,), (2.1,), {"axes": (0,), "convention": "nominal", "smoothness": 0.6}
     ),
-    "2d-ortho": ((8, 11), (2.6, 2.9), {"smoothness": 1.0, "norm": "ortho"}),
-    "2d-relative-backward": (
-        (8, 9), (2.3, 2.6), {"convention": "relative", "smoothness": 0.5, "norm": "backward"}
+    "2d-ortho": (
+        (8, 11), (2.6, 2.9), {"convention": "paper", "smoothness": 1.0, "norm": "ortho"}
     ),
-    "2d-shared": ((9, 8), (2.6,), {"smoothness": 1.0}),
-    "2d-channels-last": ((8, 9, 2), (2.6, 2.3), {"smoothness": 1.0, "axes": (1, 0)}),
-    "2d-masked": ((6, 7), (1.6, 1.8), {"smoothness": 2.0, "cropping": False}),
-    "2d-unbounded": ((6, 7), (1.13, 1.9), {"smoothness": 3.0, "limits": None}),
+    "2d-nominal-backward": (
+        (8, 9), (2.3, 2.6), {"convention": "nominal", "smoothness": 0.5, "norm": "backward"}
+    ),
+    "2d-shared": ((9, 8), (2.6,), {"convention": "paper", "smoothness": 1.0}),
+    "2d-channels-last": (
+        (8, 9, 2), (2.6, 2.3), {"convention": "paper", "smoothness": 1.0, "axes": (1, 0)}
+    ),
+    "2d-masked": (
+        (6, 7), (1.6, 1.8), {"convention": "paper", "smoothness": 2.0, "cropping": False}
+    ),
+    "2d-unbounded": (
+        (6, 7), (1.13, 1.9), {"convention": "paper", "smoothness": 3.0, "limits": None}
+    ),
     "3d": (
-        (4, 5, 6), (1.7, 1.9, 2.3), {"axes": (-3, -2, -1), "smoothness": 1.0, "sizes": (4, 4, 7)}
+        (4, 5, 6),
+        (1.7, 1.9, 2.3),
+        {"axes": (-3, -2, -1), "convention": "paper", "smoothness": 1.0, "sizes": (4, 4, 7)},
     ),
-    "3d-relative-shared": (
-        (4, 6, 5), (1.4,), {"axes": (0, 1, 2), "convention": "relative", "smoothness": 0.7}
+    "3d-nominal-shared": (
+        (4, 6, 5), (1.4,), {"axes": (0, 1, 2), "convention": "nominal", "smoothness": 0.6}
     ),
 }  # fmt: skip
 
@@ -73,8 +83,9 @@ def smooth(name, method="auto"):
     """Return x, strides and a function of both that is smooth there, with its sizes fixed."""
     shape, strides, options = SMOOTH[name]
     axes = options.get("axes", (-2, -1))
-    window = {"smoothness": None, "convention": "paper", "limits": (None, None), "cropping": True}
+    window = {"smoothness": None, "limits": (None, None), "cropping": True}
     window = {key: options.get(key, value) for key, value in window.items()}
+    window["convention"] = options["convention"]
     sizes = options.get("sizes") or oracle.output_sizes(shape, strides, axes=axes, **window)
     del window["cropping"]
     used = oracle.used_strides([shape[axis] for axis in axes], strides, **window)
@@ -86,6 +97,9 @@ def smooth(name, method="auto"):
         assert np.all(np.abs(v) > 1e-3)
         assert np.all(np.abs(v - 1) > 1e-3)
         assert np.any((kept > 0) & (kept < 1))
+        if options["convention"] == "nominal":  # where the two ramps meet
+            width = options.get("smoothness", 0.25) * shape[axis] / (2 * stride)
+            assert abs(width - 1) > 1e-3
     if options.get("cropping", True):
         options = {**options, "sizes": sizes}
     x = random(*shape, requires_grad=True)
@@ -145,12 +159,12 @@ def test_double_backward_equals_plain_autodiff(name, method):
 @pytest.mark.parametrize(
     ("size", "stride", "options", "second"),
     [
-        (33, 2.3, {"smoothness": 4.0}, lambda N, S, R: N / (R * S**3)),
-        (24, 1.7, {"smoothness": 2.5}, lambda N, S, R: N / (R * S**3)),
-        (24, 3.7, {"convention": "relative", "smoothness": 0.25}, None),
-        (32, 1.7, {"convention": "relative", "smoothness": 0.5}, lambda N, S, R: 0.0),
+        (33, 2.3, {"convention": "paper", "smoothness": 4.0}, lambda N, S, R: N / (R * S**3)),
+        (24, 1.7, {"convention": "paper", "smoothness": 2.5}, lambda N, S, R: N / (R * S**3)),
+        (24, 3.7, {"convention": "nominal", "smoothness": 0.25}, None),
+        (32, 1.7, {"convention": "nominal", "smoothness": 0.5}, lambda N, S, R: 0.0),
     ],
-    ids=["paper-odd", "paper-even", "relative-narrow", "relative-wide"],
+    ids=["paper-odd", "paper-even", "nominal-narrow", "nominal-wide"],
 )
 def test_second_derivative_follows_its_formula(size, stride, options, second, method):
     if second is None:  # The ramp is one frequency wide.
@@ -190,22 +204,19 @@ def test_second_derivative_follows_its_formula(size, stride, options, second, me
 def test_first_and_second_derivative_on_a_tie_are_one_sided(method):
     # N = 32, S = 2, R = 4: bins sit exactly on v = 0 and v = 1; the former is out, the latter in.
     size, stride = 32, 2.0
-    v, _ = oracle.ramp(size, stride, smoothness=4.0)
+    options = {"axes": (1, 2), "sizes": (24, 2), "limits": None, "convention": "paper"}
+    v, _ = oracle.ramp(size, stride, smoothness=4.0, convention="paper")
     assert 0.0 in v
     assert 1.0 in v
     x, g = random(3, size, 2), random(3, 24, 2, seed=1)
     s = strides_of(stride, 1.0, requires_grad=True)
-    y = diff_stride(x, s, axes=(1, 2), sizes=(24, 2), limits=None, smoothness=4.0, method=method)
+    y = diff_stride(x, s, method=method, **options)
     (ds,) = torch.autograd.grad(y, s, g, create_graph=True)
     (d2,) = torch.autograd.grad(ds[0], s)
     with plain_autodiff():
-        y = diff_stride(
-            x, s, axes=(1, 2), sizes=(24, 2), limits=None, smoothness=4.0, method=method
-        )
+        y = diff_stride(x, s, method=method, **options)
         (plain,) = torch.autograd.grad(y, s, g)
-    reference = oracle.diff_stride(
-        x.numpy(), [stride, 1.0], g.numpy(), axes=(1, 2), sizes=(24, 2), limits=None, smoothness=4.0
-    )
+    reference = oracle.diff_stride(x.numpy(), [stride, 1.0], g.numpy(), **options)
     assert_close(ds.detach(), torch.from_numpy(reference.dstrides))
     assert_close(plain, ds.detach())
     # d mu/dS is proportional to 1/S^2 on a fixed set of bins.
@@ -216,20 +227,20 @@ def test_first_and_second_derivative_on_a_tie_are_one_sided(method):
 def test_strides_of_any_shape_keep_it_in_the_gradient(shape):
     x = random(12, 14)
     s = torch.full(shape, 1.8, dtype=torch.float64, requires_grad=True)
-    y = diff_stride(x, s, smoothness=2.0)
+    y = diff_stride(x, s)
     loss(y).backward()
     assert s.grad.shape == shape
     separate = strides_of(1.8, 1.8, requires_grad=True)
-    loss(diff_stride(x, separate, smoothness=2.0)).backward()
+    loss(diff_stride(x, separate)).backward()
     assert_close(s.grad.sum(), separate.grad.sum())
 
 
 def test_gradients_accumulate_over_two_uses():
     x = random(12, 14, requires_grad=True)
     s = strides_of(1.8, 1.6, requires_grad=True)
-    once = torch.autograd.grad(loss(diff_stride(x, s, smoothness=2.0)), (x, s))
+    once = torch.autograd.grad(loss(diff_stride(x, s)), (x, s))
     for _ in range(2):
-        loss(diff_stride(x, s, smoothness=2.0)).backward()
+        loss(diff_stride(x, s)).backward()
     assert_close(x.grad, 2 * once[0])
     assert_close(s.grad, 2 * once[1])
 
@@ -262,7 +273,7 @@ def test_only_the_inputs_are_kept(method, dtype):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = diff_stride(x, s, smoothness=1.5, method=method)
+        y = diff_stride(x, s, method=method)
     kept = {tensor.untyped_storage().data_ptr() for tensor in packed}
     assert kept == {x.untyped_storage().data_ptr(), s.untyped_storage().data_ptr()}
     assert sum(t.untyped_storage().nbytes() for t in packed) == x.nbytes + s.nbytes
@@ -273,7 +284,7 @@ def test_only_the_inputs_are_kept(method, dtype):
 def test_changing_what_was_kept_is_noticed():
     x = random(12, 15, requires_grad=True)
     s = strides_of(1.7, 2.4, requires_grad=True)
-    y = diff_stride(x, s, smoothness=1.5)
+    y = diff_stride(x, s)
     with torch.no_grad():
         s.add_(0.1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -287,7 +298,7 @@ def test_gradients_that_nobody_needs_cost_nothing(order):
     def backward(needs_x, needs_s):
         a = x.clone().requires_grad_(needs_x)
         b = s.clone().requires_grad_(needs_s)
-        y = diff_stride(a, b, smoothness=1.5, axes=order, method="matmul")
+        y = diff_stride(a, b, axes=order, method="matmul")
         with Products() as products:
             y.sum().backward()
         return a.grad, b.grad, products.count
@@ -306,11 +317,11 @@ def test_gradients_that_nobody_needs_cost_nothing(order):
 
 def test_output_requires_a_gradient_only_where_an_input_does():
     x, s = random(12, 15), strides_of(1.7, 2.4)
-    assert not diff_stride(x, s, smoothness=1.5).requires_grad
-    assert diff_stride(x, s.clone().requires_grad_(), smoothness=1.5).requires_grad
-    assert diff_stride(x.clone().requires_grad_(), s, smoothness=1.5).requires_grad
+    assert not diff_stride(x, s).requires_grad
+    assert diff_stride(x, s.clone().requires_grad_()).requires_grad
+    assert diff_stride(x.clone().requires_grad_(), s).requires_grad
     with torch.no_grad():
-        assert not diff_stride(x.clone().requires_grad_(), s, smoothness=1.5).requires_grad
+        assert not diff_stride(x.clone().requires_grad_(), s).requires_grad
 
 
 # --- plain_autodiff and forward mode ------------------------------------------------------------
@@ -352,7 +363,7 @@ def test_plain_autodiff_passes_bounds_straight_through(strides):
 
 @forward_mode
 @each_engine
-@pytest.mark.parametrize("name", ["1d", "1d-relative-wide", "2d-ortho", "2d-shared"])
+@pytest.mark.parametrize("name", ["1d", "1d-nominal-wide", "2d-ortho", "2d-shared"])
 def test_forward_mode(name, method):
     x, s, f = smooth(name, method)
     assert gradcheck(
@@ -463,9 +474,9 @@ def test_autocast_changes_nothing(method, backward_inside, plain):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             if plain:
                 with plain_autodiff():
-                    y = diff_stride(x, s, smoothness=1.5, method=method)
+                    y = diff_stride(x, s, method=method)
             else:
-                y = diff_stride(x, s, smoothness=1.5, method=method)
+                y = diff_stride(x, s, method=method)
             assert torch.is_autocast_enabled("cpu") == enabled
             if backward_inside and not plain:
                 loss(y).backward()
@@ -505,7 +516,8 @@ def test_operations_in_place(layout, strides, method, monkeypatch):
     x = (x[0, 0] if layout == "no batch" else x).requires_grad_()
 
     def f():
-        return diff_stride(x, s, limits=None, smoothness=1.5, method=method)
+        # At strides of 1, the identity.
+        return diff_stride(x, s, limits=None, convention="paper", method=method)
 
     y, expected = shifted_in_place(f()), (f() + 1).relu()
     assert_close(y, expected)
@@ -521,7 +533,7 @@ def test_operations_in_place(layout, strides, method, monkeypatch):
 def test_an_output_without_gradients_takes_one_in_place(method):
     x, weight = random(2, 3, 12, 15), torch.ones(1, dtype=torch.float64, requires_grad=True)
     with torch.no_grad():
-        y = diff_stride(x, 1.7, smoothness=1.5, method=method)
+        y = diff_stride(x, 1.7, method=method)
     total = y.sum()
     y *= weight
     assert_close(torch.autograd.grad(y.sum(), weight), (total[None],))
@@ -532,7 +544,7 @@ def test_operations_in_place_within_transforms(method):
     x, s = random(2, 3, 12, 15), strides_of(1.7, 2.4)
 
     def f(x, s):
-        return diff_stride(x, s, sizes=(10, 9), smoothness=1.5, method=method)
+        return diff_stride(x, s, sizes=(10, 9), method=method)
 
     def values(change):
         f_of_s = torch.func.grad(lambda x, s: loss(change(f(x, s))), 1)
@@ -561,10 +573,8 @@ def test_a_penalty_is_scaled_in_place():
 @pytest.mark.parametrize("in_dim", [0, 2])
 def test_vmap_over_the_batch(method, in_dim):
     x, s = random(5, 12, 15).movedim(0, in_dim), strides_of(1.7, 2.4)
-    mapped = torch.vmap(lambda x: diff_stride(x, s, smoothness=1.5, method=method), in_dims=in_dim)(
-        x
-    )
-    looped = [diff_stride(part, s, smoothness=1.5, method=method) for part in x.movedim(in_dim, 0)]
+    mapped = torch.vmap(lambda x: diff_stride(x, s, method=method), in_dims=in_dim)(x)
+    looped = [diff_stride(part, s, method=method) for part in x.movedim(in_dim, 0)]
     assert_close(mapped, torch.stack(looped))
 
 
@@ -574,7 +584,7 @@ def test_vmap_over_strides(method):
     many = torch.stack([strides_of(1.7, 2.4), strides_of(0.4, 1.2), strides_of(3.0, 50.0)])
 
     def f(s, x=x):
-        return diff_stride(x, s, sizes=(10, 9), smoothness=1.5, method=method)
+        return diff_stride(x, s, sizes=(10, 9), method=method)
 
     assert_close(torch.vmap(f)(many), torch.stack([f(s) for s in many]))
     xs = random(3, 2, 12, 15, seed=1)
@@ -598,7 +608,7 @@ def test_vmap_of_grad(method):
     xs, s = random(3, 12, 15), strides_of(1.7, 2.4)
 
     def f(x, s, **options):
-        return loss(diff_stride(x, s, smoothness=1.5, method=method, **options))
+        return loss(diff_stride(x, s, method=method, **options))
 
     per_sample = torch.vmap(torch.func.grad(f, argnums=(0, 1)), in_dims=(0, None))(xs, s)
     looped = [torch.func.grad(f, argnums=(0, 1))(x, s) for x in xs]
@@ -625,7 +635,7 @@ def test_vmap_of_grad(method):
 )
 def test_batched_strides_without_sizes_are_refused(transform):
     x = random(12, 15)
-    mapped = transform(lambda s: diff_stride(x, s, smoothness=1.5))
+    mapped = transform(lambda s: diff_stride(x, s))
     with pytest.raises(ValueError, match=r"sizes must be given .*output_sizes\(x\.shape"):
         mapped(torch.full((3, 2), 1.7))
 
@@ -635,12 +645,12 @@ def test_strides_under_grad_alone_have_values():
     shapes = []
 
     def f(s):
-        y = diff_stride(x, s, smoothness=1.5)
+        y = diff_stride(x, s)
         shapes.append(tuple(y.shape))
         return loss(y)
 
     gradient = torch.func.grad(f)(s)
-    assert shapes[-1] == output_sizes((12, 15), s, smoothness=1.5)
+    assert shapes[-1] == output_sizes((12, 15), s)
     leaf = s.clone().requires_grad_()
     f(leaf).backward()
     assert_close(gradient, leaf.grad)
@@ -653,7 +663,7 @@ def test_tables_made_in_another_mode_are_not_reused_outside_it(before):
     x, s = random(3, 12, 15), strides_of(1.7, 2.4, requires_grad=True)
 
     def f(x, s):
-        return loss(diff_stride(x, s, sizes=(12, 10), smoothness=1.5, method="matmul"))
+        return loss(diff_stride(x, s, sizes=(12, 10), method="matmul"))
 
     def second_order():
         (gradient,) = torch.autograd.grad(f(x, s), s, create_graph=True)
@@ -688,7 +698,7 @@ def test_tables_made_in_another_mode_are_not_reused_outside_it(before):
     [
         ((2, 13), {"axes": -1}),
         ((2, 256), {"axes": -1}),  # From here on by FFTs.
-        ((2, 301), {"axes": -1, "convention": "relative"}),
+        ((2, 301), {"axes": -1, "convention": "paper"}),
         ((2, 256), {"axes": -1, "cropping": False}),
         ((2, 257), {"axes": -1, "sizes": (300,)}),
         ((2, 260, 3), {"axes": 1, "method": "fft"}),
@@ -698,7 +708,7 @@ def test_tables_made_in_another_mode_are_not_reused_outside_it(before):
 def test_many_cotangents_at_once(shape, options):
     x = random(*shape, requires_grad=True)
     s = strides_of(1.7, requires_grad=True)
-    y = diff_stride(x, s, smoothness=None, **options)
+    y = diff_stride(x, s, **options)
     many = random(3, *y.shape)
     found = torch.autograd.grad(
         y, (x, s), many, is_grads_batched=True, retain_graph=True, create_graph=True
@@ -745,7 +755,7 @@ def test_compiled_equals_eager(method):
     torch._dynamo.reset()
 
     def f(x, s):
-        return diff_stride(x, s, sizes=(12, 10), smoothness=1.5, method=method)
+        return diff_stride(x, s, sizes=(12, 10), method=method)
 
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
     x, s = random(3, 12, 15, requires_grad=True), strides_of(1.7, 2.4, requires_grad=True)
@@ -778,7 +788,7 @@ def test_compiled_where_nobody_differentiates(no_grad):
     torch._dynamo.reset()
 
     def f(x, s):
-        return diff_stride(x, s, sizes=(10, 8), smoothness=1.5, method="matmul")
+        return diff_stride(x, s, sizes=(10, 8), method="matmul")
 
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
     s = strides_of(1.7, 2.4, requires_grad=no_grad)
@@ -795,7 +805,7 @@ def test_compiled_for_several_sizes():
     torch._dynamo.reset()
 
     def f(x, s):
-        return diff_stride(x, s, sizes=(10, 8), smoothness=1.5, method="matmul")
+        return diff_stride(x, s, sizes=(10, 8), method="matmul")
 
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
     s = strides_of(1.7, 2.4)
@@ -810,8 +820,8 @@ def test_compiled_for_several_sizes():
 @pytest.mark.parametrize(
     "f",
     [
-        lambda x: diff_stride(x, [1.7, 2.4], smoothness=1.5),
-        lambda x: diff_stride(x, [1.7, 2.4], sizes=(10, 8), smoothness=1.5),
+        lambda x: diff_stride(x, [1.7, 2.4]),
+        lambda x: diff_stride(x, [1.7, 2.4], sizes=(10, 8)),
         lambda x: diff_stride(x, 2, convention="tensorflow"),
         lambda x: spectral_pool(x, 2.0),
         lambda x: conv_diff_stride(x[:, None], x.new_ones(2, 1, 3, 3), (1.7, 2)),
@@ -841,7 +851,9 @@ def test_compiled_numbers_decide_sizes():
 def test_compiled_where_nothing_can_be_cropped():
     torch._dynamo.reset()
     compiled = torch.compile(
-        lambda x: x + output_sizes((7, 40), 2.0)[0], fullgraph=True, backend="eager"
+        lambda x: x + output_sizes((7, 40), 2.0, convention="paper")[0],
+        fullgraph=True,
+        backend="eager",
     )
     with pytest.warns(NothingToCropWarning):
         assert_close(compiled(torch.zeros(2)), torch.full((2,), 7.0))
@@ -849,9 +861,7 @@ def test_compiled_where_nothing_can_be_cropped():
 
 def test_compiled_without_sizes_says_that_they_are_needed():
     torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda x, s: diff_stride(x, s, smoothness=1.5), backend="eager", fullgraph=False
-    )
+    compiled = torch.compile(lambda x, s: diff_stride(x, s), backend="eager", fullgraph=False)
     with pytest.raises(ValueError, match="sizes must be given"):
         compiled(random(12, 15), strides_of(1.7, 2.4))
 
@@ -867,7 +877,7 @@ def test_exported_equals_eager(strict):
             self.s = torch.nn.Parameter(strides_of(1.7, 2.4))
 
         def forward(self, x):
-            return diff_stride(x, self.s, sizes=(12, 10), smoothness=1.5, method="matmul")
+            return diff_stride(x, self.s, sizes=(12, 10), method="matmul")
 
     _tables.cache_clear()
     model, x = Model(), random(2, 12, 15)
@@ -898,7 +908,7 @@ def test_memory_layout_does_not_matter(layout, axes, method):
     def run(x):
         x = x.detach().requires_grad_()
         s = strides_of(*(1.7, 2.4)[: len(axes)], requires_grad=True)
-        y = diff_stride(x, s, axes=axes, smoothness=1.5, method=method)
+        y = diff_stride(x, s, axes=axes, method=method)
         # An expanded cotangent.
         y.sum().backward()
         return y.detach(), x.grad, s.grad
@@ -925,16 +935,16 @@ def test_channels_last_stays_and_copies_nothing(rank):
 
     copied = []
     with torch.no_grad(), Copies():
-        y = diff_stride(x, s, axes=axes, smoothness=1.5)
+        y = diff_stride(x, s, axes=axes)
     assert y.is_contiguous(memory_format=kind)
     assert not {"clone", "copy_", "contiguous"} & set(copied)
-    y = diff_stride(x, s, axes=axes, smoothness=1.5)
+    y = diff_stride(x, s, axes=axes)
     (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
     assert y.is_contiguous(memory_format=kind)
     assert dx.is_contiguous(memory_format=kind)
 
 
-@pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
+@pytest.mark.parametrize("convention", ["paper", "nominal", "tensorflow"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_large_batches_are_resized_in_blocks(convention, dtype, kind, monkeypatch):
@@ -959,21 +969,21 @@ def test_large_batches_are_resized_in_blocks(convention, dtype, kind, monkeypatc
 def test_any_number_of_batch_dimensions(batch, method):
     x = random(*batch, 12, 15, requires_grad=True)
     s = strides_of(1.7, 2.4, requires_grad=True)
-    y = diff_stride(x, s, smoothness=1.5, method=method)
-    assert y.shape == (*batch, *output_sizes(x.shape, s, smoothness=1.5))
+    y = diff_stride(x, s, method=method)
+    assert y.shape == (*batch, *output_sizes(x.shape, s))
     y.sum().backward()
     assert x.grad.shape == x.shape
     if x.numel() == 0:
         assert torch.equal(s.grad, torch.zeros_like(s))
         return
-    flat = diff_stride(x.detach().reshape(-1, 12, 15), s, smoothness=1.5, method=method)
+    flat = diff_stride(x.detach().reshape(-1, 12, 15), s, method=method)
     assert_close(y, flat.reshape(y.shape))
 
 
 def test_inputs_are_not_modified():
     x, s = random(2, 12, 15, requires_grad=True), strides_of(0.3, 99.0, requires_grad=True)
     before = x.detach().clone(), s.detach().clone(), x._version, s._version
-    diff_stride(x, s, smoothness=1.5).sum().backward()
+    diff_stride(x, s).sum().backward()
     spectral_resize(x, (3, 4)).sum().backward()
     complexity([s]).backward()
     assert torch.equal(x.detach(), before[0])
@@ -985,7 +995,7 @@ def test_the_output_shares_no_memory_with_the_input():
     # The identity included.
     x = random(8, 8)
     for y in (
-        diff_stride(x, [1.0, 1.0], limits=None, sizes=(8, 8)),
+        diff_stride(x, [1.0, 1.0], limits=None, sizes=(8, 8), convention="paper"),
         spectral_resize(x, (8, 8)),
         spectral_pool(x, 1.0),
     ):
@@ -1001,7 +1011,7 @@ def test_the_output_shares_no_memory_with_the_input():
 def test_dtypes_are_those_of_the_inputs(dtype, stride_dtype):
     x = random(12, 15).to(dtype).requires_grad_()
     s = strides_of(1.7, 2.4, dtype=stride_dtype, requires_grad=True)
-    y = diff_stride(x, s, smoothness=1.5)
+    y = diff_stride(x, s)
     y.sum().backward()
     assert y.dtype == x.grad.dtype == dtype
     assert s.grad.dtype == stride_dtype
@@ -1025,9 +1035,9 @@ def test_dtypes_are_those_of_the_inputs(dtype, stride_dtype):
 def test_strides_given_in_any_form(strides):
     x = random(12, 14)
     values = torch.as_tensor(strides, dtype=torch.float64).reshape(-1)
-    expected = diff_stride(x, values, smoothness=2.0)
-    assert torch.equal(diff_stride(x, strides, smoothness=2.0), expected)
-    assert tuple(expected.shape) == output_sizes(x.shape, strides, smoothness=2.0)
+    expected = diff_stride(x, values)
+    assert torch.equal(diff_stride(x, strides), expected)
+    assert tuple(expected.shape) == output_sizes(x.shape, strides)
 
 
 @pytest.mark.parametrize("options", [{"sizes": (10, 8)}, {}], ids=["sizes", "no-sizes"])
@@ -1044,20 +1054,20 @@ def test_strides_are_read_only_where_they_decide_the_size(options, monkeypatch):
 
         monkeypatch.setattr(torch.Tensor, name, counted)
     x, s = random(12, 15), strides_of(1.7, 2.4, requires_grad=True)
-    diff_stride(x, s, smoothness=1.5, **options).sum().backward()
+    diff_stride(x, s, **options).sum().backward()
     assert reads == ([] if options else ["tolist"])
 
 
 def test_meta_tensors_give_shapes():
     x = torch.empty(2, 3, 12, 15, device="meta")
     s = torch.empty(2, device="meta", requires_grad=True)
-    y = diff_stride(x, s, sizes=(12, 10), smoothness=1.5)
+    y = diff_stride(x, s, sizes=(12, 10))
     assert y.shape == (2, 3, 12, 10)
     assert y.device.type == "meta"
     y.sum().backward()
     assert s.grad.shape == (2,)
     with pytest.raises(ValueError, match="sizes must be given"):
-        diff_stride(x, s, smoothness=1.5)
+        diff_stride(x, s)
 
 
 def test_strides_on_another_device_are_refused():
@@ -1068,12 +1078,12 @@ def test_strides_on_another_device_are_refused():
 
 def test_default_dtype_and_device_do_not_reach_inside():
     x, s = random(2, 12, 15), strides_of(1.7, 2.4)
-    expected = diff_stride(x, s, smoothness=1.5)
+    expected = diff_stride(x, s)
     _tables.cache_clear()
     torch.set_default_dtype(torch.float16)
     try:
         with torch.device("meta"):
-            y = diff_stride(x, s, smoothness=1.5)
+            y = diff_stride(x, s)
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(y, expected)

@@ -41,9 +41,9 @@ class StubFlops:
 def two_layers():
     return torch.nn.Sequential(
         torch.nn.Conv2d(1, 4, 3, padding=1),
-        DiffStride2d(2.0, convention="relative"),
+        DiffStride2d(2.0),
         torch.nn.Conv2d(4, 4, 3, padding=1),
-        DiffStride2d((1.7, 2.3)),
+        DiffStride2d((1.7, 2.3), convention="paper"),
     )
 
 
@@ -63,7 +63,7 @@ def test_rows_say_what_the_last_forward_pass_did():
     assert all(row.share is None and row.share_at_output is None for row in summary.rows)
 
 
-@pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
+@pytest.mark.parametrize("convention", ["paper", "nominal", "tensorflow"])
 def test_stepping_over_a_distance_changes_the_size_and_stopping_before_it_does_not(convention):
     layer = DiffStride2d((2.1, 1.8), convention=convention, dtype=torch.float64)
     layer(torch.zeros(1, 64, 40))
@@ -100,15 +100,15 @@ def test_sizes_are_those_seen_since_the_last_projection():
 
 
 def test_sizes_follow_strides_that_have_changed_since_the_forward_pass():
-    layer = DiffStride2d(2.0, convention="relative")
+    layer = DiffStride2d(2.0)
     layer(torch.zeros(1, 32, 32))
     with torch.no_grad():
         layer.strides.fill_(4.0)
-    assert [axis.output_size for axis in stride_summary(layer).rows[0].axes] == [10, 10]
+    assert [axis.output_size for axis in stride_summary(layer).rows[0].axes] == [8, 8]
 
 
 def test_strides_are_those_used():
-    layer = DiffStride2d(1.0)
+    layer = DiffStride2d(1.0, convention="paper")
     with torch.no_grad():
         layer.strides.copy_(torch.tensor([0.2, 50.0]))
     layer(torch.zeros(1, 32, 32))
@@ -260,7 +260,7 @@ def test_shares_from_the_real_counts():
 
 @pytest.mark.parametrize("method", ["fused", "separate"])
 def test_shares_of_a_convolution_with_strides(method):
-    conv = DiffStrideConv2d(2, 5, 3, 4.0, convention="relative", method=method)
+    conv = DiffStrideConv2d(2, 5, 3, 4.0, method=method)
     model, images = torch.nn.Sequential(conv), torch.zeros(1, 2, 32, 40)
     model(images)
     flops = flops_penalty(model, images)

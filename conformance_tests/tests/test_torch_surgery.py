@@ -395,7 +395,7 @@ def test_multiply_adds_are_those_of_an_independent_counter(name):
         assert penalty().item() == pytest.approx(penalty.multiply_adds(), rel=1e-6)
 
 
-@pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
+@pytest.mark.parametrize("convention", ["paper", "nominal", "tensorflow"])
 def test_multiply_adds_of_our_models(convention):
     model = small_resnet(convention=convention, strides=(1.5, 2.2, 3.0))
     x = images(28, channels=1)
@@ -456,7 +456,7 @@ def test_a_layer_that_cannot_crop_gets_no_slope():
 
 
 def test_descending_the_penalty_makes_the_network_cheaper():
-    model, x = small_resnet(convention="relative", strides=(1.2, 1.2, 1.2)), images(28, channels=1)
+    model, x = small_resnet(convention="nominal", strides=(1.2, 1.2, 1.2)), images(28, channels=1)
     penalty = flops_penalty(model, x)
     strides = [block.pool.strides for block in model.blocks]
     optimizer = torch.optim.SGD(strides, lr=1.0)
@@ -501,7 +501,7 @@ class _Wrapper(nn.parallel.DistributedDataParallel):
     ],
 )
 def test_a_wrapped_model_costs_what_the_model_does(wrap):
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), DiffStride2d(2.3, convention="relative"))
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), DiffStride2d(2.3, convention="nominal"))
     wrapped, x = wrap(model), torch.zeros(1, 1, 20, 20)
     penalty = flops_penalty(wrapped, x)
     assert penalty() == flops_penalty(model, x)()
@@ -539,7 +539,7 @@ def test_frozen_model_is_equal_and_has_no_stride():
 
 
 @pytest.mark.parametrize("size", [40, 300])
-@pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
+@pytest.mark.parametrize("convention", ["paper", "nominal", "tensorflow"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_frozen_layers_of_every_convention(convention, dtype, size):
     layer = DiffStride2d((1.7, 2.6), convention=convention).to(dtype)
@@ -634,7 +634,7 @@ class Squeeze(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.scale = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
-        self.pool = DiffStride2d(1.5, convention="relative")
+        self.pool = DiffStride2d(1.5, convention="nominal")
 
     def forward(self, x):
         x = self.pool(self.first(x))
@@ -671,7 +671,7 @@ class TwoInputs(nn.Module):
         (TwoInputs, (images(64), images(48))),
         (
             lambda: nn.Sequential(
-                DiffStride2d(2.0, convention="relative"), nn.AdaptiveAvgPool2d(20), conv(1)
+                DiffStride2d(2.0, convention="nominal"), nn.AdaptiveAvgPool2d(20), conv(1)
             ),
             (images(32),),
         ),
@@ -867,7 +867,7 @@ def test_an_unknown_method_is_refused():
 
 
 @each_method
-@pytest.mark.parametrize("convention", ["paper", "relative", "tensorflow"])
+@pytest.mark.parametrize("convention", ["paper", "nominal", "tensorflow"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_frozen_convolutions_are_equal(convention, dtype, method):
     torch.manual_seed(0)
@@ -932,7 +932,7 @@ def test_the_method_counted_is_the_one_that_runs(groups):
     torch.manual_seed(0)
     model = nn.Sequential(
         DiffStrideConv2d(
-            24, 24, 5, 1.1, groups=groups, padding_mode="circular", convention="relative"
+            24, 24, 5, 1.1, groups=groups, padding_mode="circular", convention="nominal"
         ),
         nn.Conv2d(24, 4, 1),
     )
@@ -950,7 +950,7 @@ def test_the_method_counted_is_the_one_that_runs(groups):
 
 
 def test_what_forbids_to_fuse_is_counted_too():
-    model, x = Given([12.0], kernel_size=7, convention="relative"), images(48)
+    model, x = Given([12.0], kernel_size=7, convention="nominal"), images(48)
     penalty = flops_penalty(model, x)
     for hooks in (0, 1):
         assert runs_convolutions(lambda: model(x)) == hooks
@@ -969,7 +969,7 @@ class Row(nn.Module):
             3: (nn.Conv3d, DiffStride3d, SpectralPool3d),
         }[rank]
         self.convs = nn.ModuleList(conv(n, 8, 3, padding=1) for n in (3, 8, 8))
-        layers = fixed(2.0), learnt(2.0, convention="relative"), fixed(1.5)
+        layers = fixed(2.0), learnt(2.0, convention="nominal"), fixed(1.5)
         self.layers, self.method = nn.ModuleList(layers), method
 
     def forward(self, x):

@@ -37,7 +37,7 @@ def assert_close(actual, expected, tolerance=1e-12):
 
 
 def small(strides=(1.7, (2.4, 1.6)), **options):
-    options = {"convention": "relative", "channels": (4, 6, 8), "num_classes": CLASSES, **options}
+    options = {"channels": (4, 6, 8), "num_classes": CLASSES, **options}
     return small_resnet(strides=strides, **options)
 
 
@@ -49,9 +49,7 @@ def fused(**options):
 
 
 def deep(strides=(1.5, None, 1.7, (1.6, 1.3), 1.5)):
-    return preact_resnet18(
-        strides=strides, channels=(4, 4, 8, 8, 8), convention="relative", num_classes=CLASSES
-    )
+    return preact_resnet18(strides=strides, channels=(4, 4, 8, 8, 8), num_classes=CLASSES)
 
 
 def network(make, dtype=torch.float32, seed=0, **options):
