@@ -298,8 +298,9 @@ class Trace:
     def _overwrites(self, node: fx.Node) -> bool:
         if node.op == "call_module":
             return bool(getattr(self._modules[str(node.target)], "inplace", False))
-        name = node.target if isinstance(node.target, str) else node.target.__name__
-        in_place = name.endswith("_") or node.target in _IN_PLACE_OPERATORS
+        target = node.target
+        name = target if isinstance(target, str) else getattr(target, "__name__", "")
+        in_place = name.endswith("_") or target in _IN_PLACE_OPERATORS
         return in_place or bool(node.kwargs.get("inplace"))
 
     def _visit(self, node: fx.Node, multiply_adds: int) -> None:

@@ -195,7 +195,8 @@ def test_every_map_begins_with_the_size_it_had(name, placement, trainable):
     assert {name: found[name] for name in sizes} == sizes
     functions = [kept for kept in report.kept if kept.operation == "function"]
     assert len(report.kept) == (FAMILIES[name] if trainable else len(functions))
-    assert report.breaks == ()
+    # Held strides are put beside functions that are kept, and must stay there.
+    assert bool(report.breaks) == (not trainable and functions != [])
     offsets = [layer.settings.size_offset for layer in report.layers]
     if name == "resnet18":
         assert set(offsets) == {(0, 0)}
@@ -464,7 +465,7 @@ def test_a_shared_call_is_compiled_and_exported():
 
 
 @pytest.mark.parametrize(
-    ("placement", "most"), [("before", 1.07), pytest.param("after", 2.9, marks=pytest.mark.slow)]
+    ("placement", "most"), [("before", 1.07), pytest.param("after", 1.37, marks=pytest.mark.slow)]
 )
 def test_multiply_adds_of_resnet18_at_224(placement, most):
     model = build("resnet18")
