@@ -82,6 +82,10 @@ class DiffStride(eqx.Module):
     Where strides have concrete values, outside `jax.jit` and other transformations of the module,
     the output's size follows from these. Strides that are restored into a module need a `replan`.
 
+    What `equinox.tree_serialise_leaves` writes has the strides' values, not the convention and
+    smoothness they were learnt with: in a model made with others they mean something else, and
+    nothing says so. Save what the model is made with, such as `to_dict`, beside them.
+
     Examples
     --------
     >>> import jax

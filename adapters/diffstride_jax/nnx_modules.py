@@ -77,6 +77,10 @@ class DiffStride(nnx.Module):
     Outside `jax.jit` and other transformations of the module, where strides have concrete values,
     the output's size follows from these. Strides that are restored into a module need a `replan`.
 
+    The state that `nnx.state` returns and a checkpoint holds has the strides' values, not the
+    convention and smoothness they were learnt with: in a model made with others they mean something
+    else, and nothing says so. Save what the model is made with, such as `to_dict`, beside them.
+
     Examples
     --------
     >>> import jax.numpy as jnp

@@ -194,6 +194,14 @@ class DiffStrideConv(PooledConvolution):
         """Take part in one call of the layer before several convolutions that read one tensor."""
         self._call, self._reader = call, reader
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # Nor are the weights overwritten where the layer refuses the state, which says why itself.
+        pool: nn.Module = self.pool  # Another one where the module is frozen.
+        if not isinstance(pool, DiffStride) or not pool.why_not_loaded(
+            state_dict, f"{prefix}pool."
+        ):
+            super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
+
     def extra_repr(self) -> str:  # noqa: D102
         shown: str = super().extra_repr()  # type: ignore[misc]
         if self.placement != "before":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +29,7 @@ from diffstride_core.plan import Plan
 from diffstride_core.plan_cache import PlanCache
 from diffstride_core.planning import plan_pool
 from diffstride_core.settings import make_settings
+from diffstride_torch import saved_state
 from diffstride_torch.joining import Resize
 from diffstride_torch.precision import KeepsPrecision
 
@@ -124,6 +125,11 @@ class DiffStride(KeepsPrecision, Resize):
     through ``strides.data`` on an accelerator leaves no such trace; call `project_strides` then. So
     too inside `torch.compile`, where the values are those of the last forward pass outside it or of
     the last `project_strides`.
+
+    A state dict holds convention and smoothness beside the strides, as the layer's extra state: a
+    tensor. To load a state that was saved with others is an error, which leaves the layer as it
+    was. A state without them, as of a version that did not save them, is loaded with one warning
+    for the whole model. Neither is reported as a missing key.
     """
 
     rank: ClassVar[int]
@@ -212,6 +218,74 @@ class DiffStride(KeepsPrecision, Resize):
         ``DiffStride2d(**layer.to_dict())``. Strides below 1, which count as 1, are given as 1.
         """
         return self.settings.layer_arguments(whole(self.strides.detach()).tolist())
+
+    def get_extra_state(self) -> torch.Tensor:
+        """Return what a state dict holds besides the strides: convention and smoothness.
+
+        Returns
+        -------
+        torch.Tensor, shape (256,)
+            Of dtype int32: the codes of JSON.
+        """
+        return saved_state.encoded(self._saved_arguments())
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        """Check what `get_extra_state` returned for the layer that is being loaded.
+
+        Parameters
+        ----------
+        state : torch.Tensor, shape (256,)
+
+        Raises
+        ------
+        ValueError
+            If that layer's convention and smoothness are not this one's.
+        """
+        saved_state.check(state, self._saved_arguments())
+
+    def _saved_arguments(self) -> dict[str, Any]:
+        """Return the arguments without which the strides' values mean nothing."""
+        arguments = self.settings.arguments()
+        return {name: arguments[name] for name in ("convention", "smoothness")}
+
+    def why_not_loaded(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
+        """Return why the layer refuses a state dict, in which its keys begin with `prefix`."""
+        key = prefix + saved_state.KEY
+        if key in state_dict:
+            try:
+                saved_state.check(state_dict[key], self._saved_arguments(), prefix)
+            except ValueError as error:
+                return str(error)
+        return None
+
+    def _load_from_state_dict(  # type: ignore[override]
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # Before any stride is overwritten; `set_extra_state` is called after that.
+        if (reason := self.why_not_loaded(state_dict, prefix)) is not None:
+            error_msgs.append(reason)
+            return
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+        key = prefix + saved_state.KEY
+        if key in missing_keys:
+            missing_keys.remove(key)
+            if prefix + "strides" in state_dict:
+                saved_state.warn_unchecked(self._saved_arguments(), prefix, error_msgs)
 
     def extra_repr(self) -> str:  # noqa: D102
         settings = self.settings

@@ -48,7 +48,7 @@ def test_a_size_steps_where_the_guard_ends(j):
 
 @pytest.mark.parametrize("j", [6, 20, 400])
 def test_a_nominal_size_steps_where_the_guard_ends(j):
-    """M = floor(t + 3/4 + 1e-5 + 1e-7*t): t + 3/4 = j is missed by just so much and still counts."""
+    """M = floor(t + 3/4 + 1e-5 + 1e-7*t): t + 3/4 = j counts if it is missed by just so much."""
     nominal, size = CONVENTIONS["nominal"], 1000
     guard = 1e-5 + 1e-7 * j
     for missing, expected in ((-0.5, j), (0.0, j), (0.95, j), (1.05, j - 1)):

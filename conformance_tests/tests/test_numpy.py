@@ -455,6 +455,26 @@ def test_drifted_strides_are_bounded_and_left_alone(convention, lower):
     np.testing.assert_allclose(dstrides, expected, rtol=1e-10)
 
 
+@pytest.mark.parametrize("method", ENGINES)
+@pytest.mark.parametrize(("stride", "step"), [(16.0, -STEP), (1.0, STEP)])
+def test_strides_at_either_bound_have_the_slope_of_the_loss_inwards(stride, step, method):
+    # N = 32: at S = 16 bin 1 alone is on the ramp, at S = 1 the bins 13 to 16.
+    x, g = random(5, 32), random(5, 32, seed=1)
+
+    def loss(stride):
+        y = ds.diff_stride(x, stride, axes=-1, method=method)
+        size = ds.output_sizes(x.shape, stride, axes=-1)
+        return np.sum(g * ds.spectral_resize(y, 32, axes=-1)), size
+
+    (there, size), (here, size_there) = loss(stride + step), loss(stride)
+    assert size == size_there == ((2,) if stride == 16 else (32,))
+    y, pullback = ds.diff_stride_with_pullback(x, stride, axes=-1, method=method)
+    _, resized = ds.spectral_resize_with_pullback(y, 32, axes=-1)
+    _, dstride = pullback(resized(g)[0])
+    assert dstride == pytest.approx((there - here) / step, rel=1e-4)
+    assert abs(dstride) > 1e-2
+
+
 def test_project_uses_the_bounds_of_all_sizes_seen_since_it_was_called():
     layer = ds.DiffStride([2.0, 2.0], limits=(None, 12.0), convention="paper")
     strides = layer.strides

@@ -27,6 +27,7 @@ from diffstride_torch import (
     output_sizes,
     param_groups,
     project_strides,
+    spectral_resize,
 )
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -151,15 +152,15 @@ def plans(monkeypatch):
 # --- The parameter and its copies ---------------------------------------------------------------
 
 
-def test_state_is_the_strides_alone():
+def test_the_only_parameter_is_the_strides():
     module = layer()
-    assert list(module.state_dict()) == ["strides"]
+    assert list(module.state_dict()) == ["strides", "_extra_state"]
     assert list(dict(module.named_parameters())) == ["strides"]
     assert not list(module.buffers())
     assert module.strides.dtype == torch.float32
     assert module.strides.shape == (2,)
     module(random(2, 24, 20))
-    assert list(module.state_dict()) == ["strides"]
+    assert list(module.state_dict()) == ["strides", "_extra_state"]
 
 
 def test_state_round_trip_changes_the_output_size(rule):
@@ -200,12 +201,13 @@ def _in_place(module):
 
 
 def _loaded(module):
-    module.load_state_dict({"strides": torch.tensor([2.9, 1.4])})
+    module.load_state_dict({**module.state_dict(), "strides": torch.tensor([2.9, 1.4])})
     return module
 
 
 def _assigned(module):
-    module.load_state_dict({"strides": torch.tensor([2.9, 1.4])}, assign=True)
+    state = {**module.state_dict(), "strides": torch.tensor([2.9, 1.4])}
+    module.load_state_dict(state, assign=True)
     return module
 
 
@@ -547,7 +549,7 @@ def test_meta_device():
     with pytest.raises(ValueError, match="sizes must be given"):
         model(torch.empty(2, 24, 20, device="meta"))
     model.to_empty(device="cpu")
-    model[0].load_state_dict({"strides": torch.tensor([1.7, 2.4])})
+    model[0].load_state_dict({**model[0].state_dict(), "strides": torch.tensor([1.7, 2.4])})
     assert_right(model[0])
     shapes = nn.Sequential(DiffStrideConv2d(1, 2, 3, method="fused"), DiffStride2d(2.0))
     frozen = freeze(shapes, torch.zeros(1, 1, 32, 32)).to("meta")
@@ -612,6 +614,44 @@ def test_a_drifted_parameter_comes_back():
         optimizer.step()
         assert torch.isfinite(module.strides).all()
     assert module.strides.item() > 0.5
+
+
+def steps_towards(target, x, start, steps=16):
+    """Return the strides and losses of a descent on what a layer makes of a signal."""
+    module = DiffStride1d(start, norm="forward", dtype=torch.float64)
+    # With momentum: at N/S between 3 and 3.25, say, no bin that the output holds is on the ramp.
+    optimizer = torch.optim.SGD(module.parameters(), lr=300.0, momentum=0.9)
+    strides, losses = [module.strides.item()], []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        # Interpolated back, so that outputs of all sizes can be compared.
+        loss = (spectral_resize(module(x), x.shape[-1], axes=-1) - target).square().mean()
+        loss.backward()
+        nn.utils.clip_grad_value_(module.parameters(), 1e-3)
+        optimizer.step()
+        project_strides(module)
+        strides.append(module.strides.item())
+        losses.append(loss.item())
+    return strides, losses
+
+
+def test_a_stride_at_its_upper_bound_comes_down_when_the_loss_asks_for_it():
+    x = random(64, 32, dtype=torch.float64)
+    strides, losses = steps_towards(x, x, 16.0)
+    assert strides[0] == 16.0
+    assert strides[1] < 16.0
+    assert strides[-1] < 4.0
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_stride_of_one_goes_up_when_the_loss_asks_for_it():
+    x = random(64, 32, dtype=torch.float64)
+    target = spectral_resize(spectral_resize(x, 8, axes=-1), 32, axes=-1)
+    strides, losses = steps_towards(target, x, 1.0)
+    assert strides[0] == 1.0
+    assert strides[1] > 1.0
+    assert strides[-1] > 2.0
+    assert losses[-1] < 0.5 * losses[0]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -837,7 +877,7 @@ def test_a_shared_stride_is_bounded_by_all_axes():
 def test_frozen_strides():
     module, x = layer(trainable=False), random(2, 24, 20, requires_grad=True)
     assert not module.strides.requires_grad
-    assert list(module.state_dict()) == ["strides"]
+    assert list(module.state_dict()) == ["strides", "_extra_state"]
     module(x).sum().backward()
     assert module.strides.grad is None
     assert x.grad is not None
@@ -1029,7 +1069,7 @@ def test_projection_reads_all_strides_in_one_transfer(accelerator, plans):
     for module in (model[0], model[1], model[2][0]):
         x = assert_right(module, x)
     assert torch.equal(x, y)
-    assert set(model.state_dict()) == {"0.strides", "1.strides", "2.0.strides"}
+    assert dict(model.named_parameters()).keys() == {"0.strides", "1.strides", "2.0.strides"}
 
 
 def test_projection_reads_once_per_dtype(accelerator):
