@@ -785,8 +785,8 @@ def test_multiply_adds_of_our_models(convention, placement):
 # What a convention makes of one map: the authors' code is a sum of two real operators.
 TERMS = {"nominal": 1, "paper": 1, "tensorflow": 2}
 
-# Where the smooth size is a whole number, of either parity, and so M itself: the convention, how much
-# larger than N/S it is, N, and the strides of two layers.
+# Where the smooth size is a whole number, of either parity, and so M itself: the convention, how
+# much larger than N/S it is, N, and the strides of two layers.
 AT_WHOLE_SIZES = (
     ("nominal", 0, 105, [[3.0, 2.1], [1.4, 2.0]]),  # To 35 x 50, to 25 x 25.
     ("nominal", 0, 84, [[2.1, 4.0], [2.5, 1.4]]),  # To 40 x 21, to 16 x 15.
