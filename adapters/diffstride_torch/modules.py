@@ -126,7 +126,7 @@ class DiffStride(KeepsPrecision, Resize):
     too inside `torch.compile`, where the values are those of the last forward pass outside it or of
     the last `project_strides`.
 
-    A state dict holds convention and smoothness beside the strides, as the layer's extra state: a
+    A state dict holds convention, smoothness and size offset beside the strides, as extra state: a
     tensor. To load a state that was saved with others is an error, which leaves the layer as it
     was. A state without them, as of a version that did not save them, is loaded with one warning
     for the whole model. Neither is reported as a missing key.
@@ -220,7 +220,7 @@ class DiffStride(KeepsPrecision, Resize):
         return self.settings.layer_arguments(whole(self.strides.detach()).tolist())
 
     def get_extra_state(self) -> torch.Tensor:
-        """Return what a state dict holds besides the strides: convention and smoothness.
+        """Return what a state dict holds besides the strides, as convention and smoothness.
 
         Returns
         -------
@@ -239,14 +239,15 @@ class DiffStride(KeepsPrecision, Resize):
         Raises
         ------
         ValueError
-            If that layer's convention and smoothness are not this one's.
+            If that layer's arguments are not this one's.
         """
         saved_state.check(state, self._saved_arguments())
 
     def _saved_arguments(self) -> dict[str, Any]:
         """Return the arguments without which the strides' values mean nothing."""
+        names = ("convention", "smoothness", "size_offset")
         arguments = self.settings.arguments()
-        return {name: arguments[name] for name in ("convention", "smoothness")}
+        return {name: arguments[name] for name in names if name in arguments}
 
     def why_not_loaded(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
         """Return why the layer refuses a state dict, in which its keys begin with `prefix`."""

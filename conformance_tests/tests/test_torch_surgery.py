@@ -328,6 +328,19 @@ def test_a_frozen_copy_keeps_the_sizes():
         torch.testing.assert_close(other(x), model(x))
 
 
+def test_a_state_holds_the_size_offset():
+    states = []
+    for size in (63, 64, 65):
+        model = nn.Sequential(nn.MaxPool2d(2))
+        replace_downsampling(model, images(size))
+        states.append((model, model.state_dict()))
+    (odd, state), (even, other), (alike, _) = states
+    alike.load_state_dict(state)
+    for model, wrong in ((odd, other), (even, state)):
+        with pytest.raises(RuntimeError, match=r"size_offset=\[-1, -1\]"):
+            model.load_state_dict(wrong)
+
+
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
