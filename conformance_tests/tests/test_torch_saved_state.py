@@ -189,13 +189,12 @@ def test_a_state_without_them_is_loaded_with_one_warning_for_the_whole_model(str
     source, target = network(1.7, seed=1).eval(), network().eval()
     old = without_extra_state(source.state_dict())
     for _ in range(2):  # One for each load.
-        with pytest.warns(UserWarning) as caught:
+        with pytest.warns(
+            UserWarning, match="layer '1' takes its own, convention='nominal', smoothness=0.25"
+        ) as caught:
             assert target.load_state_dict(old, strict=strict) == ([], [])
         (warning,) = caught
         assert "not the convention and smoothness" in str(warning.message)
-        assert "layer '1' takes its own, convention='nominal', smoothness=0.25" in str(
-            warning.message
-        )
     assert torch.equal(target(image()), source(image()))
 
 
@@ -273,9 +272,9 @@ WAYS = {
     "bfloat16": in_half_precision(torch.bfloat16),
     "running-average": of_a_running_average,
     "mean": of_a_mean,
-    "averaged-model": lambda model: (
-        torch.optim.swa_utils.AveragedModel(model, use_buffers=True).module.state_dict()
-    ),
+    "averaged-model": lambda model: torch.optim.swa_utils.AveragedModel(
+        model, use_buffers=True
+    ).module.state_dict(),
     "keep-vars": lambda model: model.state_dict(keep_vars=True),
 }
 
