@@ -56,6 +56,9 @@ class DiffStride(eqx.Module):
         Learn one stride for all axes instead of one per axis.
     smoothness, limits, cropping, norm, convention, method
         See `diff_stride`.
+    size_offset : int or sequence of int
+        Added to the output size that follows from a stride, within 1 to N: one per axis or one for
+        all.
     dtype : dtype
         Of the strides, float32 or float64.
 
@@ -112,6 +115,7 @@ class DiffStride(eqx.Module):
         norm: str | None = None,
         convention: str = DEFAULT_CONVENTION,
         method: str = "auto",
+        size_offset: int | Sequence[int] = 0,
         dtype: Any = jnp.float32,
     ) -> None:
         self.plans, self.strides = make_plans(
@@ -125,6 +129,7 @@ class DiffStride(eqx.Module):
             norm=norm,
             convention=convention,
             method=method,
+            size_offset=size_offset,
         )
 
     def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:

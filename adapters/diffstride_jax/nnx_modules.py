@@ -51,6 +51,9 @@ class DiffStride(nnx.Module):
         Learn one stride for all axes instead of one per axis.
     smoothness, limits, cropping, norm, convention, method
         See `diff_stride`.
+    size_offset : int or sequence of int
+        Added to the output size that follows from a stride, within 1 to N: one per axis or one for
+        all.
     param_dtype : dtype
         Of the strides, float32 or float64.
 
@@ -99,6 +102,7 @@ class DiffStride(nnx.Module):
         norm: str | None = None,
         convention: str = DEFAULT_CONVENTION,
         method: str = "auto",
+        size_offset: int | Sequence[int] = 0,
         param_dtype: Any = jnp.float32,
     ) -> None:
         self.plans, strides = make_plans(
@@ -112,6 +116,7 @@ class DiffStride(nnx.Module):
             norm=norm,
             convention=convention,
             method=method,
+            size_offset=size_offset,
         )
         self.strides = StrideParam(strides)
 

@@ -20,6 +20,7 @@ from diffstride_torch.joining import (
     why_not_fused,
 )
 from diffstride_torch.modules import DiffStride, DiffStride1d, DiffStride2d, DiffStride3d
+from diffstride_torch.shared_call import SharedCall
 from diffstride_torch.tracing import Window, window_of
 
 
@@ -89,6 +90,8 @@ class DiffStrideConv(PooledConvolution):
     placement: str
     _layer: ClassVar[type[DiffStride]]
     _end_padding: list[int] | None = None
+    _call: SharedCall | None = None
+    _reader = 0
 
     def __init__(
         self,
@@ -148,12 +151,14 @@ class DiffStrideConv(PooledConvolution):
         self._set_up(pool, method, placement)
 
     @classmethod
-    def of(cls, conv: AnyConv, pool: DiffStride, method: str = "auto") -> AnyConv:
-        """Return a strided convolution at stride 1 with a layer behind it, sharing its parameters.
+    def of(
+        cls, conv: AnyConv, pool: DiffStride, placement: str = "after", method: str = "auto"
+    ) -> AnyConv:
+        """Return a strided convolution at stride 1 with a layer, sharing its parameters.
 
         At stride 1 it keeps the size of its input, whatever its kernel: output n is the one that
-        the strided convolution computes at n. Where that cannot be fused, `method` "fused" is
-        "auto".
+        the strided convolution computes at n. `method` is that of a layer after it; where that
+        cannot be fused, "fused" is "auto".
         """
         made: Any = cls.__new__(cls)
         super(PooledConvolution, made).__init__(
@@ -175,13 +180,19 @@ class DiffStrideConv(PooledConvolution):
             made._end_padding = pad_argument(window)
             made.padding = (0,) * len(window.kernel)
             made._reversed_padding_repeated_twice = [0, 0] * len(window.kernel)
-        if method == "fused" and (made._end_padding or why_not_fused(made)):
+        if placement == "before" or (
+            method == "fused" and (made._end_padding or why_not_fused(made))
+        ):
             method = "auto"
-        made._set_up(pool, method, "after")
+        made._set_up(pool, method, placement)
         return made
 
     def _set_up(self, pool: DiffStride, method: str, placement: str) -> None:
         self.pool, self.method, self.placement = pool, method, placement
+
+    def share(self, call: SharedCall, reader: int) -> None:
+        """Take part in one call of the layer before several convolutions that read one tensor."""
+        self._call, self._reader = call, reader
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # Nor are the weights overwritten where the layer refuses the state, which says why itself.
@@ -217,6 +228,8 @@ class DiffStrideConv(PooledConvolution):
         """
         if checked_placement(self.placement, self.method) == "before":
             self._check_shape(x)
+            if self._call is not None:
+                return self.convolve(self._call(self._reader, self.pool, x))
             return self.convolve(self.pool(x))
         if self._end_padding is not None:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode  # type: ignore[attr-defined]

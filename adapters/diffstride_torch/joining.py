@@ -217,7 +217,9 @@ def convolve_and_pool(
     if isinstance(pool, Resize):
         y: torch.Tensor = pool(x, conv, method=method)
         return y
-    return pool(_convolved(conv, x))
+    # With another layer than that it is called as a whole.
+    is_alone = isinstance(conv, PooledConvolution) and conv.pool is pool
+    return pool(_convolved(conv, x) if is_alone else conv(x))
 
 
 def _convolved(conv: AnyConv, x: torch.Tensor) -> torch.Tensor:
