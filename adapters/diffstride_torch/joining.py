@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, NoReturn, TypeAlias
 
 import torch
-from diffstride_backends.torch_backend import BACKEND, sizes_untraced
+from diffstride_backends.torch_backend import BACKEND, EVALUATION_UNITS, sizes_untraced
 from torch import nn
 
 from diffstride_core.arguments import normalized_axes, option
@@ -175,7 +175,7 @@ def _decide(
     if method == "fused":
         check_fused(plan)
         return plan
-    return plan if is_fused_cheaper(plan) else None
+    return plan if is_fused_cheaper(plan, EVALUATION_UNITS) else None
 
 
 # It takes as long as a small layer, and is the same in every step.

@@ -84,7 +84,7 @@ def test_programs_are_kept_within_bytes(monkeypatch):
     assert size > 4 * 2 * 11 * (40 + 20)
     first = weakref.ref(first)
     monkeypatch.setattr(programs, "most_bytes", size)
-    diff_stride(x, 2.0, axes=-1, method="matmul", sizes=24)
+    diff_stride(x, 2.0, axes=-1, method="matmul", sizes=16)
     assert len(programs) == 1
     gc.collect()
     assert first() is None

@@ -461,7 +461,7 @@ def test_averaged_strides_decide_the_sizes_of_the_average(make):
     for step in range(4):
         with torch.no_grad():
             for layer in layers_of(model):
-                layer.strides += 0.25
+                layer.strides += 0.15
         average.update_parameters(model)
         # The first update copies.
         own = strides_of(model)

@@ -266,11 +266,6 @@ class Config(Options):
     result. Started by torchrun, all processes share the work.
     """
 
-    # Rates and penalty were chosen with --evaluate-on validation --seed 1 --training.epochs 12.
-    # Accuracies at learning rates 0.005 and 0.01, stride rates 0.05 and 0.1 and penalties 0.3, 1
-    # and 3 all lay within two standard errors of each other. Penalties 0.3, 1 and 3 ended at 2.9,
-    # 2.1 and 2.1 million multiply-adds, none at 4.1.
-
     run_dir: AnyPath = Path("runs/demo")
     """Folder of the run."""
 

@@ -118,7 +118,7 @@ def summarise(trainer: Trainer) -> Result:
 
 
 def comparisons(results: Sequence[Result]) -> list[str]:
-    """Say in words what the table means for the learnt strides.
+    """Say in words what the table means for the methods.
 
     Parameters
     ----------
@@ -145,9 +145,10 @@ def comparisons(results: Sequence[Result]) -> list[str]:
 
     pairs = [
         ("spectral", "conv"),
+        ("diffstride", "conv"),
         ("diffstride", "spectral"),
         ("diffstride-penalised", "diffstride"),
-        ("diffstride-budget", "spectral"),
+        ("diffstride-budget", "conv"),
         ("diffstride-paper", "spectral"),
         ("diffstride-tensorflow", "spectral"),
     ]
