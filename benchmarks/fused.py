@@ -1,13 +1,13 @@
-"""Time a convolution and the layer behind it, fused and one after the other.
+"""Time a convolution with the layer in front of it or behind it, beside a strided convolution.
 
 Usage: ``python benchmarks/fused.py``
 
 Forward and backward in float32 over a grid of channels, sizes, strides and conventions, with a few
-depthwise, grouped, dilated and one-dimensional convolutions: by the framework's own convolution and
-the layer after it, by shifted resizes and one pointwise convolution, and beside them the strided
-convolution that both stand in for; on PyTorch and, but for the latter, on JAX (jit). Prints a table
-with what ``method="auto"`` chooses, the multiply-adds of both and the peak memory, tries what the
-choice is made by, and writes `fused.json` and `fused.png` to `benchmarks/results`.
+depthwise, grouped, dilated and one-dimensional convolutions; on PyTorch and on JAX (jit). The layer
+is in front ("before"), behind by the framework's own convolution and the resize after it
+("separate"), or behind by shifted resizes and one pointwise convolution ("fused"). Prints a table
+with what ``method="auto"`` chooses of the last two and the units that would choose best, and writes
+`fused.json` and `fused.png` to `benchmarks/results`.
 """
 
 from __future__ import annotations
@@ -22,23 +22,22 @@ import matplotlib.pyplot as plt
 import measuring
 import numpy as np
 import torch
+from diffstride_backends.jax_backend import EVALUATION_UNITS as JAX_UNITS
+from diffstride_backends.torch_backend import EVALUATION_UNITS as TORCH_UNITS
 from diffstride_jax.functional import conv_diff_stride as jax_conv_diff_stride
-from diffstride_torch import conv_diff_stride, output_sizes
+from diffstride_jax.functional import diff_stride as jax_diff_stride
+from diffstride_torch import conv_diff_stride, diff_stride, output_sizes
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from diffstride_core.convolution import (
-    UNITS,
-    ConvPlan,
-    checked_convolution,
-    costs,
-    is_fused_cheaper,
-)
+from diffstride_core.convolution import ConvPlan, EvaluationUnits, checked_convolution
 from diffstride_core.planning import plan_diff_stride
 from diffstride_core.settings import make_settings
 
 METHODS = ("separate", "fused")
+# Each framework's measurements and the units by which it chooses.
+FRAMEWORKS = {"PyTorch": ("seconds", TORCH_UNITS), "JAX": ("seconds on JAX", JAX_UNITS)}
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Case:
     outputs: int
     size: int
     stride: float
-    convention: str = "relative"
+    convention: str = "nominal"
     kernel: int = 3
     groups: int = 1
     dilation: int = 1
@@ -106,7 +105,7 @@ def cases() -> list[Case]:
             (16, 256, 14),
         )
         for stride, convention in (
-            *itertools.product((1.5, 2.0, 3.0), ("relative",)),
+            *itertools.product((1.5, 2.0, 3.0), ("nominal",)),
             (2.0, "paper"),
             (4.0, "paper"),
         )
@@ -145,6 +144,11 @@ def contenders(case: Case) -> measuring.Contenders:
         )
         torch.autograd.grad(y, (x, weight, strides), g)
 
+    def before() -> None:
+        small = diff_stride(x, strides, axes=case.axes, convention=case.convention)
+        y = convolve(small, weight, padding=padding, **options)
+        torch.autograd.grad(y, (x, weight, strides), g)
+
     def strided() -> None:
         whole = max(1, round(case.stride))
         y = convolve(x, weight, stride=whole, padding=padding, **options)
@@ -153,7 +157,7 @@ def contenders(case: Case) -> measuring.Contenders:
     runs: dict[str, Callable[[], object]] = {
         method: lambda method=method: run(method) for method in METHODS
     }
-    return {**runs, "strided": strided}
+    return {**runs, "before": before, "strided": strided}
 
 
 def jax_contenders(case: Case) -> measuring.Contenders:
@@ -166,130 +170,140 @@ def jax_contenders(case: Case) -> measuring.Contenders:
     strides = jax.numpy.full((case.rank,), case.stride)
     options = {"dilation": case.dilation, "groups": case.groups, "convention": case.convention}
 
-    def run(method: str) -> Callable[[], object]:
-        def evaluate(*arrays: jax.Array) -> jax.Array:
-            return jax_conv_diff_stride(*arrays, sizes=sizes, method=method, **options)
+    rank = "DHW"[-case.rank :]
+    numbers = jax.lax.conv_dimension_numbers(
+        case.shape, case.weight_shape, (f"NC{rank}", f"OI{rank}", f"NC{rank}")
+    )
 
+    def convolve(x: jax.Array, weight: jax.Array, stride: int = 1) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            x,
+            weight,
+            (stride,) * case.rank,
+            [(case.dilation * (case.kernel // 2),) * 2] * case.rank,
+            rhs_dilation=(case.dilation,) * case.rank,
+            dimension_numbers=numbers,
+            feature_group_count=case.groups,
+        )
+
+    def separate(x: jax.Array, weight: jax.Array, strides: jax.Array) -> jax.Array:
+        return jax_conv_diff_stride(x, weight, strides, sizes=sizes, method="separate", **options)
+
+    def fused(x: jax.Array, weight: jax.Array, strides: jax.Array) -> jax.Array:
+        return jax_conv_diff_stride(x, weight, strides, sizes=sizes, method="fused", **options)
+
+    def before(x: jax.Array, weight: jax.Array, strides: jax.Array) -> jax.Array:
+        small = jax_diff_stride(x, strides, sizes=sizes, axes=case.axes, convention=case.convention)
+        return convolve(small, weight)
+
+    whole = max(1, round(case.stride))
+
+    def strided(x: jax.Array, weight: jax.Array, strides: jax.Array) -> jax.Array:
+        return convolve(x, weight, whole)
+
+    def run(evaluate: Callable[..., jax.Array]) -> Callable[[], object]:
         @jax.jit
-        def step(g: jax.Array, *arrays: jax.Array) -> tuple:
+        def step(*arrays: jax.Array) -> tuple:
             y, pullback = jax.vjp(evaluate, *arrays)
-            return y, pullback(g)
+            # Where sizes are equal the cotangent is g; a strided convolution's has its own.
+            return y, pullback(g if g.shape == y.shape else jax.numpy.ones_like(y))
 
-        return lambda: jax.block_until_ready(step(g, x, weight, strides))
+        return lambda: jax.block_until_ready(step(x, weight, strides))
 
-    return {method: run(method) for method in METHODS}
+    return {f.__name__: run(f) for f in (separate, fused, before, strided)}
 
 
 def measure(case: Case) -> dict[str, object]:
-    """Time and weigh the contenders of one case."""
+    """Time and weigh the contenders of one case on PyTorch."""
     runs = contenders(case)
     seconds = measuring.medians(runs, rounds=15, seconds=6)
-    plan = case.plan
     return {
         "case": asdict(case),
         "name": case.name,
-        "sizes": plan.resize.output_sizes,
+        "sizes": case.plan.resize.output_sizes,
         "seconds": seconds,
-        "peak bytes": {name: measuring.torch_peak(runs[name]) for name in METHODS},
-        "costs": {name: [case.batch * part for part in costs(plan)[name]] for name in METHODS},
-        "auto": "fused" if is_fused_cheaper(plan) else "separate",
+        "peak bytes": {name: measuring.torch_peak(run) for name, run in runs.items()},
     }
 
 
-def regret(row: dict, units: dict[str, tuple[float, ...]]) -> float:
+def regret(row: dict, key: str, units: EvaluationUnits) -> float:
     """Return by which factor the choice by some units is slower than the better of the two."""
-    seconds = row["seconds"]
-    expected = {name: np.dot(row["costs"][name], units[name]) for name in METHODS}
+    seconds, expected = row[key], units.expected(Case(**row["case"]).plan)
     return seconds[min(METHODS, key=expected.__getitem__)] / min(map(seconds.get, METHODS))
 
 
-def misjudgement(row: dict, units: dict[str, tuple[float, ...]]) -> float:
+def misjudgement(row: dict, key: str, units: EvaluationUnits) -> float:
     """Return the logarithm of the factor by which some units misjudge the gain."""
-    seconds = row["seconds"]
-    expected = {name: np.dot(row["costs"][name], units[name]) for name in METHODS}
+    seconds, expected = row[key], units.expected(Case(**row["case"]).plan)
     gain = seconds["separate"] / seconds["fused"]
     return abs(math.log(expected["separate"] / expected["fused"] / gain))
 
 
-def best_units(rows: list[dict]) -> tuple[float, dict[str, tuple[float, ...]]]:
+def best_units(rows: list[dict], key: str) -> tuple[float, EvaluationUnits]:
     """Return the units of costs whose worst choice is the least bad, and that choice's factor.
 
     Among equals those that misjudge the gains least.
     """
-    candidates = (
-        {"separate": (1.0, resize), "fused": (pointwise, shifted)}
-        for resize, pointwise, shifted in itertools.product(
-            (1.0, 2.0, 3.0, 4.0), (1.0, 1.25, 1.5, 1.75), (2.0, 3.0, 4.0, 5.0)
-        )
+    candidates = itertools.starmap(
+        EvaluationUnits,
+        itertools.product(
+            (1.0, 2.0, 4.0, 8.0, 16.0),
+            (1.0, 2.0, 3.0, 4.0),
+            (1.0, 1.25, 1.5, 1.75),
+            (2.0, 3.0, 4.0, 5.0),
+        ),
     )
 
-    def judged(units: dict[str, tuple[float, ...]]) -> tuple[float, float]:
-        worst = max(regret(row, units) for row in rows)
-        return round(worst, 2), sum(misjudgement(row, units) for row in rows)
+    def judged(units: EvaluationUnits) -> tuple[float, float]:
+        worst = max(regret(row, key, units) for row in rows)
+        return round(worst, 2), sum(misjudgement(row, key, units) for row in rows)
 
     units = min(candidates, key=judged)
     return judged(units)[0], units
 
 
-def show(console: Console, rows: list[dict]) -> None:
-    """Print the table."""
-    table = Table(title="forward + backward, float32: milliseconds")
+def show(console: Console, rows: list[dict], framework: str) -> None:
+    """Print the table of one framework."""
+    key, units = FRAMEWORKS[framework]
+    table = Table(title=f"forward + backward, float32, {framework}: milliseconds")
     for column in (
-        *("convolution", "stride", "to", "strided", "separate", "fused", "separate / fused"),
-        *("multiply-adds", "on JAX", "memory, fused / separate", "auto", "of the better"),
+        *("convolution", "stride", "to", "strided", "before", "separate", "fused"),
+        *("before / strided", "separate / fused", "auto", "of the better"),
     ):
         table.add_column(column, justify="right")
     for row in rows:
-        seconds, case = row["seconds"], row["case"]
-        products = {name: sum(row["costs"][name]) for name in METHODS}
-        peak = row["peak bytes"]
+        seconds, case = row[key], row["case"]
+        expected = units.expected(Case(**case).plan)
         table.add_row(
             row["name"],
             f"{case['stride']:g} {case['convention']}",
             "x".join(map(str, row["sizes"])),
-            *(f"{1e3 * seconds[name]:.1f}" for name in ("strided", *METHODS)),
+            *(f"{1e3 * seconds[name]:.1f}" for name in ("strided", "before", *METHODS)),
+            f"{seconds['before'] / seconds['strided']:.2f}",
             f"{seconds['separate'] / seconds['fused']:.2f}",
-            f"{products['separate'] / products['fused']:.2f}",
-            f"{row['seconds on JAX']['separate'] / row['seconds on JAX']['fused']:.2f}",
-            f"{peak['fused'] / peak['separate']:.2f}",
-            row["auto"],
-            f"{regret(row, UNITS):.2f}",
+            min(METHODS, key=expected.__getitem__),
+            f"{regret(row, key, units):.2f}",
         )
     console.print(table)
 
 
 def draw(rows: list[dict]) -> None:
-    """Draw the gain over how much smaller the map gets."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for convention, marker in (("relative", "o"), ("paper", "s")):
-        chosen = [
-            row
-            for row in rows
-            if row["case"]["convention"] == convention
-            and row["case"]["rank"] == 2
-            and row["case"]["groups"] == 1
-        ]
-        at = [math.prod(row["sizes"]) ** 0.5 / row["case"]["size"] for row in chosen]
-        gain = [row["seconds"]["separate"] / row["seconds"]["fused"] for row in chosen]
-        points = axes.scatter(
-            at,
-            gain,
-            c=[math.log2(row["case"]["inputs"]) for row in chosen],
-            marker=marker,
-            label=convention,
-            vmin=4,
-            vmax=8,
-        )
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_yscale("log")
-    axes.set_yticks([0.25, 0.5, 1, 2, 4], ["0.25", "0.5", "1", "2", "4"])
-    axes.minorticks_off()
-    axes.set_xlabel("output size / input size, M/N")
-    axes.set_ylabel("time separate / time fused")
-    axes.set_title("Forward + backward, one convolution with the layer behind it")
-    bar = figure.colorbar(points, label="input channels")
-    bar.set_ticks(range(4, 9), labels=[str(2**k) for k in range(4, 9)])
-    axes.legend(title="convention")
+    """Draw what each evaluation takes of the strided convolution's time, at whole strides."""
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    chosen = [
+        row
+        for row in rows
+        if row["case"]["convention"] == "nominal" and row["case"]["stride"] == 2.0
+    ]
+    for i, name in enumerate(("before", *METHODS)):
+        at = [j + 0.27 * (i - 1) for j in range(len(chosen))]
+        ratio = [row["seconds"][name] / row["seconds"]["strided"] for row in chosen]
+        axes.barh(at, ratio, height=0.25, label=name)
+    axes.set_yticks(range(len(chosen)), [row["name"] for row in chosen], fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("time, relative to the strided convolution (stride 2, PyTorch)")
+    axes.legend()
     figure.savefig(measuring.RESULTS / "fused.png", dpi=150)
 
 
@@ -300,14 +314,15 @@ def main() -> None:
     for row, case in zip(rows, track(cases(), "JAX", console=console), strict=True):
         row["seconds on JAX"] = measuring.medians(jax_contenders(case), rounds=9, seconds=3)
     path = measuring.save("fused", {"rows": rows})
-    show(console, rows)
     draw(rows)
-    worst = max(rows, key=lambda row: regret(row, UNITS))
-    factor, units = best_units(rows)
-    console.print(
-        f"auto is at worst {regret(worst, UNITS):.2f} of the better, at {worst['name']}; "
-        f"with {units} it would be {factor:.2f}"
-    )
+    for framework, (key, units) in FRAMEWORKS.items():
+        show(console, rows, framework)
+        worst = max(rows, key=lambda row: regret(row, key, units))
+        factor, units_found = best_units(rows, key)
+        console.print(
+            f"{framework}: auto is at worst {regret(worst, key, units):.2f} of the better, at "
+            f"{worst['name']}; with {units_found} it would be {factor:.2f}"
+        )
     console.print(f"written: {path}")
 
 

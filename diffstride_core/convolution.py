@@ -17,6 +17,7 @@ from diffstride_core.plan import Plan
 
 PADDING_MODES = ("zeros", "circular")
 CONV_METHODS = ("auto", "fused", "separate")
+PLACEMENTS = ("before", "after")
 
 LARGEST_FUSED = 2048
 """The longest axis of the fused evaluation, which knows matrices alone."""
@@ -181,6 +182,32 @@ def checked_convolution(
             f"got 'circular' for a reach of {made.padding} and sizes {sizes}"
         )
     return made
+
+
+def checked_placement(placement: Any, method: Any) -> str:
+    """Return on which side of a convolution its layer stands, "before" or "after".
+
+    Parameters
+    ----------
+    placement : {"before", "after"} or None
+        None is "before", unless the method evaluates a layer after the convolution.
+    method : {"auto", "fused", "separate"}
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an unknown one, and for "before" with "fused" or "separate".
+    """
+    option("method", method, CONV_METHODS)
+    if placement is None:
+        return "before" if method == "auto" else "after"
+    option("placement", placement, PLACEMENTS)
+    if placement == "before" and method != "auto":
+        raise ValueError(
+            f"placement must be 'after' or None with method {method!r}, which is a way to evaluate "
+            "a convolution and the layer after it, got 'before'"
+        )
+    return str(placement)
 
 
 def spatial_axes(rank: int, *, channels_last: bool) -> tuple[int, ...]:
@@ -360,27 +387,48 @@ def costs(plan: ConvPlan) -> dict[str, tuple[int, int]]:
     return found
 
 
-UNITS = {"separate": (1.0, 4.0), "fused": (1.5, 4.0)}
-"""The time of a multiply-add of each part of `costs`, in that of a convolution's.
+@dataclass(frozen=True, slots=True)
+class EvaluationUnits:
+    """The time of a multiply-add of each part of `costs`, in that of a plain convolution's.
 
-Of several that benchmarks/fused.py tries, some by which all of its grid was within a tenth of the
-better evaluation, in each of several runs on PyTorch.
-"""
+    A framework has its own; benchmarks/fused.py finds them.
+
+    Attributes
+    ----------
+    grouped_convolution : float
+        Of a convolution that has groups.
+    resize : float
+        Of the resize behind a convolution.
+    pointwise, shifted_resizes : float
+        Of the two parts of the fused evaluation.
+    """
+
+    grouped_convolution: float
+    resize: float
+    pointwise: float
+    shifted_resizes: float
+
+    def expected(self, plan: ConvPlan) -> dict[str, float]:
+        """Return what each evaluation of `costs` is expected to take for one image."""
+        parts = costs(plan)
+        convolution = self.grouped_convolution if plan.convolution.groups > 1 else 1.0
+        units = {
+            "separate": (convolution, self.resize),
+            "fused": (self.pointwise, self.shifted_resizes),
+        }
+        return {
+            method: sum(
+                [part * unit for part, unit in zip(parts[method], units[method], strict=True)]
+            )
+            for method in parts
+        }
 
 
-def expected_costs(plan: ConvPlan) -> dict[str, float]:
-    """Return what each evaluation is expected to take for one image, in units of `UNITS`."""
-    return {
-        method: sum([part * unit for part, unit in zip(parts, UNITS[method], strict=True)])
-        for method, parts in costs(plan).items()
-    }
-
-
-def is_fused_cheaper(plan: ConvPlan) -> bool:
+def is_fused_cheaper(plan: ConvPlan, units: EvaluationUnits) -> bool:
     """Return whether the fused evaluation is expected to take less time than the separate one."""
     if not can_fuse(plan):
         return False
-    expected = expected_costs(plan)
+    expected = units.expected(plan)
     return expected["fused"] < expected["separate"]
 
 

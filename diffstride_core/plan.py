@@ -61,6 +61,8 @@ class AxisPlan:
         Whether the FFT engine resizes the axis rather than the matrix engine.
     sloped_bins : int
         How many neighbouring bins hold the window's ramp, at any stride within the bounds.
+    size_offset : int
+        What the layer adds to the output size that follows from the stride.
     """
 
     axis: int
@@ -70,6 +72,7 @@ class AxisPlan:
     bounds: Bounds = Bounds()
     use_fft: bool = False
     sloped_bins: int = 0
+    size_offset: int = 0
 
     @property
     def has_thin_ramp(self) -> bool:

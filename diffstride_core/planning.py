@@ -101,7 +101,9 @@ def plan_diff_stride(
                 "result as diff_stride(x, strides, sizes=..., ...)"
             )
         used = [bound.apply(strides[0 if shared else i]) for i, bound in enumerate(bounds)]
-        output_sizes = tuple(map(partial(_output_size, settings), sizes, used, _is_last(axes)))
+        output_sizes = tuple(
+            map(partial(_output_size, settings), sizes, used, _is_last(axes), settings.size_offset)
+        )
         if warn:
             _warn_where_nothing_can_be_cropped(settings, axes, sizes)
     return _make_plan(
@@ -113,6 +115,7 @@ def plan_diff_stride(
         settings.norm,
         settings.method,
         bounds,
+        settings.size_offset,
     )
 
 
@@ -120,8 +123,11 @@ def _is_last(axes: tuple[int, ...]) -> list[bool]:
     return [i == len(axes) - 1 for i in range(len(axes))]
 
 
-def _output_size(settings: Settings, size: int, stride: float, is_last: bool) -> int:
-    return settings.convention.output_size(size, settings.smoothness, stride, is_last)
+def _output_size(
+    settings: Settings, size: int, stride: float, is_last: bool, size_offset: int
+) -> int:
+    own = settings.convention.output_size(size, settings.smoothness, stride, is_last)
+    return max(1, min(size, own + size_offset)) if size_offset else own
 
 
 def size_jumps(
@@ -156,15 +162,19 @@ def size_jumps(
     if not settings.cropping:
         return None, None
     used = axis.bounds.apply(stride)
-    here = _output_size(settings, axis.size, used, axis.is_last)
+
+    def size_at(stride: float) -> int:
+        return _output_size(settings, axis.size, stride, axis.is_last, axis.size_offset)
+
+    here = size_at(used)
 
     def search(end: float) -> float | None:
-        if _output_size(settings, axis.size, end, axis.is_last) == here:
+        if size_at(end) == here:
             return None
         same, other = _ordinal(used), _ordinal(end)
         while abs(other - same) > 1:
             middle = (same + other) // 2
-            if _output_size(settings, axis.size, _double(middle), axis.is_last) == here:
+            if size_at(_double(middle)) == here:
                 same = middle
             else:
                 other = middle
@@ -223,11 +233,11 @@ def never_cropped(settings: Settings, sizes: tuple[int, ...]) -> tuple[bool, ...
     """
     built_in: Limits | None = None if settings.limits is None else (None, None)
 
-    def keeps(size: int, is_last: bool) -> bool:
+    def keeps(size: int, is_last: bool, size_offset: int) -> bool:
         widest = settings.convention.bounds(size, settings.smoothness, built_in).upper
-        return _output_size(settings, size, widest, is_last) == size
+        return _output_size(settings, size, widest, is_last, size_offset) == size
 
-    return tuple(map(keeps, sizes, _is_last(sizes)))
+    return tuple(map(keeps, sizes, _is_last(sizes), settings.size_offset))
 
 
 def plan_resize(
@@ -300,8 +310,10 @@ def _make_plan(
     norm: str,
     method: str,
     bounds: Sequence[Bounds] | None = None,
+    size_offset: tuple[int, ...] | None = None,
 ) -> Plan:
     bounds = [Bounds()] * len(axes) if bounds is None else bounds
+    size_offset = (0,) * len(axes) if size_offset is None else size_offset
     # An index, also where a compiler traces a stride as a symbol: see `axis_sizes`.
     output_sizes = tuple(map(operator.index, output_sizes))
     shrinkage = math.prod(sizes) / math.prod(output_sizes)
@@ -317,6 +329,7 @@ def _make_plan(
                 bounds=bounds[i],
                 use_fft=_use_fft(window, method, axis, max(sizes[i], output_sizes[i])),
                 sloped_bins=operator.index(window.sloped_bins(sizes[i], smoothness, bounds[i])),
+                size_offset=size_offset[i],
             )
             for i, (axis, is_last) in enumerate(zip(axes, _is_last(axes), strict=True))
         ),

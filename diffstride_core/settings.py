@@ -26,6 +26,8 @@ class Settings:
     limits : (lower, upper) or None
     cropping : bool
     norm, method : str
+    size_offset : tuple of int
+        Per axis, what is added to the output size that follows from the stride.
     """
 
     axes: tuple[int, ...]
@@ -35,12 +37,14 @@ class Settings:
     cropping: bool
     norm: str
     method: str
+    size_offset: tuple[int, ...]
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `make_settings` that give these settings, as plain values.
 
         They can be written as JSON, and are keyword arguments of every framework's layers.
         """
+        offset = {"size_offset": list(self.size_offset)} if any(self.size_offset) else {}
         return {
             "axes": list(self.axes),
             "smoothness": self.smoothness,
@@ -49,6 +53,7 @@ class Settings:
             "norm": self.norm,
             "convention": self.convention.name,
             "method": self.method,
+            **offset,
         }
 
     def layer_arguments(self, strides: Sequence[float]) -> dict[str, Any]:
@@ -75,10 +80,17 @@ def make_settings(
     norm: str | None = None,
     convention: str = DEFAULT_CONVENTION,
     method: str = "auto",
+    size_offset: int | Sequence[int] = 0,
 ) -> Settings:
     """Check the arguments of a layer and return them with the convention's defaults filled in.
 
-    The arguments are those of `diff_stride`.
+    The arguments are those of `diff_stride`, but for one that layers alone have.
+
+    Parameters
+    ----------
+    size_offset : int or sequence of int
+        Added to the output size that follows from a stride, within 1 to N: one per axis or one for
+        all.
 
     Raises
     ------
@@ -100,7 +112,20 @@ def make_settings(
     if len(set(named)) != len(named):
         raise ValueError(f"axes must not name an axis twice, got {named}")
     chosen.check_axis_count(named)
-    return Settings(named, chosen, smoothness, checked_limits(limits), cropping, norm, method)
+    offsets = integers("size_offset", size_offset)
+    if len(offsets) not in (1, len(named)):
+        raise ValueError(
+            f"size_offset must be one int or one per axis, that is {len(named)}, got {offsets}"
+        )
+    if any(offsets) and not cropping:
+        raise ValueError(
+            f"size_offset must be 0 with cropping=False, which keeps the sizes, got {offsets}"
+        )
+    if len(offsets) == 1:
+        offsets *= len(named)
+    return Settings(
+        named, chosen, smoothness, checked_limits(limits), cropping, norm, method, offsets
+    )
 
 
 def declared_bounds(settings: Settings) -> Bounds:

@@ -14,7 +14,7 @@ from diffstride_numpy import diff_stride, output_sizes
 from diffstride_torch import DiffStride1d
 
 SIZE, WIDE = 32, 256
-SMOOTHNESS = (0.01, 1.0, 4.0, 8.0)
+SMOOTHNESS = (0.01, 0.25, 0.5, 1.0)
 RATES, STEPS = (1e-3, 1e-2, 1e-1), 200
 INITIAL, SOUGHT = 1.5, 3.0
 COLOURS = (plotting.BLUE, plotting.VERMILLION, plotting.GREEN, plotting.ORANGE)
@@ -51,9 +51,9 @@ def main(path: Path) -> None:
     for colour, (label, options) in zip(
         COLOURS,
         {
-            "paper, R = 4": {},
-            "paper, R = 1": {"smoothness": 1.0},
-            "relative, 1/4": {"convention": "relative"},
+            "nominal": {},
+            "paper, R = 1": {"convention": "paper", "smoothness": 1.0},
+            "paper, R = 4": {"convention": "paper"},
         }.items(),
         strict=False,
     ):
@@ -64,9 +64,9 @@ def main(path: Path) -> None:
 
     for smoothness, colour in zip(SMOOTHNESS, COLOURS, strict=True):
         filtered, over = overshoot(smoothness)
-        print(f"R = {smoothness:g}: a step overshoots by {100 * over:.1f} %")
-        step.plot(filtered, color=colour, label=f"R = {smoothness:g}")
-    step.set(title="a step at S = 4, smoothness R", xlabel="sample", xlim=(WIDE // 2 - 20, 190))
+        print(f"smoothness {smoothness:g}: a step overshoots by {100 * over:.1f} %")
+        step.plot(filtered, color=colour, label=f"smoothness {smoothness:g}")
+    step.set(title="a step at S = 4", xlabel="sample", xlim=(WIDE // 2 - 20, 190))
 
     for rate, colour in zip(RATES, COLOURS, strict=False):
         path_of_stride = list(strides_on_the_way(rate))
@@ -75,9 +75,9 @@ def main(path: Path) -> None:
     way.axhline(SOUGHT, color="k", linestyle=":", label="sought")
     way.set(title="learning a stride with Adam", xlabel="step", ylabel="stride S")
 
-    for axes in (sizes, step, way):
+    for axes, place in ((sizes, "upper right"), (step, "lower right"), (way, (0.6, 0.2))):
         axes.title.set_fontsize(10)
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, frameon=False, loc=place)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
 

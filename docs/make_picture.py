@@ -26,7 +26,7 @@ def main(path: Path) -> None:
         40 : 40 + 2 * SIZE : 2, 170 : 170 + 2 * SIZE : 2
     ]
     image = photo / 255
-    settings = make_settings(axes=AXES, convention="relative")
+    settings = make_settings(axes=AXES)
     figure = plotting.make_figure(13, 2.6)
     axes = figure.subplots(1, 6, width_ratios=[1] * 2 + [1.25] + [1] * 3)
 
@@ -42,7 +42,7 @@ def main(path: Path) -> None:
         plotting.draw_crop(axes[1], windows, colour)
         axes[2].plot(windows[1].frequency, windows[1].mask, color=colour, label=f"S = {stride:g}")
 
-        output, pullback = diff_stride_with_pullback(image, stride, convention="relative")
+        output, pullback = diff_stride_with_pullback(image, stride)
         _, slope = pullback(2 * output / output.size)
         plotting.draw_image(axis, output)
         sizes = "x".join(map(str, output.shape))

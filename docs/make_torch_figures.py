@@ -43,9 +43,7 @@ def main(folder: Path) -> None:
     """Train the network and draw the figures."""
     torch.manual_seed(0)
     photographs = [photograph("flower.jpg"), photograph("china.jpg")]
-    model = small_resnet(
-        strides=((1.5, 2.5),) * 3, convention="relative", in_channels=3, num_classes=2
-    )
+    model = small_resnet(strides=((1.5, 2.5),) * 3, in_channels=3, num_classes=2)
     optimizer = torch.optim.AdamW(param_groups(model, lr=2e-3, stride_lr=1e-2))
     images, _ = patches(photographs)
     model(images)
@@ -62,7 +60,7 @@ def main(folder: Path) -> None:
     print(history[-1])
     plot_windows(model).savefig(folder / "windows.png", dpi=130)
     plot_stride_history(history).savefig(folder / "stride_history.png", dpi=130)
-    layer = DiffStride2d((2.0, 4.0), convention="relative")
+    layer = DiffStride2d((2.0, 4.0))
     photo = photographs[0][:, :, 70:283]
     plot_kept_spectrum(layer, photo).savefig(folder / "kept_spectrum.png", dpi=130)
 

@@ -22,6 +22,9 @@ class DiffStride(EagerLayer[Any]):
         Learn one stride for all axes instead of one per axis.
     axes, smoothness, limits, cropping, norm, convention, method
         See `diff_stride`.
+    size_offset : int or sequence of int
+        Added to the output size that follows from a stride, within 1 to N: one per axis or one for
+        all.
 
     Attributes
     ----------

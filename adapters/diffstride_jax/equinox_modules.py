@@ -5,6 +5,7 @@ A batch is mapped over by `jax.vmap`; axes in front of the channels are allowed,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -14,7 +15,13 @@ import jax.numpy as jnp
 
 from diffstride_core.arguments import Limits, checked_shape, in_order, initial_strides, option
 from diffstride_core.conventions import DEFAULT_CONVENTION
-from diffstride_core.convolution import PADDING_MODES, odd_kernel, per_axis, spatial_axes
+from diffstride_core.convolution import (
+    PADDING_MODES,
+    checked_placement,
+    odd_kernel,
+    per_axis,
+    spatial_axes,
+)
 from diffstride_core.plan_cache import PlanCache
 from diffstride_core.planning import plan_pool
 from diffstride_core.settings import Settings, make_settings
@@ -49,6 +56,9 @@ class DiffStride(eqx.Module):
         Learn one stride for all axes instead of one per axis.
     smoothness, limits, cropping, norm, convention, method
         See `diff_stride`.
+    size_offset : int or sequence of int
+        Added to the output size that follows from a stride, within 1 to N: one per axis or one for
+        all.
     dtype : dtype
         Of the strides, float32 or float64.
 
@@ -71,6 +81,10 @@ class DiffStride(eqx.Module):
     -----
     Where strides have concrete values, outside `jax.jit` and other transformations of the module,
     the output's size follows from these. Strides that are restored into a module need a `replan`.
+
+    What `equinox.tree_serialise_leaves` writes has the strides' values, not the convention and
+    smoothness they were learnt with: in a model made with others they mean something else, and
+    nothing says so. Save what the model is made with, such as `to_dict`, beside them.
 
     Examples
     --------
@@ -101,6 +115,7 @@ class DiffStride(eqx.Module):
         norm: str | None = None,
         convention: str = DEFAULT_CONVENTION,
         method: str = "auto",
+        size_offset: int | Sequence[int] = 0,
         dtype: Any = jnp.float32,
     ) -> None:
         self.plans, self.strides = make_plans(
@@ -114,6 +129,7 @@ class DiffStride(eqx.Module):
             norm=norm,
             convention=convention,
             method=method,
+            size_offset=size_offset,
         )
 
     def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
@@ -150,13 +166,16 @@ class DiffStride(eqx.Module):
 
 
 class DiffStrideConv(eqx.nn.Conv):
-    """An `equinox.nn.Conv` with learnt strides, channels first; `stride` is 2.0, `padding` "SAME".
+    """An `equinox.nn.Conv` with learnt strides, channels first, in place of a strided one.
 
-    It takes the arguments of `equinox.nn.Conv`, in their order. What differs is these two defaults,
-    and that `padding` must keep the size of the input. Equal to an `equinox.nn.Conv` and a
-    `DiffStride` in a row, but where it is cheaper nothing is computed at the resolution of the
-    input, see `conv_diff_stride`. It is an `equinox.nn.Conv` of stride 1 itself, so that its
-    parameters have the same names and shapes.
+    It takes the arguments of `equinox.nn.Conv`, in their order. Two of them differ: `stride` holds
+    the initial strides, any numbers from 1 on, and is 2.0 by default; `padding` must keep the size
+    of the input, and is "SAME" by default. Where the layer stands is the `placement`: "before" (the
+    default) resizes the input and convolves the smaller map, "after" convolves the input and
+    resizes the result.
+
+    It is an `equinox.nn.Conv` of stride 1 itself, so that its parameters have the same names and
+    shapes, in both placements.
 
     Parameters
     ----------
@@ -172,14 +191,23 @@ class DiffStrideConv(eqx.nn.Conv):
         kernel of one tap is 0, or "VALID".
     dilation, groups, use_bias
         See `equinox.nn.Conv`.
-    padding_mode : {"ZEROS", "CIRCULAR"}
-        What is beyond the border: zeros, or the other end of the map. In any case, as for
+    padding_mode : {"ZEROS", "CIRCULAR", "REFLECT", "REPLICATE"}
+        What is beyond the border of the map that is convolved: zeros, its other end, or, with the
+        layer before the convolution alone, its mirror image or its last value. In any case, as for
         `equinox.nn.Conv`.
     dtype : dtype, optional
         Of all parameters, but strides are never in half precision; by default as for
         `equinox.nn.Conv`.
     method : {"auto", "fused", "separate"}
-        See `conv_diff_stride`.
+        How a layer after the convolution is evaluated, see `conv_diff_stride`.
+    placement : {"before", "after"}, optional
+        "before": the layer, then the convolution, which runs at the resolution of the output. It
+        costs about what the strided convolution costs, and in the nominal convention gives its
+        output size at integer strides up to 4 (and half the axis). "after": the convolution at the
+        resolution of the input, then the layer, as in the paper; ``method="auto"`` may evaluate
+        that without computing anything at full resolution. Choose it to reproduce the paper, or
+        where the function must be that of a convolution at full resolution, low-pass filtered. By
+        default "after" where `method` is "fused" or "separate", else "before".
     shared, smoothness, limits, cropping, norm, convention
         See `DiffStride`.
     key : jax.Array
@@ -195,7 +223,8 @@ class DiffStrideConv(eqx.nn.Conv):
     Raises
     ------
     TypeError, ValueError
-        As for `DiffStride` and `equinox.nn.Conv`, for an even kernel, and for another padding.
+        As for `DiffStride` and `equinox.nn.Conv`, for an even kernel, for another padding, and for
+        the placement "before" with the method "fused" or "separate".
 
     Examples
     --------
@@ -210,6 +239,7 @@ class DiffStrideConv(eqx.nn.Conv):
 
     pool: DiffStride
     method: str = eqx.field(static=True)
+    placement: str = eqx.field(static=True)
 
     def __init__(
         self,
@@ -226,6 +256,7 @@ class DiffStrideConv(eqx.nn.Conv):
         dtype: Any = None,
         *,
         method: str = "auto",
+        placement: str | None = None,
         shared: bool = False,
         smoothness: float | None = None,
         limits: Limits | None = (None, None),
@@ -236,11 +267,13 @@ class DiffStrideConv(eqx.nn.Conv):
     ) -> None:
         if num_spatial_dims not in (1, 2, 3):
             raise ValueError(f"num_spatial_dims must be 1, 2 or 3, got {num_spatial_dims!r}")
+        placement = checked_placement(placement, method)
         kernel = odd_kernel(kernel_size, num_spatial_dims)
         dilations = per_axis("dilation", dilation, num_spatial_dims)
         check_kept_padding(padding, kernel, dilations, "SAME", "SAME_LOWER")
         mode = padding_mode.lower() if isinstance(padding_mode, str) else padding_mode
-        option("padding_mode", mode, PADDING_MODES)
+        own = ("reflect", "replicate") if placement == "before" else ()
+        option("padding_mode", mode, (*PADDING_MODES, *own))
         super().__init__(
             num_spatial_dims,
             in_channels,
@@ -254,8 +287,8 @@ class DiffStrideConv(eqx.nn.Conv):
             dtype=dtype,
             key=key,
         )
-        self.method = method
-        check_new_convolution(in_channels, self.weight.shape, method, **self._options())
+        self.method, self.placement = method, placement
+        check_new_convolution(in_channels, self.weight.shape, **self._options())
         self.pool = DiffStride(
             stride,
             axes=spatial_axes(num_spatial_dims, channels_last=False),
@@ -269,7 +302,7 @@ class DiffStrideConv(eqx.nn.Conv):
         )
 
     def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """Convolve and downsample an array.
+        """Convolve and downsample an array, in the order that `placement` says.
 
         Parameters
         ----------
@@ -289,15 +322,25 @@ class DiffStrideConv(eqx.nn.Conv):
             self.pool.strides,
             None if self.bias is None else self.bias.reshape(-1),
             method=self.method,
+            placement=self.placement,
+            convolve=self._convolve,
             channels_last=False,
             **self._options(),
         )
+
+    def _convolve(self, x: jax.Array) -> jax.Array:
+        """Return what Equinox's own convolution makes of an array of any number of maps."""
+        lead = x.shape[: -self.num_spatial_dims - 1]
+        x = x.reshape(math.prod(lead), *x.shape[len(lead) :])
+        y = jax.vmap(super().__call__)(x)
+        return y.reshape(*lead, *y.shape[1:])
 
     def _options(self) -> dict[str, Any]:
         return {
             "dilation": self.dilation,
             "groups": self.groups,
-            "padding_mode": self.padding_mode.lower(),
+            # Equinox pads what a layer before the convolution gives.
+            "padding_mode": "zeros" if self.placement == "before" else self.padding_mode.lower(),
         }
 
 

@@ -8,18 +8,18 @@ output size differs, so a compiled function is reused until one does.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from diffstride_backends.jax_backend import BACKEND, FLOATS, FUNCTIONAL
 
-from diffstride_core.arguments import check_float, checked_shape, initial_strides, option
+from diffstride_core.arguments import check_float, checked_shape, initial_strides
 from diffstride_core.convolution import (
-    CONV_METHODS,
     ConvPlan,
     checked_convolution,
+    checked_placement,
     kept_padding,
 )
 from diffstride_core.plan import Plan
@@ -54,9 +54,7 @@ def downsample(plans: PlanCache, x: jax.Array, strides: jax.Array) -> jax.Array:
     return FUNCTIONAL.resample(current_plan(plans, x.shape, strides), x, strides)
 
 
-def check_new_convolution(
-    channels: int, weight_shape: Sequence[int], method: str, **options: Any
-) -> None:
+def check_new_convolution(channels: int, weight_shape: Sequence[int], **options: Any) -> None:
     """Raise what a new layer's first call would raise whatever its input's size.
 
     Parameters
@@ -65,11 +63,9 @@ def check_new_convolution(
         Of the input.
     weight_shape : sequence of int
         (out_channels, in_channels / groups, k_1, ..., k_d).
-    method : str
     **options
         For `checked_convolution`.
     """
-    option("method", method, CONV_METHODS)
     # A map so large that no kernel reaches beyond it.
     sizes = (sys.maxsize,) * (len(weight_shape) - 2)
     checked_convolution((channels, *sizes), weight_shape, **options)
@@ -111,10 +107,27 @@ def convolve_and_downsample(
     bias: jax.Array | None,
     *,
     method: str,
+    placement: str,
+    convolve: Callable[[jax.Array], jax.Array],
     channels_last: bool,
     **options: Any,
 ) -> jax.Array:
-    """Return the output of a layer with a convolution before it; `checked_convolution` has more."""
+    """Return the output of a convolution with a layer before or after it.
+
+    Parameters
+    ----------
+    plans, x, weight, strides, bias
+        Of the layer and of the convolution, which are checked here.
+    method : {"auto", "fused", "separate"}
+        How a layer after the convolution is evaluated.
+    placement : {"before", "after"}
+    convolve : callable
+        The library's own convolution, of what a layer before it gives.
+    channels_last : bool
+    **options
+        For `checked_convolution`.
+    """
+    placement = checked_placement(placement, method)
     BACKEND.check_input(x)
     BACKEND.check_input(weight, "weight", x)
     if bias is not None:
@@ -128,7 +141,10 @@ def convolve_and_downsample(
         **options,
     )
     # The convolution keeps the size of its input, which so is the one that the layer sees.
-    plan = ConvPlan(convolution, current_plan(plans, x.shape, strides), channels_last)
+    resize = current_plan(plans, x.shape, strides)
+    if placement == "before":
+        return convolve(FUNCTIONAL.resample(resize, x, strides))
+    plan = ConvPlan(convolution, resize, channels_last)
     return FUNCTIONAL.convolve(plan, x, weight, strides, bias, method=method)
 
 

@@ -13,7 +13,7 @@ from flax.nnx.nn.linear import default_bias_init, default_kernel_init
 
 from diffstride_core.arguments import Limits, checked_shape, in_order, initial_strides
 from diffstride_core.conventions import DEFAULT_CONVENTION
-from diffstride_core.convolution import odd_kernel, per_axis, spatial_axes
+from diffstride_core.convolution import checked_placement, odd_kernel, per_axis, spatial_axes
 from diffstride_core.planning import plan_pool
 from diffstride_core.settings import make_settings
 from diffstride_jax.layers import (
@@ -51,6 +51,9 @@ class DiffStride(nnx.Module):
         Learn one stride for all axes instead of one per axis.
     smoothness, limits, cropping, norm, convention, method
         See `diff_stride`.
+    size_offset : int or sequence of int
+        Added to the output size that follows from a stride, within 1 to N: one per axis or one for
+        all.
     param_dtype : dtype
         Of the strides, float32 or float64.
 
@@ -74,6 +77,10 @@ class DiffStride(nnx.Module):
     Outside `jax.jit` and other transformations of the module, where strides have concrete values,
     the output's size follows from these. Strides that are restored into a module need a `replan`.
 
+    The state that `nnx.state` returns and a checkpoint holds has the strides' values, not the
+    convention and smoothness they were learnt with: in a model made with others they mean something
+    else, and nothing says so. Save what the model is made with, such as `to_dict`, beside them.
+
     Examples
     --------
     >>> import jax.numpy as jnp
@@ -95,6 +102,7 @@ class DiffStride(nnx.Module):
         norm: str | None = None,
         convention: str = DEFAULT_CONVENTION,
         method: str = "auto",
+        size_offset: int | Sequence[int] = 0,
         param_dtype: Any = jnp.float32,
     ) -> None:
         self.plans, strides = make_plans(
@@ -108,6 +116,7 @@ class DiffStride(nnx.Module):
             norm=norm,
             convention=convention,
             method=method,
+            size_offset=size_offset,
         )
         self.strides = StrideParam(strides)
 
@@ -143,13 +152,16 @@ class DiffStride(nnx.Module):
 
 
 class DiffStrideConv(nnx.Conv):
-    """An `nnx.Conv` with learnt strides, channels last; `strides` is 2.0 by default.
+    """An `nnx.Conv` with learnt strides, channels last, in place of a strided one.
 
-    It takes the arguments of `nnx.Conv` that are listed here, in their order. What differs is this
-    default, and that `padding` must keep the size of the input. Equal to an `nnx.Conv` and a
-    `DiffStride` in a row, but where it is cheaper nothing is computed at the resolution of the
-    input, see `conv_diff_stride`. It is an `nnx.Conv` of stride 1 itself, so that its parameters
-    have the same names and shapes.
+    It takes the arguments of `nnx.Conv` that are listed here, in their order. Two of them differ:
+    `strides` holds the initial strides, any numbers from 1 on, and is 2.0 by default; `padding`
+    must keep the size of the input. Where the layer stands is the `placement`: "before" (the
+    default) resizes the input and convolves the smaller map, "after" convolves the input and
+    resizes the result.
+
+    It is an `nnx.Conv` of stride 1 itself, so that its parameters have the same names and shapes,
+    in both placements.
 
     Parameters
     ----------
@@ -159,13 +171,22 @@ class DiffStrideConv(nnx.Conv):
     strides : float or sequence of float
         Initial strides, at least 1: one per spatial axis or one for all.
     padding : str, int, sequence of int or of pairs of ints
-        "SAME", "SAME_LOWER", "CIRCULAR" (beyond the border is the other end of the map), or half of
+        "SAME", "SAME_LOWER", "CIRCULAR" (beyond the border is the other end of the map that is
+        convolved), before the convolution also "REFLECT" (its mirror image), or half of
         ``kernel_dilation * (kernel_size - 1)`` on either side, which for a kernel of one tap is 0,
         or "VALID".
     kernel_dilation, feature_group_count, use_bias
         See `nnx.Conv`.
     method : {"auto", "fused", "separate"}
-        See `conv_diff_stride`.
+        How a layer after the convolution is evaluated, see `conv_diff_stride`.
+    placement : {"before", "after"}, optional
+        "before": the layer, then the convolution, which runs at the resolution of the output. It
+        costs about what the strided convolution costs, and in the nominal convention gives its
+        output size at integer strides up to 4 (and half the axis). "after": the convolution at the
+        resolution of the input, then the layer, as in the paper; ``method="auto"`` may evaluate
+        that without computing anything at full resolution. Choose it to reproduce the paper, or
+        where the function must be that of a convolution at full resolution, low-pass filtered. By
+        default "after" where `method` is "fused" or "separate", else "before".
     shared, smoothness, limits, cropping, norm, convention
         See `DiffStride`.
     dtype, kernel_init, bias_init
@@ -184,8 +205,8 @@ class DiffStrideConv(nnx.Conv):
     Raises
     ------
     TypeError, ValueError
-        As for `DiffStride`, for a kernel that is even or does not fit the features, and for another
-        padding.
+        As for `DiffStride`, for a kernel that is even or does not fit the features, for another
+        padding, and for the placement "before" with the method "fused" or "separate".
 
     Examples
     --------
@@ -209,6 +230,7 @@ class DiffStrideConv(nnx.Conv):
         feature_group_count: int = 1,
         use_bias: bool = True,
         method: str = "auto",
+        placement: str | None = None,
         shared: bool = False,
         smoothness: float | None = None,
         limits: Limits | None = (None, None),
@@ -221,9 +243,13 @@ class DiffStrideConv(nnx.Conv):
         bias_init: nnx.Initializer = default_bias_init,
         rngs: nnx.Rngs,
     ) -> None:
+        placement = checked_placement(placement, method)
         kernel = odd_kernel(kernel_size, np.size(kernel_size))
         dilations = per_axis("kernel_dilation", kernel_dilation, len(kernel))
-        check_kept_padding(padding, kernel, dilations, "SAME", "SAME_LOWER", "CIRCULAR")
+        modes = {"CIRCULAR": "circular"}
+        if placement == "before":
+            modes["REFLECT"] = "reflect"
+        check_kept_padding(padding, kernel, dilations, "SAME", "SAME_LOWER", *modes)
         (groups,) = per_axis("feature_group_count", feature_group_count, 1)
         if in_features % groups or out_features % groups:
             raise ValueError(
@@ -232,12 +258,12 @@ class DiffStrideConv(nnx.Conv):
             )
         values = initial_strides(strides, len(kernel), shared, "strides")
         dtype_of_strides = strides_dtype("param_dtype", param_dtype)
-        circular = isinstance(padding, str) and padding.upper() == "CIRCULAR"
+        word = padding.upper() if isinstance(padding, str) else ""
         super().__init__(
             in_features,
             out_features,
             kernel,
-            padding="CIRCULAR" if circular else "SAME",
+            padding=word if word in modes else "SAME",
             kernel_dilation=dilations,
             feature_group_count=feature_group_count,
             use_bias=use_bias,
@@ -247,11 +273,10 @@ class DiffStrideConv(nnx.Conv):
             bias_init=bias_init,
             rngs=rngs,
         )
-        self.padding_mode, self.method = "circular" if circular else "zeros", method
+        self.padding_mode, self.method = modes.get(word, "zeros"), method
+        self.placement = placement
         *_, per_group, features = self.kernel_shape
-        check_new_convolution(
-            in_features, (features, per_group, *kernel), method, **self._options()
-        )
+        check_new_convolution(in_features, (features, per_group, *kernel), **self._options())
         self.pool = DiffStride(
             values,
             axes=spatial_axes(len(kernel), channels_last=True),
@@ -265,7 +290,7 @@ class DiffStrideConv(nnx.Conv):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Convolve and downsample an array.
+        """Convolve and downsample an array, in the order that `placement` says.
 
         Parameters
         ----------
@@ -286,6 +311,8 @@ class DiffStrideConv(nnx.Conv):
             self.pool.strides[...],
             bias,
             method=self.method,
+            placement=self.placement,
+            convolve=super().__call__,
             channels_last=True,
             **self._options(),
         )
@@ -294,7 +321,8 @@ class DiffStrideConv(nnx.Conv):
         return {
             "dilation": self.kernel_dilation,
             "groups": self.feature_group_count,
-            "padding_mode": self.padding_mode,
+            # Flax pads what a layer before the convolution gives.
+            "padding_mode": "zeros" if self.placement == "before" else self.padding_mode,
         }
 
 

@@ -2,6 +2,7 @@
 
 from diffstride_core import NothingToCropWarning as NothingToCropWarning
 from diffstride_core import __version__ as __version__
+from diffstride_torch.budget import FlopsBudget as FlopsBudget
 from diffstride_torch.conv_modules import DiffStrideConv1d as DiffStrideConv1d
 from diffstride_torch.conv_modules import DiffStrideConv2d as DiffStrideConv2d
 from diffstride_torch.conv_modules import DiffStrideConv3d as DiffStrideConv3d

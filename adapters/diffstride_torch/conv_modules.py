@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from diffstride_backends.torch_backend import sizes_untraced
 from torch import nn
 from torch.nn import functional
 
-from diffstride_core.arguments import Limits, option
+from diffstride_core.arguments import Limits
 from diffstride_core.conventions import DEFAULT_CONVENTION
-from diffstride_core.convolution import CONV_METHODS, kept_padding, odd_kernel, per_axis
+from diffstride_core.convolution import checked_placement, kept_padding, odd_kernel, per_axis
 from diffstride_torch.joining import (
     AnyConv,
     PooledConvolution,
@@ -19,20 +20,22 @@ from diffstride_torch.joining import (
     why_not_fused,
 )
 from diffstride_torch.modules import DiffStride, DiffStride1d, DiffStride2d, DiffStride3d
+from diffstride_torch.shared_call import SharedCall
 from diffstride_torch.tracing import Window, window_of
 
 
 class DiffStrideConv(PooledConvolution):
-    """A `torch.nn.Conv2d` with learnt strides; `stride` is 2.0, `padding` "same" by default.
+    """A `torch.nn.Conv2d` with learnt strides, in place of a strided one with an odd kernel.
 
-    All arguments of that one are taken, in their order. What differs is these two: `padding` must
-    keep the size of the input, as half of the dilated kernel does.
+    It takes all arguments of `torch.nn.Conv2d`, in the same order. Two of them differ: `stride`
+    holds the initial strides, any numbers from 1 on, and is 2.0 by default; `padding` must keep the
+    size of the input, as half of the dilated kernel and "same" do, and is "same" by default. Where
+    the layer stands is the `placement`: "before" (the default) resizes the input and convolves the
+    smaller map, "after" convolves the input and resizes the result.
 
     Base of the modules of fixed rank, which are PyTorch's own convolutions at stride 1, parameters
-    and their names included, with a DiffStride layer behind them. Equal to a `torch.nn.Conv2d` of
-    stride 1 and a `DiffStride2d` in a row, but where it is cheaper nothing is computed at the
-    resolution of the input, see `conv_diff_stride`. The state of a plain convolution lacks
-    ``pool.strides`` alone.
+    and their names included, with a DiffStride layer. The state of a plain convolution lacks
+    ``pool.strides`` alone, and weights load from one placement into the other.
 
     Parameters
     ----------
@@ -46,9 +49,19 @@ class DiffStrideConv(PooledConvolution):
     dilation, groups, bias
         See `torch.nn.Conv2d`.
     padding_mode : {"zeros", "circular", "reflect", "replicate"}
-        The last two are evaluated separately.
+        What is beyond the border of the map that is convolved. As for `torch.nn.Conv2d`, that map
+        must be larger than the padding for "reflect", and no smaller than it for "circular". The
+        last two exclude the method "fused".
     method : {"auto", "fused", "separate"}
-        See `conv_diff_stride`.
+        How a layer after the convolution is evaluated, see `conv_diff_stride`.
+    placement : {"before", "after"}, optional
+        "before": the layer, then the convolution, which runs at the resolution of the output. It
+        costs about what the strided convolution costs, and in the nominal convention gives its
+        output size at integer strides up to 4 (and half the axis). "after": the convolution at the
+        resolution of the input, then the layer, as in the paper; ``method="auto"`` may evaluate
+        that without computing anything at full resolution. Choose it to reproduce the paper, or
+        where the function must be that of a convolution at full resolution, low-pass filtered. By
+        default "after" where `method` is "fused" or "separate", else "before".
     smoothness, shared, limits, cropping, trainable, norm, convention
         See `DiffStride`.
     device, dtype : optional
@@ -62,8 +75,9 @@ class DiffStrideConv(PooledConvolution):
     Raises
     ------
     TypeError, ValueError
-        As for `DiffStride` and `torch.nn.Conv2d`, for an even kernel, for another padding, and for
-        a `padding_mode` that `method` excludes.
+        As for `DiffStride` and `torch.nn.Conv2d`, for an even kernel, for another padding, for a
+        `padding_mode` that `method` excludes, and for the placement "before" with the method
+        "fused" or "separate".
 
     Examples
     --------
@@ -73,8 +87,11 @@ class DiffStrideConv(PooledConvolution):
     torch.Size([8, 16, 16, 11])
     """
 
+    placement: str
     _layer: ClassVar[type[DiffStride]]
     _end_padding: list[int] | None = None
+    _call: SharedCall | None = None
+    _reader = 0
 
     def __init__(
         self,
@@ -89,6 +106,7 @@ class DiffStrideConv(PooledConvolution):
         padding_mode: str = "zeros",
         *,
         method: str = "auto",
+        placement: str | None = None,
         smoothness: float | None = None,
         shared: bool = False,
         limits: Limits | None = (None, None),
@@ -100,7 +118,7 @@ class DiffStrideConv(PooledConvolution):
         dtype: torch.dtype | None = None,
     ) -> None:
         rank = self._layer.rank
-        option("method", method, CONV_METHODS)
+        placement = checked_placement(placement, method)
         kernel = odd_kernel(kernel_size, rank)
         dilations = per_axis("dilation", dilation, rank)
         kept = kept_padding(padding, kernel, dilations, same=("same",), valid="valid")
@@ -130,15 +148,17 @@ class DiffStrideConv(PooledConvolution):
         )
         if method == "fused" and (reason := why_not_fused(self)) is not None:  # type: ignore[arg-type]
             refuse_fused(reason)
-        self._set_up(pool, method)
+        self._set_up(pool, method, placement)
 
     @classmethod
-    def of(cls, conv: AnyConv, pool: DiffStride, method: str = "auto") -> AnyConv:
-        """Return a strided convolution at stride 1 with a layer behind it, sharing its parameters.
+    def of(
+        cls, conv: AnyConv, pool: DiffStride, placement: str = "after", method: str = "auto"
+    ) -> AnyConv:
+        """Return a strided convolution at stride 1 with a layer, sharing its parameters.
 
         At stride 1 it keeps the size of its input, whatever its kernel: output n is the one that
-        the strided convolution computes at n. Where that cannot be fused, `method` "fused" is
-        "auto".
+        the strided convolution computes at n. `method` is that of a layer after it; where that
+        cannot be fused, "fused" is "auto".
         """
         made: Any = cls.__new__(cls)
         super(PooledConvolution, made).__init__(
@@ -160,20 +180,36 @@ class DiffStrideConv(PooledConvolution):
             made._end_padding = pad_argument(window)
             made.padding = (0,) * len(window.kernel)
             made._reversed_padding_repeated_twice = [0, 0] * len(window.kernel)
-        if method == "fused" and (made._end_padding or why_not_fused(made)):
+        if placement == "before" or (
+            method == "fused" and (made._end_padding or why_not_fused(made))
+        ):
             method = "auto"
-        made._set_up(pool, method)
+        made._set_up(pool, method, placement)
         return made
 
-    def _set_up(self, pool: DiffStride, method: str) -> None:
-        self.pool, self.method = pool, method
+    def _set_up(self, pool: DiffStride, method: str, placement: str) -> None:
+        self.pool, self.method, self.placement = pool, method, placement
+
+    def share(self, call: SharedCall, reader: int) -> None:
+        """Take part in one call of the layer before several convolutions that read one tensor."""
+        self._call, self._reader = call, reader
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # Nor are the weights overwritten where the layer refuses the state, which says why itself.
+        pool: nn.Module = self.pool  # Another one where the module is frozen.
+        if not isinstance(pool, DiffStride) or not pool.why_not_loaded(
+            state_dict, f"{prefix}pool."
+        ):
+            super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
 
     def extra_repr(self) -> str:  # noqa: D102
         shown: str = super().extra_repr()  # type: ignore[misc]
+        if self.placement != "before":
+            shown += f", placement={self.placement!r}"
         return shown if self.method == "auto" else f"{shown}, method={self.method!r}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply convolution and layer.
+        """Apply layer and convolution, in the order that `placement` says.
 
         Parameters
         ----------
@@ -187,39 +223,73 @@ class DiffStrideConv(PooledConvolution):
         Raises
         ------
         TypeError, ValueError
-            As for `DiffStride.forward` and `torch.nn.Conv2d`.
+            As for `DiffStride.forward` and `torch.nn.Conv2d`, and as when made, for a method or
+            placement set since.
         """
+        if checked_placement(self.placement, self.method) == "before":
+            self._check_shape(x)
+            if self._call is not None:
+                return self.convolve(self._call(self._reader, self.pool, x))
+            return self.convolve(self.pool(x))
         if self._end_padding is not None:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode  # type: ignore[attr-defined]
             return self.pool(self.convolve(functional.pad(x, self._end_padding, mode=mode)))
         return super().forward(x)
 
+    def _check_shape(self, x: Any) -> None:
+        """Raise ValueError for an input that the convolution would refuse.
+
+        The layer must not see it: its size would bound the strides.
+        """
+        if not isinstance(x, torch.Tensor):  # which the layer refuses; torch.fx's have no shape
+            return
+        with sizes_untraced():
+            shape = tuple(x.shape)
+        rank, channels = self._layer.rank, self.in_channels  # type: ignore[attr-defined]
+        if len(shape) not in (rank + 1, rank + 2) or shape[-rank - 1] != channels:
+            raise ValueError(
+                f"x must have {channels} channels and {rank} spatial axes, with or without a "
+                f"batch, got shape {shape}"
+            )
+
 
 class DiffStrideConv1d(DiffStrideConv, nn.Conv1d):
-    """A `torch.nn.Conv1d` with learnt strides; `stride` is 2.0, `padding` "same" by default.
+    """A `torch.nn.Conv1d` with learnt strides, in place of a strided one with an odd kernel.
 
-    All arguments of that one are taken, in their order. What differs is these two: `padding` must
-    keep the size of the input, as half of the dilated kernel does. See `DiffStrideConv`.
+    It takes all arguments of `torch.nn.Conv1d`, in the same order. Two of them differ: `stride`
+    holds the initial strides, any numbers from 1 on, and is 2.0 by default; `padding` must keep the
+    size of the input, as half of the dilated kernel and "same" do, and is "same" by default. Where
+    the layer stands is the `placement`: "before" (the default) resizes the input and convolves the
+    smaller map, at about the cost of the strided convolution; "after" convolves the input and
+    resizes the result, as in the paper. See `DiffStrideConv`.
     """
 
     _layer = DiffStride1d
 
 
 class DiffStrideConv2d(DiffStrideConv, nn.Conv2d):
-    """A `torch.nn.Conv2d` with learnt strides; `stride` is 2.0, `padding` "same" by default.
+    """A `torch.nn.Conv2d` with learnt strides, in place of a strided one with an odd kernel.
 
-    All arguments of that one are taken, in their order. What differs is these two: `padding` must
-    keep the size of the input, as half of the dilated kernel does. See `DiffStrideConv`.
+    It takes all arguments of `torch.nn.Conv2d`, in the same order. Two of them differ: `stride`
+    holds the initial strides, any numbers from 1 on, and is 2.0 by default; `padding` must keep the
+    size of the input, as half of the dilated kernel and "same" do, and is "same" by default. Where
+    the layer stands is the `placement`: "before" (the default) resizes the input and convolves the
+    smaller map, at about the cost of the strided convolution; "after" convolves the input and
+    resizes the result, as in the paper. See `DiffStrideConv`.
     """
 
     _layer = DiffStride2d
 
 
 class DiffStrideConv3d(DiffStrideConv, nn.Conv3d):
-    """A `torch.nn.Conv3d` with learnt strides; `stride` is 2.0, `padding` "same" by default.
+    """A `torch.nn.Conv3d` with learnt strides, in place of a strided one with an odd kernel.
 
-    All arguments of that one are taken, in their order. What differs is these two: `padding` must
-    keep the size of the input, as half of the dilated kernel does. See `DiffStrideConv`.
+    It takes all arguments of `torch.nn.Conv3d`, in the same order. Two of them differ: `stride`
+    holds the initial strides, any numbers from 1 on, and is 2.0 by default; `padding` must keep the
+    size of the input, as half of the dilated kernel and "same" do, and is "same" by default. Where
+    the layer stands is the `placement`: "before" (the default) resizes the input and convolves the
+    smaller map, at about the cost of the strided convolution; "after" convolves the input and
+    resizes the result, as in the paper. See `DiffStrideConv`.
     """
 
     _layer = DiffStride3d

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import torch
 from diffstride_backends.torch_backend import whole
@@ -26,6 +27,11 @@ from diffstride_torch.tracing import (
     Trace,
     unwrapped,
 )
+
+Strides: TypeAlias = Mapping[DiffStride, tuple[float, ...]]
+"""The stride parameters of layers, as numbers."""
+
+_BEYOND_ALL_BOUNDS = 1e30
 
 
 def flops_penalty(model: nn.Module, example_input: Any) -> FlopsPenalty:
@@ -63,12 +69,12 @@ class FlopsPenalty:
     Counted per image are convolutions, linear layers and the products that resize: not norms, not
     nonlinearities, nor FFTs where an axis is long enough for them.
 
-    The value is exact, and so a step function: an output has an even number of samples M. The
-    gradient is that of the smooth size below the steps, M = 2q, where the mask ends at frequency q
-    (in the paper's convention M = N/S + 2R), taken at the present sizes. Like the complexity
-    penalty's it passes straight through the bounds; and through M = N, where the stride is still
-    too small to crop, unless no stride ever crops there. Strided operations and padding behind a
-    layer are followed.
+    The value is exact, and so a step function: an output has a whole number of samples M. The
+    gradient is that of the smooth size that M follows, taken at the present sizes: N/S, from which
+    M is off by less than one sample (in the paper's convention N/S + 2R, off by less than two).
+    Like the complexity penalty's it passes straight through the bounds; and through M = N, where
+    the stride is still too small to crop, unless no stride ever crops there. Strided operations and
+    padding behind a layer are followed.
 
     Attributes
     ----------
@@ -129,8 +135,28 @@ class FlopsPenalty:
         """
         return self._evaluate().at_output_of[layer]
 
-    def _evaluate(self) -> _Evaluation:
-        return _Evaluation(self._trace, self.layers)
+    def multiply_adds_range(self) -> tuple[int, int]:
+        """Return the multiply-adds per image with all strides at one end of their bounds.
+
+        Returns
+        -------
+        (least, most) : int
+            Strides that are not trained, whose ``requires_grad`` is False, stay where they are.
+        """
+        ends = [
+            self._evaluate(
+                {
+                    layer: (end,) * layer.strides.numel()
+                    for layer in self.layers
+                    if layer.strides.requires_grad
+                }
+            ).total
+            for end in (1.0, _BEYOND_ALL_BOUNDS)
+        ]
+        return min(ends), max(ends)
+
+    def _evaluate(self, strides: Strides | None = None) -> _Evaluation:
+        return _Evaluation(self._trace, self.layers, strides)
 
 
 def traced_multiply_adds(trace: Trace) -> int:
@@ -139,9 +165,11 @@ def traced_multiply_adds(trace: Trace) -> int:
 
 
 class _Evaluation:
-    """The cost at the present strides, and its slopes."""
+    """The cost at the present strides, or at those given for some layers, and its slopes."""
 
-    def __init__(self, trace: Trace, layers: list[DiffStride]) -> None:
+    def __init__(
+        self, trace: Trace, layers: list[DiffStride], strides: Strides | None = None
+    ) -> None:
         self.total = 0
         self.of_layer = dict.fromkeys(layers, 0)
         self.at_output_of = dict.fromkeys(layers, 0)
@@ -149,6 +177,7 @@ class _Evaluation:
         self._strides = {
             layer: tuple(own.tolist()) for layer, own in zip(layers, values, strict=True)
         }
+        self._strides.update(strides or {})
         self._stride_slopes = {layer: [0.0] * len(layer.settings.axes) for layer in layers}
         self._sizes: dict[Step | None, Size] = {None: trace.input_size}
         self._plans: dict[Step, Plan] = {}
@@ -265,7 +294,7 @@ class _Evaluation:
         if not settings.cropping or never_cropped:
             return 1.0, 0.0
         stride = axis.bounds.apply(strides[i % len(strides)])
-        # M = 2q, and q follows from N/(2S).
+        # The smooth size is twice the cutoff, but for a constant, and that follows N/(2S).
         slope = settings.convention.cutoff_slope(axis.size, settings.smoothness, stride) / stride
         of_size = slope if axis.output_size < axis.size else 1.0
         return of_size, -slope * axis.size / stride

@@ -1,8 +1,10 @@
-"""A strided operation made anew: at stride 1, followed by a DiffStride layer.
+"""A strided operation made anew: at stride 1, with a DiffStride layer before or after it.
 
-At stride 1 the operation keeps the size of its input, whatever its kernel: output n is the one that
-the strided operation computes at n, so that output m of the layer stands where output m of the
-strided operation stood, at a stride that may be any real number.
+Before it, a convolution runs on the map that the layer gives, at the resolution of its output.
+
+After it, the operation at stride 1 keeps the size of its input, whatever its kernel: output n is
+the one that the strided operation computes at n, so that output m of the layer stands where output
+m of the strided operation stood, at a stride that may be any real number.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from diffstride_torch.conv_modules import (
 )
 from diffstride_torch.joining import HOOKS
 from diffstride_torch.modules import DiffStride, SpectralPool2d
-from diffstride_torch.tracing import window_of
+from diffstride_torch.tracing import Size, window_of
 
 _CONVOLUTIONS: dict[type[nn.Module], type[DiffStrideConv]] = {
     nn.Conv1d: DiffStrideConv1d,
@@ -116,10 +118,56 @@ def why_not_replaceable(module: nn.Module) -> str | None:
     return None
 
 
-def made_anew(module: nn.Module, pool: DiffStride, method: str) -> nn.Module:
-    """Return a strided operation at stride 1 with a DiffStride layer, sharing its parameters."""
+def is_pointwise(module: nn.Module) -> bool:
+    """Return whether a module is a convolution of one tap, which commutes with a layer."""
+    return type(module) in _CONVOLUTIONS and set(module.kernel_size) == {1}  # type: ignore[arg-type]
+
+
+def why_not_before(module: nn.Module, output_size: Size) -> str | None:
+    """Return why a layer cannot stand before an operation that can be made anew; None if it can.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    output_size : tuple of int
+        Of the operation, which is the size that the convolution would read.
+    """
+    if type(module) not in _CONVOLUTIONS:
+        return "it is a pooling"
+    if is_pointwise(module):
+        return None
+    window = window_of(module)
+    assert window is not None
+    if any(1 < k <= s for k, s in zip(window.kernel, window.stride, strict=True)):
+        return "its windows do not overlap, as those of a patch embedding"
+    if any(k % 2 == 0 for k in window.kernel):
+        return "its kernel is even"
+    if any(window.end_padding):
+        return "its padding is not half of its kernel"
+    # Reflected are the values beside the one at the border; a map is wrapped around once.
+    least = {"reflect": 1, "circular": 0}.get(str(module.padding_mode))
+    if least is not None and any(
+        m < p + least for m, p in zip(output_size, window.padding, strict=True)
+    ):
+        return f"its {module.padding_mode} padding is larger than the map that the layer gives"
+    return None
+
+
+def made_anew(module: nn.Module, pool: DiffStride, placement: str, method: str) -> nn.Module:
+    """Return a strided operation at stride 1 with a DiffStride layer, sharing its parameters.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The operation.
+    pool : DiffStride
+    placement : {"before", "after"}
+        Of the layer.
+    method : {"auto", "fused", "separate"}
+        How a convolution and a layer after it are evaluated.
+    """
     if isinstance(module, AntiAliasing):
         return pool
     if type(module) not in _CONVOLUTIONS:
         return PoolDiffStride(module, pool)
-    return _CONVOLUTIONS[type(module)].of(module, pool, method)
+    return _CONVOLUTIONS[type(module)].of(module, pool, placement, method)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, NoReturn, TypeAlias
 
 import torch
-from diffstride_backends.torch_backend import BACKEND, sizes_untraced
+from diffstride_backends.torch_backend import BACKEND, EVALUATION_UNITS, sizes_untraced
 from torch import nn
 
 from diffstride_core.arguments import normalized_axes, option
@@ -36,8 +36,9 @@ class Resize(nn.Module):
     ) -> torch.Tensor:
         """Downsample a tensor, or what a convolution makes of it.
 
-        ``layer(x, conv)`` is ``layer(conv(x))``, but where it is cheaper computes nothing at the
-        resolution of `x`: see `conv_diff_stride`.
+        ``layer(x, conv)`` is ``layer(conv(x))``, the layer after the convolution, but where it is
+        cheaper computes nothing at the resolution of `x`: see `conv_diff_stride`. There is no
+        placement to choose: for the layer before the convolution, write ``conv(layer(x))``.
 
         Parameters
         ----------
@@ -174,7 +175,7 @@ def _decide(
     if method == "fused":
         check_fused(plan)
         return plan
-    return plan if is_fused_cheaper(plan) else None
+    return plan if is_fused_cheaper(plan, EVALUATION_UNITS) else None
 
 
 # It takes as long as a small layer, and is the same in every step.
@@ -187,11 +188,12 @@ def refuse_fused(reason: str) -> NoReturn:
 
 
 class PooledConvolution:
-    """A convolution and the layer behind it, `pool`: put in front of one of PyTorch's classes.
+    """A convolution with a layer: put in front of one of PyTorch's classes.
 
     Attributes
     ----------
     pool : torch.nn.Module
+        The layer, behind the convolution unless the class says otherwise.
     method : {"auto", "fused", "separate"}
         How a convolution and a layer that resizes are evaluated, see `conv_diff_stride`.
     """
@@ -215,7 +217,9 @@ def convolve_and_pool(
     if isinstance(pool, Resize):
         y: torch.Tensor = pool(x, conv, method=method)
         return y
-    return pool(_convolved(conv, x))
+    # With another layer than that it is called as a whole.
+    is_alone = isinstance(conv, PooledConvolution) and conv.pool is pool
+    return pool(_convolved(conv, x) if is_alone else conv(x))
 
 
 def _convolved(conv: AnyConv, x: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +29,7 @@ from diffstride_core.plan import Plan
 from diffstride_core.plan_cache import PlanCache
 from diffstride_core.planning import plan_pool
 from diffstride_core.settings import make_settings
+from diffstride_torch import saved_state
 from diffstride_torch.joining import Resize
 from diffstride_torch.precision import KeepsPrecision
 
@@ -68,7 +69,8 @@ class _Version:
         return hash((id(self._tensor), self._state))
 
 
-def _token(strides: torch.Tensor) -> Any:
+def values_token(strides: torch.Tensor) -> Any:
+    """Return what is equal to the last token exactly if no value has changed since."""
     # Reading host memory costs nothing, and sees even what was written behind autograd's back.
     if strides.device.type == "cpu":
         return BACKEND.host_values(strides)
@@ -96,6 +98,9 @@ class DiffStride(KeepsPrecision, Resize):
         See `diff_stride`.
     axes : int or sequence of int, optional
         The axes to resize, by default the last ones.
+    size_offset : int or sequence of int
+        Added to the output size that follows from a stride, within 1 to N: one per axis or one for
+        all. So does a layer keep the sizes of an operation that did not give N/S.
     device : torch.device, optional
     dtype : torch.dtype, optional
         Of the strides, float32 or float64; by default float32. Converting the module to half
@@ -120,6 +125,11 @@ class DiffStride(KeepsPrecision, Resize):
     through ``strides.data`` on an accelerator leaves no such trace; call `project_strides` then. So
     too inside `torch.compile`, where the values are those of the last forward pass outside it or of
     the last `project_strides`.
+
+    A state dict holds convention, smoothness and size offset beside the strides, as extra state: a
+    tensor. To load a state that was saved with others is an error, which leaves the layer as it
+    was. A state without them, as of a version that did not save them, is loaded with one warning
+    for the whole model. Neither is reported as a missing key.
     """
 
     rank: ClassVar[int]
@@ -137,6 +147,7 @@ class DiffStride(KeepsPrecision, Resize):
         convention: str = DEFAULT_CONVENTION,
         method: str = "auto",
         axes: int | Sequence[int] | None = None,
+        size_offset: int | Sequence[int] = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -149,6 +160,7 @@ class DiffStride(KeepsPrecision, Resize):
             norm=norm,
             convention=convention,
             method=method,
+            size_offset=size_offset,
         )
         _check_rank(self.rank, self.settings.axes)
         dtype = torch.float32 if dtype is None else dtype
@@ -207,6 +219,75 @@ class DiffStride(KeepsPrecision, Resize):
         """
         return self.settings.layer_arguments(whole(self.strides.detach()).tolist())
 
+    def get_extra_state(self) -> torch.Tensor:
+        """Return what a state dict holds besides the strides, as convention and smoothness.
+
+        Returns
+        -------
+        torch.Tensor, shape (256,)
+            Of dtype int32: the codes of JSON.
+        """
+        return saved_state.encoded(self._saved_arguments())
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        """Check what `get_extra_state` returned for the layer that is being loaded.
+
+        Parameters
+        ----------
+        state : torch.Tensor, shape (256,)
+
+        Raises
+        ------
+        ValueError
+            If that layer's arguments are not this one's.
+        """
+        saved_state.check(state, self._saved_arguments())
+
+    def _saved_arguments(self) -> dict[str, Any]:
+        """Return the arguments without which the strides' values mean nothing."""
+        names = ("convention", "smoothness", "size_offset")
+        arguments = self.settings.arguments()
+        return {name: arguments[name] for name in names if name in arguments}
+
+    def why_not_loaded(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
+        """Return why the layer refuses a state dict, in which its keys begin with `prefix`."""
+        key = prefix + saved_state.KEY
+        if key in state_dict:
+            try:
+                saved_state.check(state_dict[key], self._saved_arguments(), prefix)
+            except ValueError as error:
+                return str(error)
+        return None
+
+    def _load_from_state_dict(  # type: ignore[override]
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # Before any stride is overwritten; `set_extra_state` is called after that.
+        if (reason := self.why_not_loaded(state_dict, prefix)) is not None:
+            error_msgs.append(reason)
+            return
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+        key = prefix + saved_state.KEY
+        if key in missing_keys:
+            missing_keys.remove(key)
+            if prefix + "strides" in state_dict:
+                saved_state.warn_unchecked(self._saved_arguments(), prefix, error_msgs)
+
     def extra_repr(self) -> str:  # noqa: D102
         settings = self.settings
         values = ["..."]
@@ -232,13 +313,15 @@ class DiffStride(KeepsPrecision, Resize):
             shown.append(f"method={settings.method!r}")
         if settings.axes != tuple(range(-self.rank, 0)):
             shown.append(f"axes={settings.axes}")
+        if any(settings.size_offset):
+            shown.append(f"size_offset={settings.size_offset}")
         return ", ".join(shown)
 
     def _refresh(self) -> None:
         # A compiled graph must not read device memory; its plans are those made outside.
         if not torch.compiler.is_compiling():
             strides = self.strides
-            self._plans.refresh(_token(strides), lambda: BACKEND.host_values(strides))
+            self._plans.refresh(values_token(strides), lambda: BACKEND.host_values(strides))
 
 
 class DiffStride1d(DiffStride):
@@ -400,7 +483,7 @@ def project_strides(model: torch.nn.Module) -> None:
         bounded = np.array(layer._plans.project(tuple(strides.tolist())), dtype=strides.dtype)
         if (bounded != strides).any():
             layer.strides.copy_(distributed_as(torch.from_numpy(bounded), layer.strides))
-        layer._plans.update(_token(layer.strides), tuple(bounded.tolist()))
+        layer._plans.update(values_token(layer.strides), tuple(bounded.tolist()))
 
 
 def read_together(tensors: Iterable[torch.Tensor]) -> list[np.ndarray[Any, Any]]:

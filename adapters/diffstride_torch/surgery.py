@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from torch import nn
 
 from diffstride_core import NothingToCropWarning
-from diffstride_core.arguments import Limits, option
+from diffstride_core.arguments import Limits
 from diffstride_core.conventions import DEFAULT_CONVENTION
-from diffstride_core.convolution import CONV_METHODS
-from diffstride_core.planning import never_cropped
+from diffstride_core.convolution import checked_placement
+from diffstride_core.plan import Plan
+from diffstride_core.planning import never_cropped, plan_diff_stride, size_jumps
+from diffstride_core.settings import Settings
+from diffstride_torch.conv_modules import DiffStrideConv
 from diffstride_torch.costs import traced_multiply_adds
-from diffstride_torch.downsampling import AntiAliasing, made_anew, why_not_replaceable
+from diffstride_torch.downsampling import (
+    AntiAliasing,
+    is_pointwise,
+    made_anew,
+    why_not_before,
+    why_not_replaceable,
+)
 from diffstride_torch.modules import DiffStride, DiffStride1d, DiffStride2d, DiffStride3d
+from diffstride_torch.shared_call import SharedCall
 from diffstride_torch.tracing import (
-    Learnt,
-    Pooled,
+    Rehearsal,
     Size,
     Step,
     Trace,
@@ -44,6 +56,10 @@ class Replaced:
         What it was; the layer's initial stride.
     layer : DiffStride
         Branches that meet again have the same one.
+    placement : {"before", "after"} or None
+        Where the layer stands; None for a pooling that it takes the place of.
+    reason : str or None
+        Why it stands after the operation where it was to stand before it.
     input_size, output_size : tuple of int
         Of the layer at the example input.
     never_cropped : bool
@@ -54,6 +70,8 @@ class Replaced:
     operation: str
     stride: tuple[float, ...]
     layer: DiffStride
+    placement: str | None
+    reason: str | None
     input_size: Size
     output_size: Size
     never_cropped: bool
@@ -73,16 +91,39 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class Break:
+    """A call that fails once strides move.
+
+    Attributes
+    ----------
+    name : str
+        The module's qualified name, or the function's with the module that calls it.
+    error : str
+        What it raises.
+    layers : tuple of DiffStride
+        Those of which each alone makes it fail.
+    """
+
+    name: str
+    error: str
+    layers: tuple[DiffStride, ...]
+
+
+@dataclass(frozen=True)
 class ReplacementReport:
     """What `replace_downsampling` did.
 
     Attributes
     ----------
     replaced : tuple of Replaced
-        In the order of execution, as the other two.
+        In the order of execution, as the next one.
     kept : tuple of Kept
     layers : tuple of DiffStride
         Each once.
+    breaks : tuple of Break
+        Where the model fails once the strides of some layer move, as far as runs of the example
+        with other strides show: each layer has its strides moved alone, and the first call that
+        fails is named. Such layers must stay where they are.
     multiply_adds_before, multiply_adds_after : int
         Of the whole model, per image.
     """
@@ -90,6 +131,7 @@ class ReplacementReport:
     replaced: tuple[Replaced, ...]
     kept: tuple[Kept, ...]
     layers: tuple[DiffStride, ...]
+    breaks: tuple[Break, ...]
     multiply_adds_before: int
     multiply_adds_after: int
 
@@ -102,17 +144,15 @@ class ReplacementReport:
         """Return the report as text."""
         numbers = {layer: i for i, layer in enumerate(self.layers, start=1)}
         lines = [f"replaced {len(self.replaced)} operations by {len(self.layers)} layers:"]
-        for done in self.replaced:
-            sizes = " -> ".join("x".join(map(str, s)) for s in (done.input_size, done.output_size))
-            stride = "x".join(f"{s:g}" for s in done.stride)
-            note = ", cannot crop at this size" if done.never_cropped else ""
-            lines.append(
-                f"  {done.name} ({done.operation}, stride {stride}): "
-                f"layer {numbers[done.layer]}, {sizes}{note}"
-            )
+        lines += [f"  {_line(done, numbers[done.layer])}" for done in self.replaced]
         if self.kept:
             lines.append(f"kept {len(self.kept)} strided operations:")
             lines += [f"  {kept}" for kept in self.kept]
+        if self.breaks:
+            lines.append("fails once strides move:")
+        for place in self.breaks:
+            which = ", ".join(str(numbers[layer]) for layer in place.layers)
+            lines.append(f"  {place.name}, by layer {which}: {place.error}")
         before, after = self.multiply_adds_before, self.multiply_adds_after
         lines.append(
             f"multiply-adds per image: {before / 1e6:.1f} M before, {after / 1e6:.1f} M after"
@@ -120,10 +160,27 @@ class ReplacementReport:
         return "\n".join(lines)
 
 
+def _line(done: Replaced, number: int) -> str:
+    sizes = " -> ".join("x".join(map(str, s)) for s in (done.input_size, done.output_size))
+    stride = "x".join(f"{s:g}" for s in done.stride)
+    where = "in its place" if done.placement is None else f"{done.placement} it"
+    notes = "" if done.reason is None else f" ({done.reason})"
+    offset = done.layer.settings.size_offset
+    if any(offset):
+        notes += f", size offset {'x'.join(f'{n:+d}' for n in offset)}"
+    if done.never_cropped:
+        notes += ", cannot crop at this size"
+    return (
+        f"{done.name} ({done.operation}, stride {stride}): layer {number} {where}, {sizes}{notes}"
+    )
+
+
 def replace_downsampling(
     model: nn.Module,
     example_input: Any,
     *,
+    placement: str | None = None,
+    trainable: bool = True,
     convention: str = DEFAULT_CONVENTION,
     smoothness: float | None = None,
     limits: Limits | None = (None, None),
@@ -133,8 +190,11 @@ def replace_downsampling(
     """Replace a model's strided convolutions and poolings by stride-1 operations and DiffStride.
 
     In place. Weights and their names stay; each layer adds one parameter, ``pool.strides``. A
-    stride begins where the operation's was. Branches that meet again, in an addition or a
-    concatenation, get one shared layer; where they cannot, their operations keep their strides.
+    stride begins where the operation's was, and in the nominal convention every map begins with the
+    size that it had: where N/S samples are not that size, the layer has a `size_offset`.
+
+    Convolutions with a layer before them that read the same tensor share one call of it. Branches
+    that meet again, in an addition or a concatenation, get one shared layer.
 
     Parameters
     ----------
@@ -142,12 +202,23 @@ def replace_downsampling(
         Traced with torch.fx.
     example_input : Tensor, shape (N, C, ...), or tuple
         The arguments of the model.
+    placement : {"before", "after"}, optional
+        Of the layers. "before": convolutions run on the smaller map, at about the cost that they
+        had. A layer stands after its operation all the same if that is a pooling, or a convolution
+        with an even kernel, with windows that do not overlap, or with other padding than half its
+        kernel. "after": operations run at the resolution of their input. Before a pointwise
+        convolution, which commutes with it, a layer stands in either case. By default "after" where
+        `method` is "fused" or "separate", else "before".
+    trainable : bool
+        False holds the strides where they begin: they require no gradient, so that optimisers leave
+        them as they are. The model then downsamples without aliasing at its own sizes.
     convention, smoothness, limits
-        Of the layers, see `DiffStride`.
+        Of the layers, see `DiffStride`. The outputs of the other conventions are larger than N/S,
+        and have no offset.
     skip : iterable of str
         Qualified names of modules to leave as they are, with all that is in them.
     method : {"auto", "fused", "separate"}
-        How convolutions and the layers behind them are evaluated, see `conv_diff_stride`; "fused"
+        How convolutions and the layers after them are evaluated, see `conv_diff_stride`; "fused"
         counts for those with an odd kernel whose padding is half of it, zeros or circular.
 
     Returns
@@ -157,48 +228,55 @@ def replace_downsampling(
     Raises
     ------
     TypeError
-        If the model is no module, the example no tensor, or a name no string.
+        If the model is no module, the example no tensor, `trainable` no bool, or a name no string.
     ValueError
         If the model has no such module as one to skip, cannot be traced, cannot run on the example,
         has nothing to replace, or cannot run with the sizes that the layers give. The model is then
         as it was.
     """
+    if not isinstance(trainable, bool):
+        raise TypeError(f"trainable must be True or False, got {trainable!r}")
     options: dict[str, Any] = {
+        "trainable": trainable,
         "convention": convention,
         "smoothness": smoothness,
         "limits": limits,
     }
     DiffStride2d(1.0, **options)  # Refuses bad options before any work.
-    option("method", method, CONV_METHODS)
+    placement = checked_placement(placement, method)
     device = checked_example(model, example_input)[0].device
     skipped = _skipped(model, skip)
     before = Trace(model, example_input)
-    groups = _groups(before, skipped)
-    layers: dict[_Group, DiffStride] = {}
-    new: dict[nn.Module, nn.Module] = {}
-    for step in _strided(before):
-        group = groups[step.name].root()
-        if groups[step.name].reason is None and step.module is not None:
-            if group not in layers:
-                stride = _stride(step)
-                assert stride is not None
-                layers[group] = _LAYERS[len(stride)](stride, device=device, **options)
-            new[step.module] = made_anew(step.module, layers[group], method)
-    if not new:
-        found = "; ".join(str(kept) for kept in _kept(before, groups))
+    operations = _operations(before, placement, skipped, options)
+    _group(before, operations, trainable)
+    replaced = [done for done in operations.values() if done.group.reason is None]
+    if not replaced:
+        found = "; ".join(str(kept) for kept in _kept(operations))
         raise ValueError(
             f"model {type(model).__name__} has no strided operation that can be replaced"
             + (f": {found}" if found else "")
         )
+    layers: dict[tuple[_Group, Size], DiffStride] = {}
+    new: dict[nn.Module, nn.Module] = {}
+    for done in replaced:
+        key = done.group.root(), done.size_offset
+        if key not in layers:
+            layers[key] = _LAYERS[len(done.stride)](
+                done.stride, size_offset=done.size_offset, device=device, **options
+            )
+        done.layer = layers[key]
+        new[done.module] = made_anew(done.module, done.layer, done.placement, method)
+    _share_calls(replaced, new)
     undo = swap_modules(model, new)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingToCropWarning)
             after = Trace(model, example_input)
         return ReplacementReport(
-            replaced=tuple(_replaced(before, after, new)),
-            kept=tuple(_kept(before, groups)),
-            layers=tuple(dict.fromkeys(layers.values())),
+            replaced=tuple(map(_replaced, replaced)),
+            kept=tuple(_kept(operations)),
+            layers=tuple(layers.values()),
+            breaks=tuple(_breaks(model, example_input, replaced)),
             multiply_adds_before=traced_multiply_adds(before),
             multiply_adds_after=traced_multiply_adds(after),
         )
@@ -240,15 +318,82 @@ class _Group:
             other_root._parent = root
             root._shared = root._shared or other_root._shared
 
-    def keep(self, reason: str) -> None:
-        self.own = self.own or reason
-        self.root()._shared = self.root()._shared or reason
+
+class _Operation:
+    """A strided operation of a model, and what becomes of it.
+
+    Attributes
+    ----------
+    step : Step
+        Of its first call.
+    reads : torch.fx.Node or None
+        What gives the tensor that it reads; None if it is called more than once, or if the tensor
+        is written into.
+    stride : tuple of float
+    size_offset : tuple of int
+        Of the layer.
+    placement : {"before", "after"}
+        Of the layer.
+    why_after : str or None
+        Why the layer stands after the operation where it was to stand before it.
+    group : _Group
+    layer : DiffStride
+        Once it is made.
+    """
+
+    layer: DiffStride
+
+    def __init__(
+        self,
+        trace: Trace,
+        steps: Sequence[Step],
+        placement: str,
+        skipped: set[nn.Module],
+        options: dict[str, Any],
+    ) -> None:
+        self.step, stride = steps[0], _stride(steps[0])
+        assert stride is not None
+        self.stride, self.placement, self.why_after = stride, placement, None
+        reads = self.step.reads
+        is_read_once = len(steps) == 1 and reads is not None and not trace.is_overwritten(reads)
+        self.reads = reads if is_read_once else None
+        offsets = {_size_offset(step, stride, options) for step in steps}
+        self.size_offset = min(offsets)
+        reason = "it is a function, not a module"
+        module = self.step.module
+        if module is not None:
+            reason = _reason(module, skipped)
+            if reason is None and len(offsets) > 1:
+                reason = "its calls would need layers of several size offsets"
+            if is_pointwise(module):
+                self.placement = "before"
+            elif reason is None and placement == "before":
+                self.why_after = why_not_before(module, self.step.output_size)
+                self.placement = "before" if self.why_after is None else "after"
+        self.group = _Group(reason)
+
+    @property
+    def module(self) -> nn.Module:
+        assert self.step.module is not None
+        return self.step.module
+
+    @property
+    def is_only_resize(self) -> bool:
+        """Whether the layer takes the place of the operation."""
+        return isinstance(self.step.module, AntiAliasing)
 
 
-def _strided(trace: Trace) -> list[Step]:
-    """Return the steps that are strided operations, each module or call once."""
-    steps = {s.name: s for s in trace.steps if _stride(s) is not None}
-    return list(steps.values())
+def _operations(
+    trace: Trace, placement: str, skipped: set[nn.Module], options: dict[str, Any]
+) -> dict[str, _Operation]:
+    """Return the strided operations, each module or call once, by their names."""
+    steps: defaultdict[str, list[Step]] = defaultdict(list)
+    for step in trace.steps:
+        if _stride(step) is not None:
+            steps[step.name].append(step)
+    return {
+        name: _Operation(trace, calls, placement, skipped, options) for name, calls in steps.items()
+    }
 
 
 def _stride(step: Step) -> tuple[float, ...] | None:
@@ -260,61 +405,56 @@ def _stride(step: Step) -> tuple[float, ...] | None:
     return None
 
 
-def _groups(trace: Trace, skipped: set[nn.Module]) -> dict[str, _Group]:
-    """Return the group of each strided operation by its name."""
-    groups = {step.name: _Group(_reason(step, skipped)) for step in _strided(trace)}
+def _size_offset(step: Step, stride: tuple[float, ...], options: dict[str, Any]) -> Size:
+    """Return by how much an operation's output is larger than that of a layer without offset."""
+    if options["limits"] is not None:
+        # At the operation's own stride, even where the layer's will never be there.
+        options = {**options, "limits": (None, None)}
+    settings = _LAYERS[len(stride)](stride, **options).settings
+    if settings.convention.name != "nominal":
+        return (0,) * len(stride)
+    own = _plan(settings, step.input_size, stride).output_sizes
+    return tuple(m - n for m, n in zip(step.output_size, own, strict=True))
+
+
+def _plan(settings: Settings, size: Size, strides: Sequence[float]) -> Plan:
+    """Return a layer's plan for a map."""
+    return plan_diff_stride(settings, settings.axes, size, tuple(strides), shared=False, warn=False)
+
+
+def _group(trace: Trace, operations: dict[str, _Operation], trainable: bool) -> None:
+    """Join the groups of operations that are to share a layer."""
     for meeting in trace.meetings:
         first, *others = (_way(branch) for branch in meeting.branches)
         for other in others:
-            _join(groups, first, other, meeting.name)
-    return groups
+            for a, b in _partners(first, other):
+                pair = [operations[step.name] for step in (a, b) if step.name in operations]
+                # Strides that are held need not follow those of an operation that is kept.
+                if len(pair) == 2 and (trainable or all(done.group.own is None for done in pair)):
+                    pair[0].group.join(pair[1].group)
+    readers: dict[object, _Operation] = {}
+    for done in operations.values():
+        if done.placement == "before" and done.reads is not None and done.group.reason is None:
+            first_reader = readers.setdefault((done.reads, done.stride), done)
+            first_reader.group.join(done.group)
 
 
 def _way(step: Step | None) -> list[Step]:
     return [] if step is None else step.way()
 
 
-def _join(groups: dict[str, _Group], first: list[Step], second: list[Step], where: str) -> None:
-    """Join the groups of two branches that meet, or keep what differs between them."""
+def _partners(first: list[Step], second: list[Step]) -> Iterable[tuple[Step, Step]]:
+    """Return which steps of two branches that meet change their sizes in the same way.
+
+    None if other steps change them, too: then no strides that the branches share keep them equal.
+    """
     rest = 0
     while rest < min(len(first), len(second)) and _alike(first[rest], second[rest]):
         rest += 1
     tails = first[rest:], second[rest:]
     pairs = list(zip(*tails, strict=False))
     fit = len(tails[0]) == len(tails[1]) and all(_may_share(a, b) for a, b in pairs)
-    for a, b in pairs if fit else ():
-        if a.name in groups and b.name in groups:
-            groups[a.name].join(groups[b.name])
-    if fit:
-        return
-    for step in (*tails[0], *tails[1]):
-        if step.name in groups:
-            groups[step.name].keep(
-                f"it meets at {where} a branch whose size changes in other steps"
-            )
-    if not _always_equal(*tails):
-        for step in first[:rest]:
-            if step.name in groups:
-                groups[step.name].keep(
-                    f"behind it two branches meet at {where} that are equal at few sizes only"
-                )
-
-
-def _always_equal(first: list[Step], second: list[Step]) -> bool:
-    """Return whether two branches of fixed steps give equal sizes, whatever they begin with."""
-    largest = (first or second)[0].input_size
-    return all(
-        _after(first, (n,) * len(largest)) == _after(second, (n,) * len(largest))
-        for n in range(1, max(largest, default=0) + 1)
-    )
-
-
-def _after(steps: list[Step], size: Size) -> Size | None:
-    for step in steps:
-        if step.rule is None or isinstance(step.rule, Learnt | Pooled):
-            return None
-        size = step.rule.resize(size)
-    return size
+    return pairs if fit else ()
 
 
 def _alike(a: Step, b: Step) -> bool:
@@ -328,13 +468,24 @@ def _may_share(a: Step, b: Step) -> bool:
     return _stride(a) == _stride(b) is not None or _alike(a, b)
 
 
-def _reason(step: Step, skipped: set[nn.Module]) -> str | None:
+def _reason(module: nn.Module, skipped: set[nn.Module]) -> str | None:
     """Return why a strided operation keeps its stride, None if nothing speaks against it."""
-    if step.module is None:
-        return "it is a function, not a module"
-    if step.module in skipped:
-        return "it was to be skipped"
-    return why_not_replaceable(step.module)
+    return "it was to be skipped" if module in skipped else why_not_replaceable(module)
+
+
+def _share_calls(replaced: Iterable[_Operation], new: dict[nn.Module, nn.Module]) -> None:
+    """Let convolutions with a layer before them that read the same tensor share its call."""
+    readers: defaultdict[object, list[DiffStrideConv]] = defaultdict(list)
+    for done in replaced:
+        made = new[done.module]
+        if done.placement == "before" and done.reads is not None:
+            assert isinstance(made, DiffStrideConv)
+            readers[done.reads, done.layer].append(made)
+    for together in readers.values():
+        if len(together) > 1:
+            call = SharedCall(len(together))
+            for i, made in enumerate(together):
+                made.share(call, i)
 
 
 def _skipped(model: nn.Module, skip: Iterable[str]) -> set[nn.Module]:
@@ -353,32 +504,81 @@ def _skipped(model: nn.Module, skip: Iterable[str]) -> set[nn.Module]:
     return skipped
 
 
-def _replaced(before: Trace, after: Trace, new: dict[nn.Module, nn.Module]) -> Iterator[Replaced]:
-    learnt = {step.name: step for step in after.steps if isinstance(step.rule, Learnt)}
-    of_layer = {step.module: step for step in learnt.values()}
-    for step in _strided(before):
-        if step.module not in new:
-            continue
-        made = new[step.module]
-        layer = made if isinstance(made, DiffStride) else made.pool
-        stride = _stride(step)
-        assert isinstance(layer, DiffStride)
-        assert stride is not None
-        resize = learnt.get(f"{step.name}.pool", of_layer[layer])
-        yield Replaced(
-            step.name,
-            type(step.module).__name__,
-            stride,
-            layer,
-            resize.input_size,
-            resize.output_size,
-            any(never_cropped(layer.settings, resize.input_size)),
-        )
+def _replaced(done: _Operation) -> Replaced:
+    settings, size = done.layer.settings, done.step.input_size
+    return Replaced(
+        name=done.step.name,
+        operation=type(done.module).__name__,
+        stride=done.stride,
+        layer=done.layer,
+        placement=None if done.is_only_resize else done.placement,
+        reason=None if done.is_only_resize else done.why_after,
+        input_size=size,
+        output_size=_plan(settings, size, done.stride).output_sizes,
+        never_cropped=any(never_cropped(settings, size)),
+    )
 
 
-def _kept(trace: Trace, groups: dict[str, _Group]) -> Iterator[Kept]:
-    for step in _strided(trace):
-        reason = groups[step.name].reason
-        if reason is not None:
-            kind = "function" if step.module is None else type(step.module).__name__
-            yield Kept(step.name, kind, reason)
+def _kept(operations: dict[str, _Operation]) -> Iterator[Kept]:
+    for name, done in operations.items():
+        if done.group.reason is not None:
+            module = done.step.module
+            kind = "function" if module is None else type(module).__name__
+            yield Kept(name, kind, done.group.reason)
+
+
+def _breaks(model: nn.Module, example: Any, replaced: Iterable[_Operation]) -> Iterator[Break]:
+    """Run a model with the strides of its layers moved, and yield the calls that fail."""
+    sizes = {done.layer: done.step.input_size for done in replaced}
+    moves = {
+        layer: _moves(layer, size, 1.2 + 0.1 * i) for i, (layer, size) in enumerate(sizes.items())
+    }
+    rehearsal = Rehearsal(model, example)
+
+    def failure(moved: Iterable[tuple[DiffStride, Sequence[float]]]) -> tuple[str, str] | None:
+        with _strides_at(moved):
+            return rehearsal.failure()
+
+    # All layers at once, each by another factor: where that fails nowhere, each alone does not.
+    every = ([(layer, tried[i]) for layer, tried in moves.items()] for i in range(3))
+    if not any(map(failure, every)):
+        return
+    layers: defaultdict[str, list[DiffStride]] = defaultdict(list)
+    errors: dict[str, str] = {}
+    for layer, tried in moves.items():
+        failed = (failure([(layer, strides)]) for strides in tried)
+        found = next((where for where in failed if where is not None), None)
+        if found is not None:
+            layers[found[0]].append(layer)
+            errors.setdefault(*found)
+    for name, error in errors.items():
+        yield Break(name, error, tuple(layers[name]))
+
+
+def _moves(layer: DiffStride, size: Size, factor: float) -> list[list[float]]:
+    """Return strides that a layer may move to: a size further, a size back, and axes apart."""
+    further, back, apart = [], [], []
+    now = layer.strides.tolist()
+    axes = _plan(layer.settings, size, now).axes
+    for i, (axis, stride) in enumerate(zip(axes, now, strict=True)):
+        below, above = size_jumps(layer.settings, axis, stride)
+        # Beyond the jump, also once rounded to single precision.
+        further.append(stride if above is None else above * (1 + 1e-6))
+        back.append(stride if below is None else below * (1 - 1e-6))
+        apart.append(stride * (1 / factor if i % 2 else factor))
+    return [further, back, apart]
+
+
+@contextmanager
+def _strides_at(moved: Iterable[tuple[DiffStride, Sequence[float]]]) -> Iterator[None]:
+    """Put strides elsewhere, and back afterwards."""
+    strides = [(layer.strides, layer.strides.detach().clone(), values) for layer, values in moved]
+    try:
+        with torch.no_grad():
+            for parameter, _, values in strides:
+                parameter.copy_(torch.tensor(values))
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, own, _ in strides:
+                parameter.copy_(own)

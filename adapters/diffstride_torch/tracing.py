@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffstride_core import NothingToCropWarning
 from diffstride_core.arguments import normalized_axes
 from diffstride_torch.joining import CONVOLUTIONS, AnyConv, PooledConvolution
 from diffstride_torch.modules import DiffStride, SpectralPool, is_sharded
@@ -153,6 +156,8 @@ class Step:
     rule : Rule
     input_size, output_size : tuple of int
         At the example input.
+    reads : torch.fx.Node or None
+        What gives the tensor that it reads; None for an input of the model.
     """
 
     before: Step | None
@@ -161,6 +166,7 @@ class Step:
     rule: Rule
     input_size: Size
     output_size: Size
+    reads: fx.Node | None = None
 
     def way(self) -> list[Step]:
         """Return the steps that the size after this one follows from, itself included."""
@@ -257,9 +263,7 @@ class Trace:
         self.steps: list[Step] = []
         self.meetings: list[Meeting] = []
         with evaluation(model), _unseen(model):
-            # Alone it would have no name, by which its layer is given it.
-            root = nn.Sequential(model) if isinstance(model, PooledConvolution) else model
-            traced = fx.GraphModule(root, _traced(root))
+            traced = _traced(model)
             recorder = _Recorder(traced)
             try:
                 recorder.run(*arguments)
@@ -287,6 +291,18 @@ class Trace:
         """Return the size of a map after a step, or that of the input."""
         return self.input_size if step is None else step.output_size
 
+    def is_overwritten(self, node: fx.Node) -> bool:
+        """Return whether some call writes into the tensor that a node gives."""
+        return any(self._overwrites(user) for user in node.users)
+
+    def _overwrites(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return bool(getattr(self._modules[str(node.target)], "inplace", False))
+        target = node.target
+        name = target if isinstance(target, str) else getattr(target, "__name__", "")
+        in_place = name.endswith("_") or target in _IN_PLACE_OPERATORS
+        return in_place or bool(node.kwargs.get("inplace"))
+
     def _visit(self, node: fx.Node, multiply_adds: int) -> None:
         if node.op == "placeholder":
             size = self._shapes.get(node, ())[2:]
@@ -308,7 +324,7 @@ class Trace:
             self._shapes[node] = self._shapes.get(sources[0], ())
             return
         module = self._modules[str(node.target)] if node.op == "call_module" else None
-        name = self._name(node)
+        name = _name(node, self._calls_of)
         step = self._at[node] = self._step_at(node, name, module, sources)
         if step is not None and step.module is module and isinstance(step.rule, Learnt | Pooled):
             self.resizes.append(self._resize_call(node, step))
@@ -344,7 +360,8 @@ class Trace:
                 rule = Constant(output[2:])
         elif output[2:] == self.size_at(before) and not _can_change(rule):
             return before
-        step = Step(before, name, module, rule, self.size_at(before), output[2:])
+        size = self.size_at(before)
+        step = Step(before, name, module, rule, size, output[2:], sources[0])
         self.steps.append(step)
         return step
 
@@ -361,17 +378,6 @@ class Trace:
         if others or found is None or self.size_at(self._at[found]) != self._shapes[node][2:]:
             return None
         return found
-
-    def _name(self, node: fx.Node) -> str:
-        if node.op == "call_module":
-            return str(node.target)
-        target = node.target
-        function = target if isinstance(target, str) else getattr(target, "__name__", node.name)
-        owners = list(node.meta.get("nn_module_stack", ()))
-        name = f"{function} in {owners[-1]}" if owners else function
-        self._calls_of[name] += 1
-        count = self._calls_of[name]
-        return name if count == 1 else f"{name} ({count})"
 
     def _has_positions_of(self, output: Size, source: fx.Node) -> bool:
         """Return whether an output has as many positions as one of its inputs."""
@@ -476,6 +482,52 @@ def _unseen(model: nn.Module) -> Iterator[None]:
             layer._plans = own
 
 
+class Rehearsal:
+    """A model traced once, to be run on an example as often as its strides change.
+
+    Parameters
+    ----------
+    model, example_input
+        Of a `Trace` that was made.
+    """
+
+    def __init__(self, model: nn.Module, example_input: Any) -> None:
+        self._model, self._arguments = model, checked_example(model, example_input)
+        self._runner = _Runner(_traced(model))
+
+    def failure(self) -> tuple[str, str] | None:
+        """Run the model.
+
+        Returns
+        -------
+        name, error : str
+            Of the call that fails with the strides as they are now; None in place of both if none
+            does.
+        """
+        with evaluation(self._model), _unseen(self._model), warnings.catch_warnings():
+            warnings.simplefilter("ignore", NothingToCropWarning)
+            try:
+                self._runner.run(*self._arguments)
+            except Exception as error:
+                # Without the lines that torch.fx adds.
+                return self._runner.name, str(error).partition("\n\nWhile executing")[0]
+        return None
+
+
+class _Runner(fx.Interpreter):
+    """Runs a graph, and knows the name of the call that it is at."""
+
+    name: str
+
+    def run(self, *args: Any, **options: Any) -> Any:
+        self._calls_of: Counter[str] = Counter()
+        return super().run(*args, **options)
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.name = _name(n, self._calls_of)
+        return super().run_node(n)
+
+
 class _Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         # The convolution that a layer is called with.
@@ -486,12 +538,16 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, DiffStride | SpectralPool):
             return True
+        if isinstance(m, PooledConvolution):
+            return False  # Not even where its weight is parametrised, by a class of PyTorch's own.
         return super().is_leaf_module(m, module_qualified_name)
 
 
-def _traced(model: nn.Module) -> fx.Graph:
+def _traced(model: nn.Module) -> fx.GraphModule:
+    # Alone it would have no name, by which its layer is given it.
+    root = nn.Sequential(model) if isinstance(model, PooledConvolution) else model
     try:
-        return _Tracer().trace(model)
+        return fx.GraphModule(root, _Tracer().trace(root))
     except Exception as error:
         hint = "" if unwrapped(model) is model else "; give the model before it is wrapped"
         raise ValueError(
@@ -527,6 +583,24 @@ class _Recorder(fx.Interpreter):
         # The counter takes a multiply-add for two operations.
         self.multiply_adds[n] = (self._counter.get_total_flops() - before) // 2
         return result
+
+
+_IN_PLACE_OPERATORS = {
+    getattr(operator, f"i{name}")
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
+}
+
+
+def _name(node: fx.Node, calls_of: Counter[str]) -> str:
+    """Return a call's name, and count it where functions of one module are to be told apart."""
+    if node.op == "call_module":
+        return str(node.target)
+    target = node.target
+    function = target if isinstance(target, str) else getattr(target, "__name__", node.name)
+    owners = list(node.meta.get("nn_module_stack", ()))
+    name = f"{function} in {owners[-1]}" if owners else function
+    calls_of[name] += 1
+    return name if calls_of[name] == 1 else f"{name} ({calls_of[name]})"
 
 
 def _can_change(rule: Rule) -> bool:

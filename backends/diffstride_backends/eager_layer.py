@@ -43,6 +43,7 @@ class EagerLayer(Generic[ArrayT]):
         norm: str | None = None,
         convention: str = DEFAULT_CONVENTION,
         method: str = "auto",
+        size_offset: int | Sequence[int] = 0,
     ) -> None:
         self.settings = make_settings(
             axes=axes,
@@ -52,6 +53,7 @@ class EagerLayer(Generic[ArrayT]):
             norm=norm,
             convention=convention,
             method=method,
+            size_offset=size_offset,
         )
         # Without a device a layer is refused when it is made, not at its first batch.
         self._backend.devices()

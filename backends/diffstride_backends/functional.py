@@ -26,6 +26,7 @@ from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_core.convolution import (
     CONV_METHODS,
     ConvPlan,
+    EvaluationUnits,
     check_fused,
     checked_convolution,
     is_fused_cheaper,
@@ -100,6 +101,8 @@ class Functional(Generic[ArrayT, ResultT]):
     convolve_then_resize : callable, optional
         ``convolve_then_resize(backend, plan, *arrays)`` by the framework's own convolution, which
         it differentiates itself; None where it has none.
+    units : EvaluationUnits, optional
+        By which the method "auto" chooses, where there is `convolve_then_resize`.
     """
 
     def __init__(
@@ -107,10 +110,12 @@ class Functional(Generic[ArrayT, ResultT]):
         backend: Backend[ArrayT],
         attach: Attach[ResultT],
         convolve_then_resize: Callable[..., ArrayT] | None = None,
+        units: EvaluationUnits | None = None,
     ) -> None:
         self._backend = backend
         self._attach = attach
         self._convolve_then_resize = convolve_then_resize
+        self._units = units
 
     @property
     def conv_methods(self) -> tuple[str, ...]:
@@ -235,7 +240,9 @@ class Functional(Generic[ArrayT, ResultT]):
 
         Equal to `diff_stride` of a convolution of stride 1 that keeps the size of its input, but
         without computing at full resolution where that is cheaper: both are linear, so that the
-        sum over the kernel can be taken behind the resize.
+        sum over the kernel can be taken behind the resize. This is the resize after the
+        convolution, and there is no placement to choose: for the resize before it, convolve what
+        `diff_stride` returns.
 
         .. math:: A (w * x) = \sum_i w_i\, A Z_i x,
 
@@ -342,7 +349,7 @@ class Functional(Generic[ArrayT, ResultT]):
             For a method that is not possible here.
         """
         arrays = tuple(array for array in (x, weight, strides, bias) if array is not None)
-        if self._convolve_then_resize is None:
+        if self._convolve_then_resize is None or self._units is None:
             if method == "separate":
                 raise ValueError(
                     "method must be 'fused' or 'auto' for a framework without a convolution, got "
@@ -350,7 +357,7 @@ class Functional(Generic[ArrayT, ResultT]):
                 )
             method = "fused"
         elif method == "auto":
-            method = "fused" if is_fused_cheaper(plan) else "separate"
+            method = "fused" if is_fused_cheaper(plan, self._units) else "separate"
         if method == "separate":
             return self._attach(self._backend, self._convolve_then_resize, None, plan, *arrays)  # type: ignore[arg-type]
         check_fused(plan)

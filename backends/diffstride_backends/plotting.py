@@ -38,7 +38,7 @@ Floats = NDArray[np.floating]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-PURPLE, GREY = "#CC79A7", "#7F7F7F"
+PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#7F7F7F"
 
 _OPS = EagerBackend(np.empty(0))
 
@@ -143,8 +143,9 @@ def legend_below(figure: Figure | SubFigure, axes: Axes) -> None:
 def draw_window(axes: Axes, window: AxisWindow) -> None:
     """Draw the window of one axis over frequency.
 
-    The ramp, the edge N/(2S) of the pass band and what is cropped, beyond the output's Nyquist
-    frequency M/2, are marked; the labels are there for a legend.
+    Marked are the ramp, the frequency N/(2S), at which it ends in the nominal convention and begins
+    in the paper's, and what is cropped, beyond the output's Nyquist frequency M/2; the labels are
+    there for a legend.
     """
     half = window.size / 2
     edge, nyquist = half / window.stride, window.output_size / 2

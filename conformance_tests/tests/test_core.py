@@ -490,6 +490,39 @@ def test_size_jumps_of_a_known_axis():
     assert above > 32 / 15.25
 
 
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_an_offset_is_added_to_the_size_of_every_stride(convention):
+    for offsets in (-3, (2, -1)):
+        options = {"axes": (-2, -1), "convention": convention}
+        settings = make_settings(size_offset=offsets, **options)
+        assert settings.size_offset == ((-3, -3) if offsets == -3 else offsets)
+        for stride in (1.0, 2.0, 2.3, 9.0):
+            own = make_plan((40, 41), (stride, stride), **options)
+            plan = make_plan((40, 41), (stride, stride), size_offset=offsets, **options)
+            for i, axis in enumerate(plan.axes):
+                expected = own.axes[i].output_size + settings.size_offset[i]
+                assert axis.output_size == max(1, min(axis.size, expected))
+                # The sizes step where they did, but for those that 1 and N have made one.
+                jumps = size_jumps(settings, axis, stride)
+                for found, jump in zip(
+                    jumps, size_jumps(make_settings(**options), own.axes[i], stride), strict=True
+                ):
+                    assert found == jump or axis.output_size in (1, axis.size)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"size_offset": 0.5}, TypeError, "size_offset must be an int or a sequence of ints"),
+        ({"size_offset": (1, 2, 3)}, ValueError, "size_offset must be one int or one per axis"),
+        ({"size_offset": 1, "cropping": False}, ValueError, "size_offset must be 0 with cropping"),
+    ],
+)
+def test_bad_offsets(options, error, message):
+    with pytest.raises(error, match=message):
+        make_settings(axes=(-2, -1), **options)
+
+
 def test_size_jumps_where_no_stride_changes_the_size():
     (axis,) = make_plan((32,), (2.0,), cropping=False).axes
     assert size_jumps(make_settings(axes=(-1,), cropping=False), axis, 2.0) == (None, None)

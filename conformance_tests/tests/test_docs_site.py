@@ -17,7 +17,7 @@ PAGES = {
     "index": "DiffStride",
     "mathematics": "The mathematics",
     "plain_sums": "As plain sums",
-    "choosing": "Choosing convention, smoothness, norm and learning rate",
+    "choosing": "Choosing convention, placement, smoothness, norm and learning rate",
     "performance": "How fast, and why",
     "torch/surgery": "Swapping DiffStride into a model that exists",
     "notebooks/2_how_a_stride_gets_a_gradient": "2. How a stride gets a gradient",

@@ -439,8 +439,8 @@ def channels_at(library):
     return -1 if library is nnx_modules else 1
 
 
-def make_pair(library, stride, *, padding_mode="zeros", pool_options, **options):
-    """Return the library's own convolution and a `DiffStride` behind it."""
+def make_pair(library, stride, *, padding_mode="zeros", pool_options, placement="after", **options):
+    """Return the library's own convolution, and a `DiffStride` behind it or in front of it."""
     rank = len(options.get("kernel", (3, 3)))
     if library is nnx_modules:
         axes = range(-rank - 1, -1)
@@ -450,7 +450,8 @@ def make_pair(library, stride, *, padding_mode="zeros", pool_options, **options)
     dtype = dtype_option(library, jnp.float64)
     conv = make_conv(library, padding_mode=padding_mode, **options, **dtype)
     pool = library.DiffStride(stride, axes=tuple(axes), **pool_options, **dtype)
-    return nnx.Sequential(conv, pool) if library is nnx_modules else eqx.nn.Sequential([conv, pool])
+    row = [conv, pool] if placement == "after" else [pool, conv]
+    return nnx.Sequential(*row) if library is nnx_modules else eqx.nn.Sequential(row)
 
 
 def parameters_and_call(library, model):
@@ -463,7 +464,10 @@ def parameters_and_call(library, model):
 
 
 def value_and_gradients(library, model, x):
-    """Return the output, and the gradients in its bias, kernel, strides and input."""
+    """Return the output, and the gradients in its bias, kernel, strides and input.
+
+    Of a row, those of the layers in their order.
+    """
     arrays, call = parameters_and_call(library, model)
 
     @jax.jit
@@ -515,6 +519,96 @@ def test_convolution_is_the_librarys_own_and_a_layer(library, options, pool_opti
                 np.testing.assert_allclose(a, b, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize(
+    ("library", "options", "pool_options"),
+    quick_first(1, [(library, *options) for library in LIBRARIES for options in CONVOLUTIONS]),
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_convolution_is_a_layer_and_the_librarys_own(library, options, pool_options):
+    rank = len(options.get("kernel", (3, 3)))
+    stride = 2.25 if "shared" in pool_options else [1.5, 2.25, 2.0][:rank]
+    with jax.enable_x64(True):
+        x = jnp.moveaxis(random(2, 4, *(14, 15, 10)[:rank]), 1, channels_at(library))
+        x = x.astype(jnp.float64)
+        row = make_pair(library, stride, pool_options=pool_options, placement="before", **options)
+        y, ds, *others = value_and_gradients(library, row, x)
+        layer = make_conv(
+            library, stride, **options, **pool_options, **dtype_option(library, jnp.float64)
+        )
+        assert layer.placement == "before"
+        found = value_and_gradients(library, layer, x)
+        for a, b in zip(found, (y, *others[:-1], ds, others[-1]), strict=True):
+            assert a.dtype == jnp.float64
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+        # A batch needs no mapping, nor do several axes of images.
+        np.testing.assert_allclose(layer(x), y, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(layer(x[None])[0], y, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(layer(x[0]), y[0], rtol=0, atol=1e-12)
+        assert layer(x[:0]).shape == (0, *y.shape[1:])
+
+
+@over_libraries
+def test_where_the_layer_of_a_convolution_stands(library):
+    for method, placement, expected in (
+        ("auto", None, "before"),
+        ("auto", "before", "before"),
+        ("auto", "after", "after"),
+        ("fused", None, "after"),
+        ("fused", "after", "after"),
+        ("separate", None, "after"),
+        ("separate", "after", "after"),
+    ):
+        layer = make_conv(library, 2.0, method=method, placement=placement)
+        assert layer.placement == expected
+    for method in ("fused", "separate"):
+        message = f"placement must be 'after' or None with method '{method}', .* got 'before'"
+        with pytest.raises(ValueError, match=message):
+            make_conv(library, 2.0, method=method, placement="before")
+    layer = make_conv(nnx_modules, 2.0)
+    layer.method = "fused"
+    with pytest.raises(ValueError, match="placement must be 'after' or None with method 'fused'"):
+        layer(jnp.ones((20, 24, 4)))
+
+
+@over_libraries
+def test_sizes_and_parameters_of_a_convolution_are_those_of_a_strided_one(library):
+    for stride, size in ((1, 12), (2, 13), (3, 9), (4, 12)):
+        if library is nnx_modules:
+            own = nnx.Conv(4, 6, (3, 3), stride, rngs=nnx.Rngs(0))
+            layer = library.DiffStrideConv(4, 6, (3, 3), stride, rngs=nnx.Rngs(0))
+        else:
+            own, layer = (
+                make(2, 4, 6, 3, stride, 1, key=jax.random.key(0))
+                for make in (eqx.nn.Conv, library.DiffStrideConv)
+            )
+        x = random(*laid_out(library, size, 11, 4))
+        assert layer(x).shape == own(x).shape
+        ours, theirs = (jax.tree.leaves(parameters_and_call(library, c)[0]) for c in (layer, own))
+        for array in theirs:
+            assert any(jnp.array_equal(array, other) for other in ours)
+        assert len(ours) == len(theirs) + 1
+
+
+@pytest.mark.parametrize(
+    ("library", "given"),
+    [
+        (nnx_modules, {"padding": "reflect"}),
+        (equinox_modules, {"padding_mode": "REFLECT"}),
+        (equinox_modules, {"padding_mode": "replicate"}),
+    ],
+    ids=str,
+)
+def test_paddings_that_need_the_layer_before_the_convolution(library, given):
+    layer, x = make_conv(library, 2.0, **given), random(*laid_out(library, 20, 24, 4))
+    own = {} if library is nnx_modules else {"padding": "SAME"}
+    given = {name: value.upper() for name, value in given.items()}
+    conv = make_conv(library, **own, **given)
+    assert jnp.array_equal(layer(x), conv(layer.pool(x)))
+    assert not jnp.array_equal(layer(x), make_conv(library, 2.0)(x))
+    with pytest.raises(ValueError, match=r"padding(_mode)? must .* got '(REFLECT|r\w+)'"):
+        make_conv(library, 2.0, placement="after", **given)
+
+
 @quick_for_nnx
 def test_convolution_of_an_image_and_of_axes_of_images(library):
     layer = make_conv(library, [2.0, 2.6])
@@ -540,7 +634,7 @@ def test_convolution_of_an_image_and_of_axes_of_images(library):
 )
 @over_libraries
 def test_method_decides_what_a_convolution_evaluates(library, method, strides, is_convolved):
-    layer = make_conv(library, strides, kernel=(5, 5), method=method)
+    layer = make_conv(library, strides, kernel=(5, 5), method=method, placement="after")
     x = jnp.moveaxis(random(2, 4, 32, 32), 1, channels_at(library))
     arrays, call = parameters_and_call(library, layer)
     assert ("conv_general_dilated" in str(jax.make_jaxpr(call)(arrays, x))) is is_convolved
@@ -658,6 +752,8 @@ def test_wrong_arguments_of_a_convolution_are_refused_when_it_is_made(library):
         (dtype_option(library, jnp.float8_e5m2), TypeError, "dtype must be real .*float8_e5m2"),
         ({"method": "fast"}, ValueError, "method must be one of 'auto', 'fused', 'separate'"),
         ({"method": None}, TypeError, "method must be one of"),
+        ({"placement": "behind"}, ValueError, "placement must be one of 'before', 'after', got"),
+        ({"placement": 0}, TypeError, "placement must be one of 'before', 'after', got 0"),
         ({"convention": "papr"}, ValueError, "convention must be one of"),
     ):
         with pytest.raises(error, match=message):
@@ -667,7 +763,7 @@ def test_wrong_arguments_of_a_convolution_are_refused_when_it_is_made(library):
         make_conv(library, [2.0] * 3)
     if library is equinox_modules:
         with pytest.raises(ValueError, match="padding_mode must be one of 'zeros'"):
-            make_conv(library, 2.0, padding_mode="REFLECT")
+            make_conv(library, 2.0, padding_mode="REFLECT", method="separate")
         with pytest.raises(TypeError, match="padding_mode must be one of 'zeros'"):
             make_conv(library, 2.0, padding_mode=None)
         with pytest.raises(ValueError, match="num_spatial_dims must be 1, 2 or 3, got '2'"):

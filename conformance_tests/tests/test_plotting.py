@@ -90,6 +90,19 @@ def test_a_window_is_drawn_with_its_marks():
     assert axes.get_xlim() == (-32, 32)
 
 
+@pytest.mark.parametrize(("size", "stride", "output_size"), [(64, 2.0, 32), (33, 3.1, 11)])
+def test_what_is_cropped_begins_at_the_nyquist_frequency_of_the_output(size, stride, output_size):
+    (window,), _ = windows_of((size,), (stride,))
+    axes = panel()
+    plotting.draw_window(axes, window)
+    to_data = axes.transData.inverted().transform
+    ends = sorted(abs(to_data((x, 0))[0]) for x in axes.patches[1].get_extents().intervalx)
+    assert ends == pytest.approx([output_size / 2, size / 2])
+    # The last frequency that is kept is M/2 itself where that is one.
+    alive = window.frequency[window.mask > 0]
+    assert alive.max() == output_size // 2
+
+
 # --- Strides, images and spectra ---------------------------------------------------------------
 
 

@@ -65,14 +65,14 @@ def test_table_of_sizes():
         shape, stride = (int(size), int(size)), float(stride)
         found = [
             output_sizes(shape, stride)[0],
-            output_sizes(shape, stride, convention="relative")[0],
+            output_sizes(shape, stride, convention="paper")[0],
             spectral_pool(np.zeros(shape), stride).shape[0],
         ]
         assert found == list(map(int, expected))
 
 
 def test_sizes_of_three_layers():
-    for convention, expected in (("paper", (24, 20, 18)), ("relative", (20, 14, 10))):
+    for convention, expected in (("nominal", (16, 8, 4)), ("paper", (24, 20, 18))):
         size, sizes = 32, []
         for _ in range(3):
             (size, _) = output_sizes((size, size), 2.0, convention=convention)

@@ -4,6 +4,7 @@ import copy
 import inspect
 import itertools
 import pickle
+import re
 
 import pytest
 import torch
@@ -19,11 +20,13 @@ from diffstride_torch import (
     complexity_penalty,
     conv_diff_stride,
     diff_stride,
+    flops_penalty,
     freeze,
     output_sizes,
     param_groups,
     plain_autodiff,
     project_strides,
+    stride_summary,
 )
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
@@ -809,17 +812,18 @@ each_module = pytest.mark.parametrize("name", MODULES)
 SIZES = (14, 15, 10)
 
 
-def pair(name, method="auto", dtype=torch.float64):
+def pair(name, method="auto", dtype=torch.float64, placement="after"):
     """Return a convolution with strides to learn, and one and a layer in a row of equal values."""
     rank, conv_options, pool_options = MODULES[name]
     own, layer, conv = RANKS[rank]
     stride = 1.7 if "shared" in pool_options else (1.7, 2.25, 1.5)[:rank]
     options = {"dtype": dtype, **pool_options}
     torch.manual_seed(3)
-    module = conv(4, 6, stride=stride, method=method, **conv_options, **options)
+    placed = {"method": method, "placement": placement}
+    module = conv(4, 6, stride=stride, **placed, **conv_options, **options)
     torch.manual_seed(3)
-    plain = own(4, 6, padding="same", dtype=dtype, **conv_options)
-    return module, nn.Sequential(plain, layer(stride, **options))
+    row = own(4, 6, padding="same", dtype=dtype, **conv_options), layer(stride, **options)
+    return module, nn.Sequential(*(row if placement == "after" else reversed(row)))
 
 
 def maps(name, *batch, dtype=torch.float64):
@@ -834,6 +838,7 @@ def with_gradients(module, x):
 
 
 def make(**options):
+    options = {"placement": "after", **options}
     torch.manual_seed(0)
     return DiffStrideConv2d(3, 4, **{"kernel_size": 3, "stride": 2.5, **options})
 
@@ -859,7 +864,7 @@ def test_parameters_are_those_of_pytorchs_convolution(name):
     own, kind = row[0], RANKS[MODULES[name][0]][0]
     assert isinstance(module, kind)
     names = [*own.state_dict(), "pool.strides"]
-    assert list(module.state_dict()) == names
+    assert list(module.state_dict()) == [*names, "pool._extra_state"]
     assert [key for key, _ in module.named_parameters()] == names
     for key, value in own.state_dict().items():
         assert torch.equal(module.state_dict()[key], value)
@@ -870,7 +875,7 @@ def test_parameters_are_those_of_pytorchs_convolution(name):
     with pytest.raises(RuntimeError, match=r'Missing key.*"pool.strides"'):
         module.load_state_dict(own.state_dict())
     strides = torch.full_like(module.pool.strides, 1.25)
-    module.load_state_dict({**own.state_dict(), "pool.strides": strides})
+    module.load_state_dict({**module.state_dict(), **own.state_dict(), "pool.strides": strides})
     assert torch.equal(module.weight, own.weight)
     assert torch.equal(module.pool.strides, strides)
 
@@ -902,7 +907,7 @@ def test_arguments_are_those_of_pytorchs_convolution(rank, args, options):
     assert module.load_state_dict(state, strict=False) == (["pool.strides"], [])
     x = random(2, 4, *SIZES[:rank], dtype=torch.float32)
     assert plain(x).shape[2:] == x.shape[2:]
-    torch.testing.assert_close(module(x), module.pool(plain(x)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(module(x), plain(module.pool(x)), rtol=0, atol=1e-5)
 
 
 def test_only_our_own_arguments_differ_from_pytorchs_convolution():
@@ -961,7 +966,7 @@ def test_repr():
         "  (pool): DiffStride2d(strides=[2, 3], convention='nominal', smoothness=0.25)\n"
         ")"
     )
-    assert "padding=(1, 1), method='fused'\n" in repr(make(method="fused"))
+    assert "padding=(1, 1), placement='after', method='fused'\n" in repr(make(method="fused"))
 
 
 @pytest.mark.parametrize(
@@ -1025,6 +1030,7 @@ def test_a_pointwise_convolution_comes_second_where_that_is_cheaper(method, bias
 def test_a_pointwise_convolution_of_many_channels_to_few_comes_first(channels, expected):
     module = DiffStrideConv2d(*channels, 1, 2.0)
     x, counted = random(2, channels[0], 32, 32).float(), {}
+    module.placement = "after"
     for module.method in (*METHODS, "auto"):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             module(x)
@@ -1036,7 +1042,7 @@ def test_a_pointwise_convolution_of_many_channels_to_few_comes_first(channels, e
 def test_the_method_is_an_attribute():
     module = DiffStrideConv2d(16, 16, 5, 9.0, dtype=torch.float64)
     x = random(1, 16, 32, 32)
-    expected = []
+    expected, module.placement = [], "after"
     for method, is_convolved in (("auto", False), ("separate", True), ("fused", False)):
         module.method = method
         assert convolves(lambda: module(x)) is is_convolved
@@ -1065,14 +1071,14 @@ def test_training():
     }
     assert complexity_penalty(module).item() == pytest.approx(1 / 2.5**2)
     optimizer = torch.optim.SGD([weights, strides])
-    before = copy.deepcopy(module.state_dict())
+    before = copy.deepcopy(dict(module.named_parameters()))
     loss = module(x).square().mean() + complexity_penalty(module)
     loss.backward()
     optimizer.step()
     assert (conv.pool.strides > 3.0).all()
     project_strides(module)
     assert conv.pool.strides.tolist() == [3.0, 3.0]
-    for name, value in module.state_dict().items():
+    for name, value in module.named_parameters():
         assert not torch.equal(value, before[name])
     assert module(x).shape[2:] == conv.pool.output_sizes(x.shape)
 
@@ -1104,7 +1110,7 @@ def test_parametrised_weights(norm, method):
     module = norm(make(method=method, dtype=torch.float64)).eval()
     row = nn.Sequential(norm(nn.Conv2d(3, 4, 3, padding=1).double()), copy.deepcopy(module.pool))
     state = {key.removeprefix("pool."): value for key, value in module.state_dict().items()}
-    row[1].strides.data.copy_(state.pop("strides"))
+    row[1].load_state_dict({key: state.pop(key) for key in ("strides", "_extra_state")})
     row[0].load_state_dict(state)
     row.eval()
     x = random(2, 3, 32, 32)
@@ -1176,6 +1182,8 @@ def test_compiled_module(name, method):
         ({"stride": (2.0, 2.0, 2.0)}, ValueError, "stride must have one entry per axis"),
         ({"method": "fast"}, ValueError, "method must be one of 'auto', 'fused', 'separate'"),
         ({"method": None}, TypeError, "method must be one of"),
+        ({"placement": "behind"}, ValueError, "placement must be one of 'before', 'after', got"),
+        ({"placement": True}, TypeError, "placement must be one of 'before', 'after', got True"),
         ({"convention": "papr"}, ValueError, "convention must be one of"),
         ({"norm": "none"}, ValueError, "norm must be one of"),
         (
@@ -1203,6 +1211,181 @@ def test_wrong_options_of_a_module_are_refused(options, error, message):
 def test_wrong_inputs_of_a_fused_module_are_refused(x, error, message):
     with pytest.raises(error, match=message):
         make(method="fused")(x)
+
+
+# --- The layer before the convolution -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "placement", "expected"),
+    [
+        ("auto", None, "before"),
+        ("auto", "before", "before"),
+        ("auto", "after", "after"),
+        *itertools.product(METHODS, (None, "after"), ("after",)),
+    ],
+)
+def test_where_the_layer_stands(method, placement, expected):
+    assert make(method=method, placement=placement).placement == expected
+
+
+@each_method
+def test_a_method_is_one_for_the_layer_after_the_convolution(method):
+    message = f"placement must be 'after' or None with method '{method}', .* got 'before'"
+    with pytest.raises(ValueError, match=message):
+        make(method=method, placement="before")
+    module, x = make(placement="before"), random(2, 3, 32, 32, dtype=torch.float32)
+    module.method = method
+    with pytest.raises(ValueError, match=message):
+        module(x)
+    module.placement = "after"
+    assert_close(module(x), make(method=method)(x), 1e-6)
+
+
+@each_module
+@pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")
+def test_a_module_is_a_layer_and_a_convolution(name):
+    module, row = pair(name, placement="before")
+    for batch in ((2,), (0,), ()):
+        x = maps(name, *batch)
+        found, (y, dx, ds, *others) = with_gradients(module, x), with_gradients(row, x)
+        for a, b in zip(found, (y, dx, *others, ds), strict=True):
+            assert_near(a, b)
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_a_drop_in_for_a_strided_convolution(rank, kernel):
+    own, _, conv = RANKS[rank]
+    for stride, size in itertools.product((1, 2, 3, 4), (9, 12, 13)):
+        args = 3, 4, kernel, stride, kernel // 2
+        plain, module = own(*args), conv(*args)
+        assert module.load_state_dict(plain.state_dict(), strict=False) == (["pool.strides"], [])
+        x = torch.zeros(1, 3, *(size, 11, 8)[:rank])
+        assert module(x).shape == plain(x).shape
+    for placement in ("before", "after"):
+        made = conv(*args, placement=placement)
+        made.load_state_dict(module.state_dict())
+        assert torch.equal(made.weight, module.weight)
+
+
+def test_a_module_costs_what_the_strided_convolution_costs_and_the_layer():
+    module = DiffStrideConv2d(16, 32, 3, groups=4, padding_mode="circular")
+    x = random(2, 16, 32, 28, dtype=torch.float32)
+    strided = nn.Conv2d(16, 32, 3, 2, 1, groups=4, padding_mode="circular")
+
+    def multiply_adds(part, x):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            part(x)
+        return counter.get_total_flops() // 2
+
+    # Per image: without the layer's matrices, which every batch makes once.
+    of_all, of_strided, of_layer = (
+        multiply_adds(part, x) - multiply_adds(part, x[:1])
+        for part in (module, strided, module.pool)
+    )
+    assert of_all == of_strided + of_layer
+    flops = flops_penalty(module, x)
+    assert flops.initial == of_all
+    assert flops.of_layer(module.pool) == of_layer
+    assert flops.at_output_of(module.pool) == of_strided
+    (row,) = stride_summary(module, flops).rows
+    assert row.names == ("pool",)
+    assert [axis.output_size for axis in row.axes] == [16, 14]
+
+
+@pytest.mark.parametrize(
+    ("copied", "options"),
+    [
+        (copy.deepcopy, {}),
+        (lambda module: pickle.loads(pickle.dumps(module)), {}),
+        (lambda module: freeze(module, torch.zeros(1, 3, 32, 28)), {"padding_mode": "reflect"}),
+        (lambda module: freeze(module, torch.zeros(1, 3, 32, 28)), {"padding_mode": "circular"}),
+    ],
+    ids=["deepcopy", "pickle", "frozen-reflect", "frozen-circular"],
+)
+def test_copies_keep_the_placement(copied, options):
+    module = make(placement="before", **options)
+    x = random(2, 3, 32, 28, dtype=torch.float32)
+    twin = copied(module)
+    assert twin.placement == "before"
+    assert_close(twin(x), module(x), 1e-6)
+
+
+@pytest.mark.parametrize("norm", [weight_norm, spectral_norm])
+def test_a_parametrised_weight_behind_the_layer(norm):
+    module = norm(make(placement="before", dtype=torch.float64)).eval()
+    plain = norm(nn.Conv2d(3, 4, 3, padding=1).double()).eval()
+    state = module.state_dict()
+    plain.load_state_dict({k: v for k, v in state.items() if not k.startswith("pool.")})
+    x = random(2, 3, 32, 28)
+    assert_near(module(x), plain(module.pool(x)))
+    plain = make(placement="before", dtype=torch.float64)
+    assert flops_penalty(module, x).initial == flops_penalty(plain, x).initial
+
+
+def test_operations_in_place_behind_a_module():
+    module, x = make(placement="before", dtype=torch.float64), random(2, 3, 32, 28)
+    in_place = nn.Sequential(module, nn.ReLU(inplace=True))
+    found = with_gradients(in_place, x)
+    for a, b in zip(found, with_gradients(nn.Sequential(module, nn.ReLU()), x), strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_a_module_leaves_channels_last(rank):
+    kind = {2: torch.channels_last, 3: torch.channels_last_3d}[rank]
+    module = RANKS[rank][2](4, 6, 3).to(memory_format=kind)
+    x = random(2, 4, *(12, 9, 10)[:rank], dtype=torch.float32).to(memory_format=kind)
+    y = module(x)
+    assert y.is_contiguous(memory_format=kind)
+    assert not y.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_module_in_half_precision(dtype):
+    x = random(2, 3, 32, 32, dtype=torch.float32)
+    options = {"stride": 2.6001, "placement": "before"}
+    expected, limit = make(**options)(x), 4 * torch.finfo(dtype).eps
+    module = make(**options, dtype=dtype)
+    assert module.pool.strides.dtype == torch.float32
+    y = module(x.to(dtype))
+    assert y.dtype == dtype
+    assert (y - expected).abs().max() < limit * expected.abs().max()
+    module = make(**options)
+    with torch.autocast("cpu", dtype):
+        y = module(x)
+        y.float().square().sum().backward()
+    assert y.dtype == dtype
+    assert module.pool.strides.grad.dtype == module.weight.grad.dtype == torch.float32
+    assert (y - expected).abs().max() < limit * expected.abs().max()
+
+
+@while_compiling
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "dynamic"), [("2d", True), ("2d", False), ("groups", None), ("reflect", True)]
+)
+def test_a_compiled_module_resizes_its_input(name, dynamic):
+    torch._dynamo.reset()
+    module, _ = pair(name, placement="before")
+    module(maps(name, 1))  # A size that no eager call has seen would be compiled twice.
+    compiled = torch.compile(module, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for batch in (2, 3):
+        x = maps(name, batch)
+        for a, b in zip(with_gradients(compiled, x), with_gradients(module, x), strict=True):
+            assert_near(a, b, 1e-13)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 32, 32), (3, 32), (1, 2, 3, 32, 32), ()])
+def test_a_shape_that_does_not_fit_is_refused_before_the_layer_sees_it(shape):
+    module = make(placement="before")
+    message = f"x must have 3 channels and 2 spatial axes, .* got shape {re.escape(str(shape))}"
+    with pytest.raises(ValueError, match=message):
+        module(torch.ones(shape))
+    assert module.pool.plans_seen() == ()
+    with pytest.raises(TypeError, match=r"x must be a torch\.Tensor, got list"):
+        module([[1.0]])
 
 
 # --- Layers that are given a convolution --------------------------------------------------------
@@ -1333,6 +1516,8 @@ def test_what_a_convolution_does_else_is_done(make_conv, reason):
 def test_a_subclass_of_a_module_convolves_as_it_says(kind, kernel_size):
     module = kind(16, 16, kernel_size, 9.0, dtype=torch.float64)
     x = random(2, 16, 32, 28)
+    assert_near(module(x), module.convolve(module.pool(x)))
+    module.placement = "after"
     assert_near(module(x), module.pool(module.convolve(x)))
 
 

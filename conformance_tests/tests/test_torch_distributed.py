@@ -17,6 +17,11 @@ from diffstride_torch import (
     stride_summary,
 )
 from torch import distributed, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate, distribute_tensor
@@ -33,12 +38,12 @@ def process_group(**options):
         distributed.destroy_process_group()
 
 
-def network(mesh=None):
+def network(mesh=None, **options):
     """Return a model and its penalty; with a mesh, distributed over its processes."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        DiffStrideConv2d(3, 4, 3, (1.7, 2.4), convention="nominal", method="fused"),
-        DiffStride2d(1.6, shared=True, convention="nominal"),
+        DiffStrideConv2d(3, 4, 3, (1.7, 2.4), method="fused", **options),
+        DiffStride2d(1.6, shared=True, **options),
     )
     penalty = flops_penalty(model, IMAGES)
     return (model if mesh is None else fully_shard(model, mesh=mesh)), penalty
@@ -116,6 +121,26 @@ def check_mixed_precision(mesh):
     assert torch.equal(y, plain(x))
 
 
+def check_saved_state(mesh):
+    source, (expected, _) = network(mesh)[0], network()
+    whole_state = get_model_state_dict(source, options=StateDictOptions(full_state_dict=True))
+    for options in (
+        StateDictOptions(),
+        StateDictOptions(full_state_dict=True),
+        StateDictOptions(full_state_dict=True, broadcast_from_rank0=True),
+    ):
+        state = whole_state if options.full_state_dict else get_model_state_dict(source)
+        target, _ = network(mesh)
+        with torch.no_grad():
+            for layer in (target[0].pool, target[1]):
+                layer.strides.to_local().fill_(3.0)
+        set_model_state_dict(target, dict(state), options=options)
+        assert torch.equal(target(IMAGES), expected(IMAGES))
+        other, _ = network(mesh, convention="paper")
+        with pytest.raises(RuntimeError, match=r"'0\.pool' was saved with convention='nominal'"):
+            set_model_state_dict(other, dict(state), options=options)
+
+
 def check_refusals(mesh):
     """What needs a model with all its parameters says so, whatever was given to fully_shard."""
     whole, _ = network(mesh)
@@ -145,6 +170,7 @@ def check(rank, file):
         check_training(mesh)
         check_projection(mesh)
         check_mixed_precision(mesh)
+        check_saved_state(mesh)
 
 
 @pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")
@@ -153,6 +179,7 @@ def test_one_process():
         check_training(mesh)
         check_projection(mesh)
         check_mixed_precision(mesh)
+        check_saved_state(mesh)
         check_refusals(mesh)
 
 

@@ -5,6 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from amounts import quick_first
 from diffstride_torch import (
     DiffStride2d,
     DiffStrideConv2d,
@@ -17,13 +18,21 @@ from diffstride_torch import (
     project_strides,
     spectral_pool,
     spectral_resize,
+    stride_summary,
 )
 from diffstride_torch.models import preact_resnet18
 from torch.export import Dim, export
 
 ANY_BATCH = ({0: Dim("batch")},)
 
-each_method = pytest.mark.parametrize("method", ["auto", "fused"])
+each_way = pytest.mark.parametrize(
+    ("method", "placement"),
+    [
+        ("auto", "before"),
+        ("fused", "after"),
+        pytest.param("auto", "after", marks=pytest.mark.slow),
+    ],
+)
 
 # Of the exporters' own.
 pytestmark = [
@@ -37,9 +46,10 @@ def images(batch):
     return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(batch))
 
 
-def network(convention="nominal", *, frozen, method="auto"):
+def network(convention="nominal", *, frozen, method="auto", placement="after"):
     torch.manual_seed(0)
-    model = preact_resnet18(convention=convention, channels=(4, 4, 8, 8, 8)).eval()
+    options = {"convention": convention, "placement": placement}
+    model = preact_resnet18(channels=(4, 4, 8, 8, 8), **options).eval()
     with torch.no_grad():
         for i, place in enumerate(model.places):
             place.method = method
@@ -49,9 +59,9 @@ def network(convention="nominal", *, frozen, method="auto"):
 
 
 @pytest.mark.parametrize("frozen", [True, pytest.param(False, marks=pytest.mark.slow)])
-@each_method
-def test_export(frozen, method):
-    model, shipped = network(frozen=frozen, method=method)
+@each_way
+def test_export(frozen, method, placement):
+    model, shipped = network(frozen=frozen, method=method, placement=placement)
     program = export(shipped, (images(4),), dynamic_shapes=ANY_BATCH)
     with torch.no_grad():
         for batch in (1, 7):
@@ -66,13 +76,14 @@ def test_export(frozen, method):
         assert not [name for name in called if "fft" in name or "complex" in name]
         resizes = [m for m in shipped.modules() if isinstance(m, FixedResize)]
         assert len(resizes) == 4
+        assert {size % 2 for resize in resizes for size in resize.output_sizes} == {0, 1}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("frozen", [True, False])
-@each_method
-def test_compile(frozen, method):
-    model, shipped = network(frozen=frozen, method=method)
+@each_way
+def test_compile(frozen, method, placement):
+    model, shipped = network(frozen=frozen, method=method, placement=placement)
     compiled = torch.compile(shipped, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(images(4)), model(images(4)), rtol=1e-5, atol=1e-5)
@@ -82,10 +93,11 @@ def test_compile(frozen, method):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: DiffStride2d((1.7, 2.4), convention="nominal"),
-        lambda: DiffStrideConv2d(3, 4, 3, 2.3, convention="nominal", method="fused"),
-        lambda: DiffStrideConv2d(3, 4, 3, 2.3, convention="nominal", method="separate"),
+        lambda: DiffStride2d((1.7, 2.4)),
+        lambda: DiffStrideConv2d(3, 4, 3, 2.3, method="fused"),
+        lambda: DiffStrideConv2d(3, 4, 3, 2.3, method="separate"),
         lambda: SpectralPool2d(2.0),
+        lambda: DiffStrideConv2d(3, 4, 3, 2.3),
     ],
 )
 def test_a_traced_frozen_network_takes_any_batch(make, grad):
@@ -129,12 +141,37 @@ def test_scripting_is_refused(make):
         torch.jit.script(make())
 
 
+@pytest.mark.parametrize("frozen", quick_first(1, [True, False]))
+@pytest.mark.parametrize("padding_mode", quick_first(1, ["zeros", "circular", "reflect"]))
+def test_export_of_a_convolution_behind_its_layer(padding_mode, frozen):
+    torch.manual_seed(0)
+    model = DiffStrideConv2d(3, 4, 3, (2.3, 3.0), padding_mode=padding_mode)
+    shipped = freeze(model, images(1)) if frozen else model
+    program = export(shipped, (images(4),), dynamic_shapes=ANY_BATCH)
+    with torch.no_grad():
+        for batch in (1, 7):
+            torch.testing.assert_close(
+                program.module()(images(batch)), model(images(batch)), rtol=1e-5, atol=1e-5
+            )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("convention", ["paper", "nominal", "tensorflow"])
-@each_method
-def test_onnx(convention, method, tmp_path):
-    model, frozen = network(convention, frozen=True, method=method)
-    path = tmp_path / "model.onnx"
+@each_way
+def test_onnx(convention, method, placement, tmp_path):
+    model, frozen = network(convention, frozen=True, method=method, placement=placement)
+    assert_onnx_computes(model, frozen, tmp_path / "model.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular", "reflect"])
+def test_onnx_of_a_convolution_behind_its_layer(padding_mode, tmp_path):
+    model = DiffStrideConv2d(3, 4, 3, (2.3, 3.0), padding_mode=padding_mode).eval()
+    assert_onnx_computes(model, freeze(model, images(1)), tmp_path / "model.onnx")
+
+
+def assert_onnx_computes(model, frozen, path):
+    """Save a frozen model, and compare what ONNX Runtime makes of it with the model's outputs."""
     torch.onnx.export(
         frozen, (images(4),), dynamo=True, dynamic_shapes=ANY_BATCH, verbose=False
     ).save(path)
@@ -147,6 +184,24 @@ def test_onnx(convention, method, tmp_path):
         with torch.no_grad():
             expected = model(images(batch)).numpy()
         np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.filterwarnings("ignore::diffstride_torch.NothingToCropWarning")
+@pytest.mark.parametrize("convention", ["nominal", "paper", "tensorflow"])
+@pytest.mark.parametrize("options", [{}, {"limits": None}, {"cropping": False}], ids=str)
+def test_frozen_layers_of_sizes_of_either_parity(convention, options):
+    parities = set()
+    for sizes in ((24, 20), (25, 21), (7, 6), (2, 3)):
+        x = torch.randn(2, 3, *sizes, dtype=torch.float64)
+        for stride in ((1.0, 1.0), (2.0, 3.0), (1.7, 2.3), (6.0, 50.0)):
+            layer = DiffStride2d(stride, convention=convention, dtype=torch.float64, **options)
+            y, model = layer(x), torch.nn.Sequential(layer)
+            torch.testing.assert_close(freeze(model, x)(x), y, rtol=0, atol=1e-13)
+            (row,) = stride_summary(layer).rows
+            assert tuple(axis.output_size for axis in row.axes) == y.shape[2:]
+            parities.add((y.shape[2] % 2, y.shape[3] % 2))
+    # A width of the authors' code is even always.
+    assert len(parities) == (2 if convention == "tensorflow" else 4)
 
 
 def test_freezing_after_training_needs_a_forward_pass_or_an_example():

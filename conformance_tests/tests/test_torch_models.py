@@ -3,13 +3,20 @@
 import math
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 
 import diffstride_torch
 import pytest
 import torch
 import torchvision
-from diffstride_torch import DiffStride2d, SpectralPool2d
+from diffstride_torch import (
+    DiffStride2d,
+    SpectralPool2d,
+    diff_stride,
+    flops_penalty,
+    spectral_pool,
+)
 from diffstride_torch.models import (
     BasicBlock,
     PreActBlock,
@@ -22,11 +29,13 @@ from diffstride_torch.models import (
     small_resnet,
 )
 from torch import nn
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 POOLINGS = ("conv", "spectral", "diffstride")
-CONVENTIONS = ("paper", "relative", "tensorflow")
+PLACEMENTS = ("before", "after")
+CONVENTIONS = ("paper", "nominal", "tensorflow")
 BLOCKS = (PreActBlock, BasicBlock)
 # Every network for small and large images, thin enough to run in milliseconds.
 BUILDERS = {
@@ -67,6 +76,12 @@ def thin(name, **options):
     return build(channels=channels, num_classes=5, **options)
 
 
+def any_network(name, **options):
+    if name == "small_resnet":
+        return small_resnet(**options)
+    return thin(name, **{"stem": "small", **options})
+
+
 def shake(network):
     """Give the norms, which all begin alike, values of their own."""
     torch.manual_seed(0)
@@ -91,9 +106,10 @@ def test_strided_convolution_rounds_halves_up(block, stride, used):
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("pooling", ["spectral", "diffstride"])
+@pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("convention", CONVENTIONS)
-def test_both_branches_share_one_layer(block, pooling, convention):
-    module = block(2, 3, 2.0, pooling=pooling, convention=convention)
+def test_both_branches_share_one_layer(block, pooling, placement, convention):
+    module = block(2, 3, 2.0, pooling=pooling, placement=placement, convention=convention)
     kind = {"spectral": SpectralPool2d, "diffstride": DiffStride2d}[pooling]
     (pool,) = (m for m in module.modules() if isinstance(m, SpectralPool2d | DiffStride2d))
     assert type(pool) is kind
@@ -101,17 +117,18 @@ def test_both_branches_share_one_layer(block, pooling, convention):
     calls = []
     pool.register_forward_hook(lambda *_: calls.append(1))
     module(torch.randn(2, 2, 16, 16))
-    assert len(calls) == 2
+    # In front of the first convolution one call serves both.
+    assert len(calls) == {"before": 1, "after": 2}[placement]
 
 
 @pytest.mark.parametrize("build", [preact_resnet18, preact_resnet56, resnet18, small_resnet])
 def test_windows_and_limits_are_those_asked_for(build):
-    options = {"convention": "relative", "smoothness": 0.5, "limits": (1.5, 3.0)}
+    options = {"convention": "nominal", "smoothness": 0.5, "limits": (1.5, 3.0)}
     pools = [pool for pool in build(**options).modules() if isinstance(pool, DiffStride2d)]
     settings = [pool.settings for pool in pools]
     assert settings
     for layer in settings:
-        assert (layer.convention.name, layer.smoothness) == ("relative", 0.5)
+        assert (layer.convention.name, layer.smoothness) == ("nominal", 0.5)
         assert layer.limits == (1.5, 3.0)
 
 
@@ -124,9 +141,10 @@ def test_windows_and_limits_are_checked_whatever_the_pooling(pooling):
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_strides_get_gradients_from_both_branches(block):
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_strides_get_gradients_from_both_branches(block, placement):
     torch.manual_seed(0)
-    module = block(2, 3, 2.0, convention="relative").double().eval()
+    module = block(2, 3, 2.0, placement=placement).double().eval()
     x = torch.randn(2, 2, 12, 12, dtype=torch.float64)
 
     def gradient():
@@ -141,20 +159,109 @@ def test_strides_get_gradients_from_both_branches(block):
     assert not torch.allclose(both, shortcut)
 
 
-def test_blocks_compute_what_they_say():
+def convolved(block, name, x, stride=1):
+    weight = block.get_parameter(f"{name}.weight")
+    return functional.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+
+
+def normed(block, name, x):
+    """Normalise as a block's layer does, but without changing its running averages."""
+    norm = block.get_submodule(name)
+    mean, variance = norm.running_mean.clone(), norm.running_var.clone()
+    return functional.batch_norm(x, mean, variance, norm.weight, norm.bias, training=block.training)
+
+
+def preact_by_hand(block, x, pool, stride, placement):
+    conv, norm = partial(convolved, block), partial(normed, block)
+    projects = block.shortcut is not None
+    if placement == "before" and projects:
+        p = pool(torch.relu(norm("norm1", x)))
+        main = conv("conv2", torch.relu(norm("norm2", conv("conv1", p, stride))))
+        return conv("shortcut", p, stride) + main
+    if placement == "before":
+        p = pool(x)
+        h = torch.relu(norm("norm1", p))
+        return p + conv("conv2", torch.relu(norm("norm2", conv("conv1", h, stride))))
+    h = torch.relu(norm("norm1", x))
+    main = conv("conv2", torch.relu(norm("norm2", pool(conv("conv1", h, stride)))))
+    return main + (conv("shortcut", pool(h), stride) if projects else pool(x))
+
+
+def basic_by_hand(block, x, pool, stride, placement):
+    conv, norm = partial(convolved, block), partial(normed, block)
+    p = pool(x)
+    h = conv("conv1", p, stride) if placement == "before" else pool(conv("conv1", x, stride))
+    main = norm("bn2", conv("conv2", torch.relu(norm("bn1", h))))
+    if len(list(block.downsample.children())):
+        p = norm("downsample.1", conv("downsample.0", p, stride))
+    return torch.relu(p + main)
+
+
+@pytest.mark.parametrize(
+    ("block", "by_hand"), [(PreActBlock, preact_by_hand), (BasicBlock, basic_by_hand)]
+)
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("training", [True, False])
+def test_blocks_compute_what_they_say(block, by_hand, pooling, placement, training):
     torch.manual_seed(0)
     x = torch.randn(2, 3, 16, 14, dtype=torch.float64)
     for projects in (False, True):
-        block = PreActBlock(3, 3, 1.0, project=projects).double()
-        h = torch.relu(block.norm1(x))
-        main = block.conv2(torch.relu(block.norm2(block.pool(block.conv1(h)))))
-        skip = block.shortcut(block.pool(h)) if projects else block.pool(x)
-        assert torch.equal(block(x), skip + main)
+        # Without a projection a stride is 1 to begin with, but may be learnt.
+        stride = (2.0, 3.0) if projects else (1.0, 1.0)
+        module = block(3, 3, stride, pooling=pooling, placement=placement)
+        shake(module)
+        module.double().train(training)
+        conv_stride, pool, sizes = (1, 1), lambda x: x, (16, 14)
+        if pooling == "conv":
+            conv_stride = tuple(map(int, stride))
+            sizes = (8, 5) if projects else sizes
+        elif pooling == "spectral":
+            pool = partial(spectral_pool, strides=stride)
+            sizes = (8, 4) if projects else sizes
+        else:
+            learnt = (1.7, 2.2)
+            with torch.no_grad():
+                module.pool.strides.copy_(torch.tensor(learnt))
+            pool = partial(diff_stride, strides=module.pool.strides.detach())
+            sizes = (10, 7)
+        expected = by_hand(module, x, pool, conv_stride, placement)
+        y = module(x)
+        assert y.shape == (2, 3, *sizes)
+        torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
 
-        block = BasicBlock(3, 3, 1.0, project=projects).double()
-        main = block.bn2(block.conv2(torch.relu(block.bn1(block.pool(block.conv1(x))))))
-        skip = block.downsample(block.pool(x)) if projects else block.pool(x)
-        assert torch.equal(block(x), torch.relu(skip + main))
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("project", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pooling": "conv"},
+        {"pooling": "spectral"},
+        # Without bounds the paper's window keeps everything at stride 1.
+        {"pooling": "diffstride", "convention": "paper", "limits": None},
+    ],
+)
+def test_placements_are_equal_where_nothing_is_discarded(block, project, options):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 12, 9, dtype=torch.float64)
+    plain = block(3, 3, project=project)
+    shake(plain)
+    expected = plain.double().eval()(x)
+    for placement in PLACEMENTS:
+        module = block(3, 3, 1.0, project=project, placement=placement, **options).double()
+        module.load_state_dict(plain.state_dict(), strict=False)
+        torch.testing.assert_close(module.eval()(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [*BUILDERS, "small_resnet"])
+def test_the_placement_makes_no_difference_to_strided_convolutions(name):
+    images, networks = torch.randn(2, 3, 32, 28), []
+    for placement in PLACEMENTS:
+        torch.manual_seed(0)
+        networks.append(any_network(name, pooling="conv", placement=placement, in_channels=3))
+    before, after = (network.eval()(images) for network in networks)
+    assert torch.equal(before, after)
 
 
 @pytest.mark.parametrize("pooling", ["spectral", "diffstride"])
@@ -193,7 +300,8 @@ def convolutions_of(module, x):
 @pytest.mark.parametrize("name", [*BUILDERS, "small_resnet"])
 @pytest.mark.parametrize("pooling", ["spectral", "diffstride"])
 def test_every_method_gives_the_same_network(name, pooling):
-    options = {"pooling": pooling, "convention": "relative", "in_channels": 3}
+    # In front of the convolutions the layers are not fused with them.
+    options = {"pooling": pooling, "placement": "after", "in_channels": 3}
     torch.manual_seed(0)
     if name == "small_resnet":
         network = small_resnet(strides=(2.0, 1.5, 2.5), **options)
@@ -222,16 +330,25 @@ def test_every_method_gives_the_same_network(name, pooling):
 @pytest.mark.parametrize("pooling", ["spectral", "diffstride"])
 @pytest.mark.parametrize(("stride", "is_fused"), [(1.2, False), (8.0, True)])
 def test_a_block_takes_the_cheaper_way(block, pooling, stride, is_fused):
-    module = block(32, 32, stride, pooling=pooling, convention="relative")
+    module = block(32, 32, stride, pooling=pooling, placement="after")
     x = torch.randn(1, 32, 48, 40)
     at_full_size = ((48, 40), (3, 3)) in convolutions_of(module, x)
     assert at_full_size == (not is_fused)
 
 
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("method", ["auto", "fused", "separate"])
+def test_behind_the_layer_no_convolution_is_at_full_size(block, method):
+    module = block(4, 4, 2.0, placement="before")
+    module.method = method
+    found = convolutions_of(module, torch.randn(1, 4, 48, 40))
+    assert sorted(found) == [((24, 20), (1, 1)), ((24, 20), (3, 3)), ((24, 20), (3, 3))]
+
+
 def test_the_stem_takes_the_cheaper_way():
     x = torch.randn(1, 64, 48, 40)
     for stride, is_fused in ((1.2, False), (8.0, True)):
-        stem = Stem(64, 64, stride, convention="relative")
+        stem = Stem(64, 64, stride)
         assert bool(convolutions_of(stem, x)) == (not is_fused)
         assert torch.equal(stem.weight, stem.state_dict()["weight"])
 
@@ -242,7 +359,7 @@ def test_a_place_without_a_layer_to_learn_is_a_convolution(pooling):
         module.method = "fused"  # Which nothing asks for.
         y = module(torch.ones(1, 3, 8, 8))
         stride = module.stride
-        expected = nn.functional.conv2d(torch.ones(1, 3, 8, 8), module.weight, None, stride, 1)
+        expected = functional.conv2d(torch.ones(1, 3, 8, 8), module.weight, None, stride, 1)
         assert torch.equal(y, expected)
 
 
@@ -269,8 +386,9 @@ def test_a_projection_does_not_depend_on_the_pooling(
     assert len(pointwise) == projects
     height, width = module(torch.randn(2, 3, 16, 16)).shape[-2:]
     assert height == 16
-    # 1.2 is rounded to 1, and the paper's window at 1.2 keeps all sizes.
-    assert width == (13 if pooling == "spectral" and stride == (1.0, 1.2) else 16)
+    # 16/1.2 = 13.3; strided convolutions round 1.2 to 1.
+    cropped = {"conv": 16, "spectral": 13, "diffstride": 14}[pooling]
+    assert width == (cropped if stride == (1.0, 1.2) else 16)
 
 
 def test_a_block_that_keeps_everything_keeps_its_input_as_shortcut():
@@ -396,7 +514,10 @@ def test_resnet18_has_the_authors_sizes_and_multiply_adds(
     pooling, convention, strides, sizes, authors
 ):
     network = preact_resnet18(
-        pooling=pooling, convention=convention, strides=(1.0, 1.0, *map(float, strides))
+        pooling=pooling,
+        placement="after",
+        convention=convention,
+        strides=(1.0, 1.0, *map(float, strides)),
     )
     for place in network.places:
         place.method = "separate"  # as the authors' networks are
@@ -426,14 +547,40 @@ def test_networks_have_the_authors_parameters():
     assert projecting == [0, 9, 18]
 
 
+@pytest.mark.parametrize("name", [*BUILDERS, "small_resnet"])
+@pytest.mark.parametrize(
+    ("pooling", "size"),
+    # Odd sizes come on the way; spectral pooling rounds them down.
+    [("spectral", (32, 48)), ("diffstride", (32, 48)), ("diffstride", (28, 41))],
+)
+def test_in_front_of_the_convolutions_layers_cost_their_resizes_alone(name, pooling, size):
+    images = torch.zeros(1, 3, *size)
+    strided, ours = (
+        any_network(name, pooling=pooling, in_channels=3) for pooling in ("conv", pooling)
+    )
+    counts = []
+    for network in (strided, ours):
+        kind = BasicBlock if name == "resnet18" else PreActBlock
+        blocks = [module for module in network.modules() if isinstance(module, kind)]
+        counts.append(output_sizes(network, blocks, images))
+    # Sizes and convolutions are the strided network's.
+    assert counts[0] == counts[1]
+    if pooling == "diffstride":
+        penalty = flops_penalty(ours, images)
+        resizes = sum(map(penalty.of_layer, penalty.layers))
+        (linear,) = (module for module in ours.modules() if isinstance(module, nn.Linear))
+        assert resizes > 0
+        assert penalty.multiply_adds() == counts[0][1] + linear.weight.numel() + resizes
+
+
 @pytest.mark.parametrize(
     ("pooling", "convention", "sizes"),
     [
         ("conv", "paper", (10, 5, 2)),
         ("spectral", "paper", (9, 4, 2)),
-        ("spectral", "relative", (9, 4, 2)),
+        ("spectral", "nominal", (9, 4, 2)),
         ("diffstride", "paper", (18, 18, 14)),
-        ("diffstride", "relative", (12, 8, 6)),
+        ("diffstride", "nominal", (10, 5, 2)),
     ],
 )
 def test_sizes_of_the_small_network(pooling, convention, sizes):
@@ -474,9 +621,25 @@ def test_images_become_logits(name, pooling, stem):
 
 
 @pytest.mark.parametrize("name", [*BUILDERS, "small_resnet"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_weights_load_across_placements(name, pooling):
+    networks = [
+        any_network(name, pooling=pooling, placement=placement, in_channels=3)
+        for placement in PLACEMENTS
+    ]
+    for network, other in (networks, networks[::-1]):
+        shake(network)
+        expected = network.state_dict()
+        assert list(expected) == list(other.state_dict())
+        other.load_state_dict(expected)
+        for value, loaded in zip(expected.values(), other.state_dict().values(), strict=True):
+            assert torch.equal(value, loaded)
+
+
+@pytest.mark.parametrize("name", [*BUILDERS, "small_resnet"])
 @pytest.mark.parametrize("pooling", ["spectral", "diffstride"])
 def test_weights_of_strided_convolutions_load(name, pooling):
-    build = small_resnet if name == "small_resnet" else lambda **options: thin(name, **options)
+    build = partial(any_network, name)
     options = [{"strides": (2.0, 1.0, 1.5)}]
     if name != "small_resnet":
         full = (1.0, None, 2.0, 1.2, 3.0) if name.endswith("18") else (2.0, 1.0, 1.2, 2.0)
@@ -567,8 +730,11 @@ NAN, INF = float("nan"), float("inf")
 BAD_EVERYWHERE = [
     ({"pooling": "max"}, ValueError, "pooling must be one of 'conv', 'spectral', 'diffstride'"),
     ({"pooling": None}, TypeError, "pooling must be one of"),
-    ({"convention": "tf"}, ValueError, "convention must be one of 'paper', 'relative'"),
+    ({"convention": "tf"}, ValueError, "convention must be one of 'nominal', 'paper'"),
     ({"convention": "tf", "pooling": "conv"}, ValueError, "convention must be one of"),
+    ({"placement": "behind"}, ValueError, "placement must be one of 'before', 'after', got 'beh"),
+    ({"placement": "", "pooling": "conv"}, ValueError, "placement must be one of"),
+    ({"placement": None}, TypeError, "placement must be one of"),
     ({"in_channels": 0}, ValueError, "in_channels must be at least 1, got 0"),
     ({"num_classes": 1.5}, TypeError, "num_classes must be an int"),
     ({"strides": 2.0}, TypeError, "strides must be a sequence, one entry a place, got 2.0"),
@@ -661,6 +827,13 @@ def test_a_block_and_a_stem_refuse_the_same(make):
         make(2, 3, pooling="max")
     with pytest.raises(ValueError, match="convention must be one of"):
         make(2, 3, pooling="conv", convention="tf")
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_block_refuses_another_placement(block, pooling):
+    with pytest.raises(ValueError, match="placement must be one of 'before', 'after', got 'in'"):
+        block(2, 3, 2.0, pooling=pooling, placement="in")
 
 
 def test_the_fixed_stem_has_no_stride():

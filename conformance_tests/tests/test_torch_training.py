@@ -42,7 +42,7 @@ def small(strides=(1.7, (2.4, 1.6)), **options):
 
 
 def fused(**options):
-    model = small(**options)
+    model = small(placement="after", **options)
     for place in model.places:
         place.method = "fused"
     return model
@@ -276,7 +276,9 @@ def test_autocast(make, dtype):
         loss = cross_entropy(logits, labels)
     assert logits.dtype == dtype
     # What a convolution makes of a map is of autocast's dtype, wherever it is resized.
-    assert {of_output for _, of_output in of_convolved} == {dtype}
+    assert {of_output for _, of_output in of_convolved} <= {dtype}
+    # All layers of the small network are in front of the convolutions.
+    assert bool(of_convolved) == (make is not small)
     assert of_maps
     assert all(of_input == of_output for of_input, of_output in of_maps)
     assert relative_error(logits, expected) < NEAR[dtype]

@@ -24,7 +24,7 @@ with importing():
     from diffstride_experiments.options import Options
     from pydantic import PositiveInt
 
-METHODS = ("conv", "diffstride-relative")
+METHODS = ("conv", "diffstride")
 OPTIONS = [
     "--methods", *METHODS, "--data.train-count", "400", "--data.evaluation-count", "100",
     "--model.channels", "4", "8", "8", "8", "--training.batch-size", "20",

@@ -70,12 +70,14 @@ class _Option:
         known: dict[str, Any] = {"None": None, "none": None} if NoneType in self.types else {}
         known |= {str(choice): choice for choice in self.choices}
         entries = get_args(kind) if get_origin(kind) is tuple else ()
-        metavar = ",".join(map(str, self.choices))
+        metavars = [f"{{{','.join(map(str, self.choices))}}}"] if self.choices else []
+        if not self.choices or isinstance(kind, type):
+            metavars.append(_metavar(*entries[:1] or [kind]))
         section.add_argument(
             self.flag,
             nargs="*" if Ellipsis in entries else len(entries) or None,
             type=lambda text: known.get(text, text),
-            metavar=f"{{{metavar}}}" if metavar else _metavar(*entries[:1] or [kind]),
+            metavar="|".join(metavars),
             **described,
         )
 

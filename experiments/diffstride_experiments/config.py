@@ -7,6 +7,7 @@ import json
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -30,7 +31,7 @@ from diffstride_experiments.data import DataOptions, Digits, EvaluateOn
 from diffstride_experiments.errors import UsageError
 from diffstride_experiments.locking import check_folder
 from diffstride_experiments.methods import METHODS, Method, MethodName
-from diffstride_experiments.options import Options, Stride
+from diffstride_experiments.options import Budget, Options, Stride
 from diffstride_experiments.text import AnyPath
 
 __all__ = [
@@ -68,9 +69,14 @@ class Model(Options):
     """Stride of each place that downsamples, from the input to the output: S, or HxW for its axes;
     the initial one where it is learnt, rounded for strided convolution."""
 
+    placement: Literal["method", "before", "after"] = "method"
+    """Whether a layer that resizes comes before the first convolution of its place or after it.
+    method: as each method has it. Strided convolutions have no such layer."""
+
     smoothness: PositiveFloat | None = None
-    """Width of the window's ramp where strides are learnt: R in frequencies, or rho, a share of the
-    pass band, for diffstride-relative. None: the convention's own."""
+    """Width of the window's ramp where strides are learnt: rho, a fraction of the band that the
+    output holds, or R in frequencies for diffstride-paper and diffstride-tensorflow. None: the
+    convention's own."""
 
     lower_limit: float | None = Field(None, ge=1)
     """Smallest stride that is learnt, besides the built-in bounds."""
@@ -135,6 +141,7 @@ class Model(Options):
         return getattr(models, self.name)(
             pooling=method.pooling,
             convention=method.convention,
+            placement=method.placement if self.placement == "method" else self.placement,
             smoothness=self.smoothness,
             limits=(self.lower_limit, self.upper_limit),
             strides=self.strides,
@@ -219,6 +226,13 @@ class Training(Options):
     penalty: NonNegativeFloat = 1.0
     """Factor λ of the complexity penalty J in diffstride-penalised; more makes it cheaper."""
 
+    budget: Budget = "initial"
+    """Multiply-adds per sample at which diffstride-budget is held; initial: those at the initial
+    strides."""
+
+    budget_weight: NonNegativeFloat = 1.0
+    """Weight of the loss term that holds it there."""
+
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of each label that is spread over all classes."""
 
@@ -252,20 +266,15 @@ class Config(Options):
     result. Started by torchrun, all processes share the work.
     """
 
-    # Rates and penalty were chosen with --evaluate-on validation --seed 1 --training.epochs 12.
-    # Accuracies at learning rates 0.005 and 0.01, stride rates 0.05 and 0.1 and penalties 0.3, 1
-    # and 3 all lay within two standard errors of each other. Penalties 0.3, 1 and 3 ended at 2.9,
-    # 2.1 and 2.1 million multiply-adds, none at 4.1.
-
     run_dir: AnyPath = Path("runs/demo")
     """Folder of the run."""
 
     methods: tuple[MethodName, ...] = (
         "conv",
         "spectral",
-        "diffstride-paper",
-        "diffstride-relative",
+        "diffstride",
         "diffstride-penalised",
+        "diffstride-budget",
     )
     """Methods to train, in this order."""
 
@@ -469,8 +478,13 @@ def differences(earlier: Config, config: Config) -> list[str]:
 
 
 def fingerprint(config: Config) -> str:
-    """Return 8 hexadecimal digits that stand for all that decides results, options and reading."""
+    """Return 8 hexadecimal digits that stand for all that decides results.
+
+    That is the options, what the methods are, and how samples are read.
+    """
     deciding = _deciding(config)
+    methods = [asdict(METHODS[name]) for name in config.methods]
+    deciding["methods"] = [{**method, "label": None} for method in methods]
     if config.data.reading:
         deciding["data.reading"] = config.data.reading
     values = json.dumps(deciding, sort_keys=True)

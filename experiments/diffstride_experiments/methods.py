@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from diffstride_core.conventions import DEFAULT_CONVENTION
+
 if TYPE_CHECKING:
-    from diffstride_torch.models import Pooling
+    from diffstride_torch.models import Placement, Pooling
 
 __all__ = ["METHODS", "Method", "MethodName"]
 
 MethodName = Literal[
     "conv",
     "spectral",
-    "diffstride-paper",
-    "diffstride-relative",
+    "diffstride",
     "diffstride-penalised",
+    "diffstride-budget",
+    "diffstride-paper",
     "diffstride-tensorflow",
 ]
 
@@ -30,17 +33,21 @@ class Method:
         Key in options, files and metrics.
     label : str
         Name in tables and plots.
-    pooling, convention : str
+    pooling, convention, placement : str
         Arguments of the networks of `diffstride_torch.models`.
     penalised : bool
         Whether the loss adds the complexity penalty.
+    budgeted : bool
+        Whether the loss adds the term that holds the multiply-adds at a budget.
     """
 
     name: MethodName
     label: str
     pooling: Pooling
-    convention: str = "paper"
+    convention: str = DEFAULT_CONVENTION
+    placement: Placement = "before"
     penalised: bool = False
+    budgeted: bool = False
 
 
 METHODS: dict[MethodName, Method] = {
@@ -48,9 +55,16 @@ METHODS: dict[MethodName, Method] = {
     for method in (
         Method("conv", "strided convolution", "conv"),
         Method("spectral", "spectral pooling", "spectral"),
-        Method("diffstride-paper", "DiffStride (paper)", "diffstride"),
-        Method("diffstride-relative", "DiffStride (relative)", "diffstride", "relative"),
-        Method("diffstride-penalised", "DiffStride (relative, λJ)", "diffstride", "relative", True),
-        Method("diffstride-tensorflow", "DiffStride (authors' code)", "diffstride", "tensorflow"),
+        Method("diffstride", "DiffStride", "diffstride"),
+        Method("diffstride-penalised", "DiffStride (λJ)", "diffstride", penalised=True),
+        Method("diffstride-budget", "DiffStride (budget)", "diffstride", budgeted=True),
+        Method("diffstride-paper", "DiffStride (paper)", "diffstride", "paper", "after"),
+        Method(
+            "diffstride-tensorflow",
+            "DiffStride (authors' code)",
+            "diffstride",
+            "tensorflow",
+            "after",
+        ),
     )
 }

@@ -1,10 +1,10 @@
 """What all groups of options have in common, and the types of options that TOML does not have."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-__all__ = ["Options", "Stride", "StrideSpelling"]
+__all__ = ["Budget", "Options", "Stride", "StrideSpelling"]
 
 
 class Options(BaseModel):
@@ -44,3 +44,20 @@ StrideSpelling = BeforeValidator(_read_stride)
 
 Stride = Annotated[float | tuple[float, float], StrideSpelling]
 """One stride for both axes, or those of height and width."""
+
+
+def _read_budget(value: Any) -> float | str:
+    """Return a positive number or ``"initial"``; refuse everything else."""
+    if value == "initial":
+        return "initial"
+    try:
+        budget = float(value)
+    except (TypeError, ValueError):
+        budget = 0.0
+    if not 0 < budget < float("inf"):
+        raise ValueError("must be initial or a positive number of multiply-adds")
+    return budget
+
+
+Budget = Annotated[float | Literal["initial"], BeforeValidator(_read_budget)]
+"""Multiply-adds per sample, or those at the initial strides."""

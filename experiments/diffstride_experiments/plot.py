@@ -18,10 +18,11 @@ __all__ = ["COLOURS", "figure_png", "png", "scale_costs"]
 COLOURS = {
     "conv": plotting.GREY,
     "spectral": plotting.BLUE,
-    "diffstride-paper": plotting.ORANGE,
-    "diffstride-relative": plotting.VERMILLION,
+    "diffstride": plotting.VERMILLION,
     "diffstride-penalised": plotting.GREEN,
-    "diffstride-tensorflow": plotting.PURPLE,
+    "diffstride-budget": plotting.ORANGE,
+    "diffstride-paper": plotting.PURPLE,
+    "diffstride-tensorflow": plotting.SKY,
 }
 
 

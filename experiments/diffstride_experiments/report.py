@@ -118,7 +118,7 @@ def summarise(trainer: Trainer) -> Result:
 
 
 def comparisons(results: Sequence[Result]) -> list[str]:
-    """Say in words what the table means for the learnt strides.
+    """Say in words what the table means for the methods.
 
     Parameters
     ----------
@@ -144,9 +144,13 @@ def comparisons(results: Sequence[Result]) -> list[str]:
         )
 
     pairs = [
+        ("spectral", "conv"),
+        ("diffstride", "conv"),
+        ("diffstride", "spectral"),
+        ("diffstride-penalised", "diffstride"),
+        ("diffstride-budget", "conv"),
         ("diffstride-paper", "spectral"),
-        ("diffstride-relative", "spectral"),
-        ("diffstride-penalised", "diffstride-relative"),
+        ("diffstride-tensorflow", "spectral"),
     ]
     return [
         sentence(by_name[name], by_name[reference])
@@ -294,10 +298,18 @@ def markdown(results: Sequence[Result], config: Config, data: Data) -> str:
 Accuracy after the last of {config.training.epochs} epochs, ± one standard error. Strides are height
 x width, before → after training, with one line for each place that downsamples; feature maps are
 the outputs there after training. Multiply-adds are those of one sample's forward pass. Seed
-{config.seed}, threads: {config.threads}.
+{config.seed}, threads: {config.threads}.{_placement(config)}
 
 {_account(data)}
 """
+
+
+def _placement(config: Config) -> str:
+    """Return a sentence where the methods do not have their own placement."""
+    placement = config.model.placement
+    if placement == "method":
+        return ""
+    return f"\nAll layers that resize come {placement} the first convolution of their place."
 
 
 def versions() -> dict[str, str]:

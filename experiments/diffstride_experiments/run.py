@@ -116,13 +116,14 @@ def train_methods(
     Raises
     ------
     ExperimentError
-        If nothing but damaged checkpoints is there, or a loss is not finite.
+        If a budget is out of reach, nothing but damaged checkpoints is there, or a loss is not
+        finite.
     """
+    # All of them first: what one method refuses is refused before another is trained.
+    trainers = [Trainer(METHODS[name], config, data, processes) for name in config.methods]
     writer = MetricsWriter(folder.path)
-    trainers: list[Trainer] = []
-    for name in config.methods:
-        trainers.append(Trainer(METHODS[name], config, data, processes))
-        _train(trainers, folder, writer, console)
+    for count in range(1, len(trainers) + 1):
+        _train(trainers[:count], folder, writer, console)
     if processes.is_first:
         # Again, for a run that was stopped between its last checkpoint and its metrics.
         writer.write_lines([trainer.history for trainer in trainers])

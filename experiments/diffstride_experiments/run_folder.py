@@ -34,9 +34,11 @@ class RunFolder:
 
         Raises
         ------
+        UsageError
+            If it holds a run of an earlier version, or its options cannot be read.
         ExperimentError
-            If a run goes on in the folder, it holds one with other options, its options cannot be
-            read, or it cannot be written.
+            If a run goes on in the folder, it holds one with other options, or it cannot be
+            written.
         """
         with locked(self.path, "run_dir"):
             self._check_options()
@@ -68,10 +70,16 @@ class RunFolder:
         try:
             earlier = read_recipe(path)
         except UsageError as error:
-            raise ExperimentError(
+            raise UsageError(
                 f"run_dir: {self.path} holds a run whose options this version does not take "
                 f"({str(error).rstrip('.')}); choose another --run-dir."
             ) from error
+        # Every run says where its layers stand; before that was an option, they stood elsewhere.
+        if "placement" not in earlier.model.model_fields_set:
+            raise UsageError(
+                f"run_dir: {self.path} holds a run of an earlier version, whose networks were "
+                "others; choose another --run-dir."
+            )
         changed = differences(earlier, self._config)
         if changed:
             raise ExperimentError(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from diffstride_torch import complexity_penalty, project_strides
+from diffstride_torch import FlopsBudget, complexity_penalty, project_strides
 from diffstride_torch.models.blocks import ResidualNetwork
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from diffstride_experiments.config import Config
 from diffstride_experiments.data import Data
-from diffstride_experiments.errors import ExperimentError
+from diffstride_experiments.errors import ExperimentError, UsageError
 from diffstride_experiments.methods import Method
 from diffstride_experiments.optimisation import build_optimizer, build_schedule
 from diffstride_experiments.processes import Processes
@@ -73,14 +73,14 @@ class Trainer:
     step : int
         Steps done.
     loss : float
-        Loss of the last step's samples, without the penalty; NaN before it.
+        Loss of the last step's samples, without penalty or budget; NaN before it.
     seconds : float
         Time that they took, evaluations included.
 
     Raises
     ------
     ExperimentError
-        If the batch size does not fit the samples or the processes.
+        If the batch size does not fit the samples or the processes, or the budget the network.
     """
 
     def __init__(self, method: Method, config: Config, data: Data, processes: Processes) -> None:
@@ -100,6 +100,7 @@ class Trainer:
         self.network = build_network(method, config, data).to(
             processes.device, memory_format=self._format
         )
+        self._budget = self._build_budget() if method.budgeted else None
         self._optimizer = build_optimizer(self.network, config.optimizer)
         self._schedule = build_schedule(
             self._optimizer, config.optimizer, self._steps_per_epoch, training.epochs
@@ -208,6 +209,13 @@ class Trainer:
             processes=self.processes.count,
         )
 
+    def _build_budget(self) -> FlopsBudget:
+        sample = torch.zeros(1, *self.data.input_shape, device=self.processes.device)
+        try:
+            return FlopsBudget(self.network, sample, target=self.config.training.budget)
+        except ValueError as error:
+            raise UsageError(f"training.budget: {error} ({self.method.name}).") from error
+
     def _compiled(self) -> nn.Module:
         backend = self.config.training.compile
         if backend == "off":
@@ -267,6 +275,8 @@ class Trainer:
     def _update(self, loss: Tensor) -> None:
         if self.method.penalised:
             loss = loss + self.config.training.penalty * complexity_penalty(self.network)
+        if self._budget is not None:
+            loss = loss + self.config.training.budget_weight * self._budget()
         self._optimizer.zero_grad()
         self._scaler.scale(loss).backward()
         if self.config.optimizer.clip_norm is not None:

@@ -27,20 +27,21 @@ BATCH = 64
 
 
 class Network(nnx.Module):
-    """Three convolutions, the first two of which are followed by a layer with learnt strides."""
+    """Three convolutions; a layer with learnt strides comes before the second and the third."""
 
     def __init__(self, stride: float, rngs: nnx.Rngs) -> None:
         self.first = nnx.Conv(1, 8, (3, 3), rngs=rngs)
         self.second = nnx.Conv(8, 16, (3, 3), rngs=rngs)
         self.third = nnx.Conv(16, 32, (3, 3), rngs=rngs)
         self.classifier = nnx.Linear(32, 10, rngs=rngs)
-        self.pools = nnx.List([DiffStride(stride, convention="relative") for _ in range(2)])
+        self.pools = nnx.List([DiffStride(stride) for _ in range(2)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the logits of images of shape (N, 28, 28, 1)."""
-        x = self.pools[0](nnx.relu(self.first(x)))
-        x = self.pools[1](nnx.relu(self.second(x)))
-        return self.classifier(nnx.relu(self.third(x)).mean((1, 2)))
+        x = nnx.relu(self.first(x))
+        x = nnx.relu(self.second(self.pools[0](x)))
+        x = nnx.relu(self.third(self.pools[1](x)))
+        return self.classifier(x.mean((1, 2)))
 
 
 def main(epochs: int, stride: float, penalty: float, seed: int) -> list[float]:

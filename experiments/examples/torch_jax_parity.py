@@ -17,8 +17,8 @@ float32
     off. So PyTorch's own rounding is the measure, and JAX's has no part in it: a bound by JAX's
     distance to float64 would hold for any run, by the triangle inequality.
 
-Rounding errors do not grow smoothly. A batch gives the ReLUs five million inputs, and often one of
-them is so close to 0 that rounding decides its sign. One such flip can put the gradient of a
+Rounding errors do not grow smoothly. A batch gives the ReLUs one to five million inputs, and often
+one of them is so close to 0 that rounding decides its sign. One such flip can put the gradient of a
 stride, a small sum of large terms, off by 0.5 %, in PyTorch as in JAX; AdamW divides gradients by
 their size and so makes that 0.5 % of a full step, however small the gradient is. Flips come in any
 step. That is why the bound grows in proportion to the steps instead of following the jumps of one
@@ -69,7 +69,8 @@ FLOAT64_BOUND = 1e-10
 FLOAT32_FACTOR = 4
 
 
-NAMES: tuple[MethodName, ...] = CONFIG.methods[2:]
+# Both placements, and those of the demo whose loss JAX knows as well.
+NAMES: tuple[MethodName, ...] = ("diffstride", "diffstride-penalised", "diffstride-paper")
 
 
 @dataclass(frozen=True)
@@ -192,29 +193,31 @@ class PreActBlock(nnx.Module):
     """`diffstride_torch.models.PreActBlock` with a projection, channels last."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: float, convention: str, rngs: nnx.Rngs
+        self, in_channels: int, out_channels: int, stride: float, method: Method, rngs: nnx.Rngs
     ) -> None:
         self.norm1 = batch_norm(in_channels, rngs)
         self.conv1 = convolution(in_channels, out_channels, 3, rngs)
         self.norm2 = batch_norm(out_channels, rngs)
         self.conv2 = convolution(out_channels, out_channels, 3, rngs)
         self.shortcut = convolution(in_channels, out_channels, 1, rngs)
-        self.pool = nnx_modules.DiffStride(stride, convention=convention)
+        self.pool = nnx_modules.DiffStride(stride, convention=method.convention)
+        self.placement = method.placement
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply the block to feature maps of shape (N, H, W, in_channels)."""
         h = nnx.relu(self.norm1(x))
-        skip = self.shortcut(self.pool(h))
-        return skip + self.conv2(nnx.relu(self.norm2(self.pool(self.conv1(h)))))
+        pooled = self.pool(h)
+        h = self.conv1(pooled) if self.placement == "before" else self.pool(self.conv1(h))
+        return self.shortcut(pooled) + self.conv2(nnx.relu(self.norm2(h)))
 
 
 class PreActResNet(nnx.Module):
     """`diffstride_torch.models.small_resnet` with the demo's sizes, channels last."""
 
-    def __init__(self, convention: str, rngs: nnx.Rngs) -> None:
+    def __init__(self, method: Method, rngs: nnx.Rngs) -> None:
         self.stem = convolution(1, CHANNELS[0], 3, rngs)
         self.blocks = nnx.List(
-            PreActBlock(*channels, stride, convention, rngs)
+            PreActBlock(*channels, stride, method, rngs)
             for *channels, stride in zip(CHANNELS[:-1], CHANNELS[1:], STRIDES, strict=True)
         )
         self.norm = batch_norm(CHANNELS[-1], rngs)
@@ -241,7 +244,7 @@ def load(model: PreActResNet, state: dict[str, np.ndarray]) -> None:
     """Give a model the weights, strides and dtype of a PyTorch network's state."""
     for name, array in state.items():
         *path, last = name.split(".")
-        if last == "num_batches_tracked":
+        if last in ("num_batches_tracked", "_extra_state"):
             continue
         module = functools.reduce(
             lambda part, key: part[int(key)] if key.isdigit() else getattr(part, key), path, model
@@ -310,7 +313,7 @@ def train_jax(method: Method, run: TorchRun) -> Trajectory:
     -------
     Trajectory
     """
-    model = PreActResNet(method.convention, nnx.Rngs(CONFIG.seed))
+    model = PreActResNet(method, nnx.Rngs(CONFIG.seed))
     load(model, run.state)
     optimizer = nnx.Optimizer(model, adamw(run.weight_rates, run.stride_rates), wrt=nnx.Param)
     penalty = CONFIG.training.penalty if method.penalised else 0.0

@@ -44,7 +44,7 @@ def run_python(code, *arguments):
         ("train", ["spoken-digits", "--help"], 0),
         ("train", ["--model.strides", "2", "2"], 2),
         ("studies.command", ["--help"], 0),
-        ("studies.command", ["tuning", "--seeds", "0"], 2),
+        ("studies.command", ["penalty", "--seeds", "0"], 2),
     ],
 )
 def test_help_and_errors_import_nothing_that_takes_seconds(module, arguments, status):
@@ -74,7 +74,7 @@ sys.modules[{package!r}] = None
 from diffstride_experiments.{module} import main
 main()
 """
-    options = ["tuning", "--folder"] if module == "studies.command" else ["--run-dir"]
+    options = ["penalty", "--folder"] if module == "studies.command" else ["--run-dir"]
     done = run_python(code, *options, str(tmp_path / "run"))
     message = f"error: {package} is not installed: pip install 'diffstride[experiments]'\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
@@ -205,13 +205,13 @@ def test_help_shows_the_options_of_all_data_once(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "error: --name must be given: 'tuning', "),
-        (["tunig"], "--name: must be 'tuning', "),
-        (["tuning", "--seeds", "0"], "--seeds: must be greater than 0, got '0'"),
-        (["tuning", "--folder", ""], "--folder: must be a path, got ''"),
-        (["tuning", "--jobs", "many"], "--jobs: must be a valid integer, got 'many'"),
-        (["tuning", "--sees", "3"], "--sees: there is no such option; did you mean --seeds?"),
-        (["tuning", "window"], "window: there is no option that takes this value"),
+        ([], "error: --name must be given: 'robustness-digits', "),
+        (["penalt"], "--name: must be 'robustness-digits', "),
+        (["penalty", "--seeds", "0"], "--seeds: must be greater than 0, got '0'"),
+        (["penalty", "--folder", ""], "--folder: must be a path, got ''"),
+        (["penalty", "--jobs", "many"], "--jobs: must be a valid integer, got 'many'"),
+        (["penalty", "--sees", "3"], "--sees: there is no such option; did you mean --seeds?"),
+        (["penalty", "digits"], "digits: there is no option that takes this value"),
     ],
 )
 def test_study_refuses_bad_options_in_a_line(arguments, expected, monkeypatch, capsys):
@@ -255,14 +255,14 @@ def test_script_reads_its_options(arguments, status, expected, monkeypatch, caps
 
 
 def test_study_takes_its_name_and_options(tmp_path, capsys):
-    given = ["window", "--seeds", "2", "--folder", str(tmp_path)]
-    assert parse_study(given) == StudyOptions(name="window", seeds=2, folder=tmp_path)
-    (tmp_path / "window").touch()
-    with pytest.raises(ExperimentError, match=r"folder: .*window must be a folder"):
+    given = ["penalty", "--seeds", "2", "--folder", str(tmp_path)]
+    assert parse_study(given) == StudyOptions(name="penalty", seeds=2, folder=tmp_path)
+    (tmp_path / "penalty").touch()
+    with pytest.raises(ExperimentError, match=r"folder: .*penalty must be a folder"):
         parse_study(given)
     with pytest.raises(SystemExit, match="0"):
         parse_study(["--help"])
-    assert "--name {tuning," in capsys.readouterr().out
+    assert "--name {robustness-digits," in capsys.readouterr().out
 
 
 def test_interruption_before_anything_was_imported_is_no_traceback(monkeypatch):

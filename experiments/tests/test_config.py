@@ -1,5 +1,6 @@
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from diffstride_experiments.config import (
     Optimizer,
     Training,
     differences,
+    fingerprint,
     parse,
     read_recipe,
 )
@@ -27,6 +29,9 @@ BAD = [
     (Training, {"epochs": 0}),
     (Training, {"batch_size": 1}),
     (Training, {"penalty": float("nan")}),
+    (Training, {"budget": 0.0}),
+    (Training, {"budget": "cheap"}),
+    (Training, {"budget_weight": -1.0}),
     (Training, {"label_smoothing": 1.0}),
     (Training, {"mixup": -0.2}),
     (Training, {"workers": -1}),
@@ -46,6 +51,7 @@ BAD = [
     (Config, {"threads": 0}),
     (Config, {"methods": ()}),
     (Config, {"methods": ("conv", "conv")}),
+    (Model, {"placement": "behind"}),
     (Model, {"upper_limit": 2.0, "lower_limit": 3.0}),
     (Model, {"strides": ()}),
     (Model, {"strides": (3.0, 0.5, 3.0)}),
@@ -204,6 +210,8 @@ def test_recipe_that_is_no_text_is_refused(tmp_path):
         (["--training.epochs", "0"], "--training.epochs: must be greater than 0, got '0'"),
         (["--training.epochs=few"], "--training.epochs: must be a valid integer, got 'few'"),
         (["--training.epochs"], "--training.epochs: expected one argument"),
+        (["--training.budget", "low"], "--training.budget: must be initial or a positive number"),
+        (["--model.placement", "in"], "--model.placement: must be 'method', 'before' or 'after'"),
         (["--seed", "1", "2"], "2: there is no option that takes this value"),
         (["--optimizer.momentu", "0.5"], "no such option; did you mean --optimizer.momentum?"),
         (["--methods", "max"], "--methods: must be 'conv', 'spectral', "),
@@ -301,6 +309,30 @@ def test_command_reports_a_bad_recipe_in_one_line(tmp_path, monkeypatch, capsys)
         main()
     assert stopped.value.code == 2
     assert "no.toml cannot be read: No such file" in capsys.readouterr().err
+
+
+def test_layers_stand_where_the_method_has_them_or_the_option_says():
+    def found(method, **options):
+        with torch.device("meta"):
+            network = Model(**options).build(METHODS[method], 1, 2)
+        return {block.placement for block in network.blocks}
+
+    assert found("diffstride") == found("spectral") == {"before"}
+    assert found("diffstride-paper") == found("diffstride-tensorflow") == {"after"}
+    assert found("diffstride", placement="after") == {"after"}
+    assert found("diffstride-paper", placement="before") == {"before"}
+
+
+def test_fingerprint_holds_what_the_methods_are(monkeypatch):
+    config = changed(Config(), methods=("spectral",))
+    before = fingerprint(config)
+    monkeypatch.setitem(METHODS, "spectral", replace(METHODS["spectral"], label="pooling"))
+    assert fingerprint(config) == before
+    found = {before}
+    for other in ({"placement": "after"}, {"convention": "paper"}, {"penalised": True}):
+        monkeypatch.setitem(METHODS, "spectral", replace(METHODS["spectral"], **other))
+        found.add(fingerprint(config))
+    assert len(found) == 4
 
 
 def test_differences_leave_out_what_decides_nothing(tmp_path):

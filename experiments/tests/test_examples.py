@@ -78,7 +78,7 @@ def test_swap_train_ship(capsys):
         torch.set_num_threads(threads)
     assert result["freezing error"] < 1e-5
     assert result["shipping error"] < 1e-5
-    assert result["multiply-adds ratio"] > 1
+    assert result["multiply-adds ratio"] == pytest.approx(1, abs=0.05)
     out = capsys.readouterr().out
     assert "replaced 8 operations by 5 layers" in out
     assert "DiffStride, frozen" in out

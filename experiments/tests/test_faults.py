@@ -84,7 +84,7 @@ class FaultyFile:
 def short_config(tiny_config):
     return changed(
         tiny_config,
-        methods=("diffstride-relative",),
+        methods=("diffstride",),
         data__train_count=40,
         data__evaluation_count=20,
         training__batch_size=20,

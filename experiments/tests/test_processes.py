@@ -7,7 +7,7 @@ import sys
 import pytest
 
 OPTIONS = [
-    "--methods", "diffstride-relative", "--data.train-count", "160", "--data.evaluation-count",
+    "--methods", "diffstride", "--data.train-count", "160", "--data.evaluation-count",
     "41", "--model.channels", "4", "4", "4", "4", "--training.batch-size", "40",
     "--training.epochs", "2", "--threads", "1", "--device", "cpu",
 ]  # fmt: skip

@@ -100,7 +100,7 @@ def test_reports_state_means_and_deviations(tmp_path):
         made_up(case, accuracy=0.5 + 0.01 * case.config.seed) for case in all_cases(study, tmp_path)
     ]
     line = next(s for s in study.report(outcomes).markdown.splitlines() if "λ = 3 " in s)
-    assert line == "| DiffStride (relative, λJ) | λ = 3 | 51.0 ± 1.0 | 3.00 → 4.00 |"
+    assert line == "| DiffStride (λJ) | λ = 3 | 51.0 ± 1.0 | 3.00 → 4.00 |"
 
 
 @pytest.mark.slow
@@ -228,7 +228,7 @@ def tiny_study(config):
     def cases(base, seeds):
         return [
             Case(("first", method), changed(base, methods=(method,), seed=seed))
-            for method in ("conv", "diffstride-relative")
+            for method in ("conv", "diffstride")
             for seed in seeds
         ]
 
@@ -265,7 +265,7 @@ def test_study_runs_once_and_goes_on_where_it_was_stopped(
     }
     assert [outcome.labels[1] for outcome in outcomes] == [
         *["conv"] * 2,
-        *["diffstride-relative"] * 2,
+        *["diffstride"] * 2,
         "conv",
     ]
     assert "5 outcomes" in (folder / "results.md").read_text()
@@ -276,7 +276,7 @@ def test_study_runs_once_and_goes_on_where_it_was_stopped(
     assert shared["training"]["epochs"] == 2
 
     # Just as diffstride-train would have it.
-    single = changed(tiny_config, methods=("diffstride-relative",), seed=1)
+    single = changed(tiny_config, methods=("diffstride",), seed=1)
     (result,) = run(single, QUIET)
     assert result.accuracy == outcomes[3].accuracy
     assert tuple(map(tuple, result.after.strides)) == outcomes[3].strides

@@ -12,8 +12,7 @@ from diffstride_experiments import run as training
 from diffstride_experiments import train
 from diffstride_experiments.config import Config, read_recipe
 from diffstride_experiments.entry import run_command
-from diffstride_experiments.errors import ExperimentError
-from diffstride_experiments.run_folder import RunFolder
+from diffstride_experiments.errors import ExperimentError, UsageError
 from diffstride_experiments.trainer import Trainer
 from rich.console import Console
 from states import assert_runs_ended_alike, last_state
@@ -90,9 +89,9 @@ def test_quiet_console_shows_nothing(tiny_config, capfd):
 
 
 def test_tensorboard_has_the_metrics(tiny_config):
-    config = changed(tiny_config, methods=("diffstride-relative",))
+    config = changed(tiny_config, methods=("diffstride",))
     run(config)
-    events = EventAccumulator(str(config.run_dir / "tensorboard" / "diffstride-relative"))
+    events = EventAccumulator(str(config.run_dir / "tensorboard" / "diffstride"))
     events.Reload()
     lines = metrics(config)
     for name in ("train_loss", "accuracy"):
@@ -105,8 +104,40 @@ def test_tensorboard_has_the_metrics(tiny_config):
 
 
 def test_penalty_makes_the_network_cheaper(tiny_config):
-    free, penalised = run(changed(tiny_config, methods=METHODS[3:], training__penalty=100.0))
+    methods = ("diffstride", "diffstride-penalised")
+    free, penalised = run(changed(tiny_config, methods=methods, training__penalty=100.0))
     assert penalised.after.multiply_adds < free.after.multiply_adds
+
+
+def test_budget_draws_the_network_to_its_multiply_adds(tiny_config):
+    options = {"training__epochs": 4, "optimizer__stride_learning_rate": 0.3}
+    config = changed(tiny_config, methods=("diffstride-budget",), **options)
+    (result,) = run(changed(config, training__budget=250_000.0))
+    assert result.before.multiply_adds < 125_000
+    assert result.after.multiply_adds == pytest.approx(250_000, rel=0.15)
+
+
+def test_budget_without_weight_changes_nothing(tiny_config):
+    methods = ("diffstride", "diffstride-budget")
+    free, weightless = run(changed(tiny_config, methods=methods, training__budget_weight=0.0))
+    assert weightless.after == free.after
+    assert weightless.accuracy == free.accuracy
+
+
+def test_budget_that_no_strides_have_is_refused_before_any_training(tiny_config, monkeypatch):
+    interrupt_after(monkeypatch, 0)
+    config = changed(tiny_config, methods=("conv", "diffstride-budget"), training__budget=1.0)
+    with pytest.raises(UsageError, match=r"training\.budget: target must .* \(diffstride-budget\)"):
+        run(config)
+    assert not (config.run_dir / "config.toml").exists()
+
+
+def test_placement_decides_the_result(tiny_config, tmp_path):
+    config = changed(tiny_config, methods=("spectral",), training__epochs=1)
+    (before,) = run(config)
+    (after,) = run(changed(config, run_dir=tmp_path / "after", model__placement="after"))
+    assert after.before.multiply_adds > 2 * before.before.multiply_adds
+    assert after.before.feature_maps == before.before.feature_maps
 
 
 def test_runs_repeat_exactly(tiny_config, tmp_path):
@@ -124,10 +155,10 @@ def test_runs_repeat_exactly(tiny_config, tmp_path):
 @pytest.mark.parametrize("steps", quick_every(2, [3, 0, 8, 4, 13, 15]))
 def test_interrupted_run_goes_on_as_if_it_had_not_been(tiny_config, tmp_path, steps, monkeypatch):
     # Strides that move fast take the inner maps, and so the strides' bounds, through many sizes;
-    # mixup, momentum and a schedule have states of their own.
+    # mixup, momentum and a schedule have states of their own, and a budget is that of the start.
     whole = changed(
         tiny_config,
-        methods=("conv", "diffstride-relative"),
+        methods=("conv", "diffstride-budget"),
         optimizer__stride_learning_rate=1.0,
         training__mixup=0.2,
         training__checkpoint_seconds=0.0,
@@ -262,12 +293,34 @@ def test_unfinished_files_of_a_killed_run_are_removed(tiny_config):
     assert others.exists()
 
 
-def test_run_of_another_version_in_the_same_folder_is_refused(tiny_config):
-    tiny_config.run_dir.mkdir(parents=True)
-    (tiny_config.run_dir / "config.toml").write_text("gone = 3")
-    message = r"holds a run whose options this version does not take \(.*gone: there is no such"
-    with pytest.raises(ExperimentError, match=message), RunFolder(tiny_config).held():
-        pass
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conv": "gone"}, "whose options this version does not take (recipe "),
+        ({"placement": "place"}, "whose options this version does not take (recipe "),
+        ({'placement = "method"\n': ""}, "of an earlier version, whose networks were others; "),
+    ],
+    ids=["another method", "another option", "without placement"],
+)
+def test_run_of_an_earlier_version_is_refused_in_a_line(
+    tiny_config, changes, message, monkeypatch, capsys
+):
+    command(monkeypatch, tiny_config)
+    path = tiny_config.run_dir / "config.toml"
+    text = path.read_text()
+    for there, earlier in changes.items():
+        assert there in text
+        text = text.replace(there, earlier)
+    path.write_text(text)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        command(monkeypatch, tiny_config)
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: run_dir: {tiny_config.run_dir} holds a run {message}")
+    assert told.endswith("; choose another --run-dir.\n")
+    assert len(told.splitlines()) == 1
+    assert path.read_text() == text
 
 
 def test_other_options_in_the_same_folder_are_refused(tiny_config):
@@ -338,7 +391,7 @@ def test_gpu_that_is_not_there_is_refused(tiny_config, monkeypatch):
     ids=lambda options: next(iter(options)).split("__")[1] + str(next(iter(options.values()))),
 )
 def test_every_way_of_training_learns(tiny_config, options):
-    config = changed(tiny_config, methods=("diffstride-relative",), training__epochs=3, **options)
+    config = changed(tiny_config, methods=("diffstride",), training__epochs=3, **options)
     run(config)
     first, *_, last = metrics(config)
     assert last["train_loss"] < first["train_loss"]
@@ -388,7 +441,7 @@ def test_clipped_gradients_are_no_longer_than_asked(tiny_config, monkeypatch):
 def test_compiled_training_gives_the_same_strides(tiny_config, tmp_path):
     eager = changed(
         tiny_config,
-        methods=("diffstride-relative",),
+        methods=("diffstride",),
         training__epochs=1,
         # Few sizes: each is a compilation.
         optimizer__stride_learning_rate=0.02,

@@ -1,7 +1,10 @@
 """Residual networks whose downsampling can be swapped: strided convolution, pooling, DiffStride.
 
-The strided block follows Fig. 3 of Riad et al. (2022): a stride-1 convolution and then the
-downsampling layer on the main branch, the same downsampling layer on the shortcut.
+A block that downsamples has one layer for both of its branches. By default that layer comes before
+the first convolution: it is called once, and all convolutions of the block work on the smaller map.
+With ``placement="after"`` the block follows Fig. 3 of Riad et al. (2022): a stride-1 convolution
+and then the layer on the main branch, the same layer on the shortcut. Parameters and their names
+are the same, so that weights load across placements.
 
 Notes
 -----
@@ -31,6 +34,7 @@ in the DiffStride layers' strides alone and load each other's weights.
 """
 
 from diffstride_torch.models.blocks import Stem as Stem
+from diffstride_torch.models.pooling import Placement as Placement
 from diffstride_torch.models.pooling import Pooling as Pooling
 from diffstride_torch.models.preact import PreActBlock as PreActBlock
 from diffstride_torch.models.preact import PreActResNet as PreActResNet

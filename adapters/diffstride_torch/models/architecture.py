@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 from torch import nn
 
 from diffstride_core.arguments import Limits, in_order, integers, option
+from diffstride_core.convolution import PLACEMENTS
 from diffstride_torch.models.blocks import STEM_KINDS, ResidualBlock, Stem, StemKind
 from diffstride_torch.models.pooling import (
     Pair,
+    Placement,
     Pooling,
     Stride,
     check_pooling,
@@ -50,6 +52,8 @@ class Design:
         Of the stem and of each stage.
     in_channels, num_classes : int
     stem_kind : str
+    placement : {"before", "after"}
+        Of the blocks' layers; the stem's is after its convolution.
     options : mapping from str
         Keyword arguments of stem and blocks: `pooling` and what its layers take.
     """
@@ -61,6 +65,7 @@ class Design:
     in_channels: int
     num_classes: int
     stem_kind: StemKind
+    placement: Placement
     options: Mapping[str, Any]
 
     def stem(self) -> Stem:
@@ -79,10 +84,11 @@ class Design:
 
     def stages(self, block: type[Block]) -> list[list[Block]]:
         """Return the blocks of each stage, of which the first ones downsample."""
+        options = {"placement": self.placement, **self.options}
         return [
             [
-                block(inputs, outputs, stride, project=self.projects, **self.options),
-                *(block(outputs, outputs, **self.options) for _ in range(self.layers - 1)),
+                block(inputs, outputs, stride, project=self.projects, **options),
+                *(block(outputs, outputs, **options) for _ in range(self.layers - 1)),
             ]
             for inputs, outputs, stride in zip(
                 self.channels[:-1], self.channels[1:], self.strides[1:], strict=True
@@ -120,6 +126,7 @@ class Architecture:
         self,
         *,
         pooling: Pooling,
+        placement: Placement,
         strides: Strides | None,
         convention: str,
         smoothness: float | None,
@@ -137,6 +144,7 @@ class Architecture:
             Naming the argument, its value and what is allowed.
         """
         check_pooling(pooling, convention, smoothness, limits)
+        option("placement", placement, PLACEMENTS)
         option("stem", stem, STEM_KINDS)
         return Design(
             layers=self.layers,
@@ -146,6 +154,7 @@ class Architecture:
             in_channels=_positive("in_channels", in_channels)[0],
             num_classes=_positive("num_classes", num_classes)[0],
             stem_kind=stem,
+            placement=placement,
             options={
                 "pooling": pooling,
                 "convention": convention,

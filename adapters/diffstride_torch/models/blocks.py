@@ -6,9 +6,11 @@ from torch import nn
 
 from diffstride_core.arguments import Limits, option
 from diffstride_core.conventions import DEFAULT_CONVENTION
+from diffstride_core.convolution import PLACEMENTS
 from diffstride_torch.joining import PooledConvolution
 from diffstride_torch.models.pooling import (
     Pair,
+    Placement,
     Pooling,
     Stride,
     current_strides,
@@ -28,7 +30,7 @@ def convolution(
 
 
 class Stem(PooledConvolution, nn.Conv2d):
-    """The first convolution and the layer that downsamples after it.
+    """The first convolution and the layer that downsamples after it, in both placements.
 
     Being a convolution itself, it has the parameters of a plain one, and the layer's.
 
@@ -105,6 +107,9 @@ class ResidualBlock(nn.Module):
         ``"conv"`` puts the stride, rounded to integers with halves up, into the first convolution
         of both branches; ``"spectral"`` pools with `SpectralPool2d`; ``"diffstride"`` learns the
         stride, which is then the initial one, with one `DiffStride2d`.
+    placement : {"before", "after"}
+        Whether the layer comes before the first convolution, which then works on the smaller map,
+        or after it. Strided convolutions have no layer to place.
     convention : {"nominal", "paper", "tensorflow"}
         Convention of the pooling layer; strided convolutions have none.
     smoothness : float, optional
@@ -120,8 +125,9 @@ class ResidualBlock(nn.Module):
     pool : torch.nn.Module
         The layer both branches share; an identity where nothing is pooled or the convolutions are
         strided.
+    placement : {"before", "after"}
     method : {"auto", "fused", "separate"}
-        How the first convolution and the layer behind it are evaluated, see `conv_diff_stride`;
+        How the first convolution and a layer after it are evaluated, see `conv_diff_stride`;
         "auto" unless it is set.
     strides : pair of float
         Strides of height and width: those learnt so far, the fixed ones or the convolutions'.
@@ -129,11 +135,12 @@ class ResidualBlock(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        If `pooling` or `convention` is unknown, `smoothness` or `limits` is not allowed, or a
-        stride is below 1 or not finite.
+        If `pooling`, `placement` or `convention` is unknown, `smoothness` or `limits` is not
+        allowed, or a stride is below 1 or not finite.
     """
 
     conv1: nn.Conv2d
+    placement: Placement
     method: str = "auto"
 
     def __init__(
@@ -144,15 +151,18 @@ class ResidualBlock(nn.Module):
         *,
         project: bool = False,
         pooling: Pooling = "diffstride",
+        placement: Placement = "before",
         convention: str = DEFAULT_CONVENTION,
         smoothness: float | None = None,
         limits: Limits | None = (None, None),
     ) -> None:
+        option("placement", placement, PLACEMENTS)
         super().__init__()
         conv_stride, pool = downsampling(stride, pooling, convention, smoothness, limits)
         self.downsamples = stride is not None
         changes = self.downsamples and stride_pair(stride) != (1.0, 1.0)
         self.out_channels = out_channels
+        self.placement = placement
         self._add_layers(
             in_channels,
             out_channels,

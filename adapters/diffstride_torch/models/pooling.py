@@ -12,6 +12,7 @@ from diffstride_core.settings import make_settings
 from diffstride_torch.modules import DiffStride2d, SpectralPool2d
 
 Pooling = Literal["conv", "spectral", "diffstride"]
+Placement = Literal["before", "after"]
 Pair: TypeAlias = tuple[float, float]
 Stride: TypeAlias = float | Pair
 
@@ -47,7 +48,7 @@ def downsampling(
     smoothness: float | None = None,
     limits: Limits | None = (None, None),
 ) -> tuple[tuple[int, int], nn.Module]:
-    """Return the stride of a place's convolutions, and the layer that follows them.
+    """Return the stride of a place's convolutions, and the layer that downsamples in their stead.
 
     Parameters
     ----------

@@ -22,20 +22,25 @@ from diffstride_torch.models.blocks import (
     StemKind,
     convolution,
 )
-from diffstride_torch.models.pooling import Pooling, Stride
+from diffstride_torch.models.pooling import Placement, Pooling, Stride
 
 
 class PreActBlock(ResidualBlock):
     """Pre-activation residual block with one shared downsampling layer for both of its branches.
 
-    With ``h = relu(norm1(x))`` the block computes
+    With ``placement="before"`` the block pools once, for both branches. With
+    ``p = pool(relu(norm1(x)))`` it computes ``shortcut(p) + conv2(relu(norm2(conv1(p))))``; without
+    the shortcut's pointwise convolution, and with ``p = pool(x)``, it computes
+    ``p + conv2(relu(norm2(conv1(relu(norm1(p))))))``.
+
+    With ``placement="after"`` and ``h = relu(norm1(x))`` it computes
     ``shortcut(pool(h)) + conv2(relu(norm2(pool(conv1(h)))))``. The shortcut's pointwise convolution
     has no bias and so commutes with the linear ``pool``; it comes second because it is cheaper on
     the smaller map. Without that convolution the shortcut is ``pool(x)``.
 
     Parameters
     ----------
-    in_channels, out_channels, stride, project, pooling, convention, smoothness, limits
+    in_channels, out_channels, stride, project, pooling, placement, convention, smoothness, limits
         See `ResidualBlock`, which also says what the attributes are and what is refused.
     """
 
@@ -61,10 +66,20 @@ class PreActBlock(ResidualBlock):
         Tensor, shape (N, out_channels, H', W')
             Feature maps of the size that the downsampling gives, else of the input's size.
         """
-        h = torch.relu(self.norm1(x))
-        skip = self.pool(x) if self.shortcut is None else self.shortcut(self.pool(h))
-        h = torch.relu(self.norm2(convolve_and_pool(self.conv1, self.pool, h, method=self.method)))
-        return skip + self.conv2(h)
+        if self.placement == "before":
+            # What the shortcut needs is pooled, so that one call of the layer serves both branches.
+            if self.shortcut is None:
+                skip = self.pool(x)
+                h = torch.relu(self.norm1(skip))
+            else:
+                h = self.pool(torch.relu(self.norm1(x)))
+                skip = self.shortcut(h)
+            h = self.conv1(h)
+        else:
+            h = torch.relu(self.norm1(x))
+            skip = self.pool(x) if self.shortcut is None else self.shortcut(self.pool(h))
+            h = convolve_and_pool(self.conv1, self.pool, h, method=self.method)
+        return skip + self.conv2(torch.relu(self.norm2(h)))
 
 
 class PreActResNet(ResidualNetwork):
@@ -116,6 +131,7 @@ def _network(design: Design) -> PreActResNet:
 def small_resnet(
     *,
     pooling: Pooling = "diffstride",
+    placement: Placement = "before",
     strides: Sequence[Stride | None] = (2.0, 2.0, 2.0),
     convention: str = DEFAULT_CONVENTION,
     smoothness: float | None = None,
@@ -130,6 +146,8 @@ def small_resnet(
     ----------
     pooling : {"conv", "spectral", "diffstride"}
         How the blocks downsample, see `PreActBlock`.
+    placement : {"before", "after"}
+        Whether a block's layer comes before its first convolution or after it.
     strides : sequence of float, pair of float or None
         Stride of each block, initial where it is learnt; None: the block does not downsample.
     convention : {"nominal", "paper", "tensorflow"}
@@ -169,6 +187,7 @@ def small_resnet(
     return _network(
         architecture.design(
             pooling=pooling,
+            placement=placement,
             strides=entries,
             convention=convention,
             smoothness=smoothness,
@@ -184,6 +203,7 @@ def small_resnet(
 def preact_resnet18(
     *,
     pooling: Pooling = "diffstride",
+    placement: Placement = "before",
     strides: Strides | None = None,
     convention: str = DEFAULT_CONVENTION,
     smoothness: float | None = None,
@@ -201,6 +221,9 @@ def preact_resnet18(
     ----------
     pooling : {"conv", "spectral", "diffstride"}
         How stem and blocks downsample, see `PreActBlock`.
+    placement : {"before", "after"}
+        Whether a block's layer comes before its first convolution or after it. The small stem's
+        comes after in both.
     strides : sequence of float, pair of float or None, length 5, 4 or 3, optional
         Stride of each place, initial where it is learnt; `diffstride_torch.models` explains the
         order. By default (1, None, 2, 2, 2), and (1, 2, 2, 2) with ``stem="imagenet"``.
@@ -238,6 +261,7 @@ def preact_resnet18(
     return _network(
         RESNET18.design(
             pooling=pooling,
+            placement=placement,
             strides=strides,
             convention=convention,
             smoothness=smoothness,
@@ -253,6 +277,7 @@ def preact_resnet18(
 def preact_resnet56(
     *,
     pooling: Pooling = "diffstride",
+    placement: Placement = "before",
     strides: Strides | None = None,
     convention: str = DEFAULT_CONVENTION,
     smoothness: float | None = None,
@@ -269,7 +294,7 @@ def preact_resnet56(
 
     Parameters
     ----------
-    pooling, convention, smoothness, limits, stem, in_channels, num_classes
+    pooling, placement, convention, smoothness, limits, stem, in_channels, num_classes
         As for `preact_resnet18`.
     strides : sequence of float, pair of float or None, length 4, optional
         Stride of the stem and of each stage, initial where it is learnt. By default (1, 1, 2, 2),
@@ -290,6 +315,7 @@ def preact_resnet56(
     return _network(
         RESNET56.design(
             pooling=pooling,
+            placement=placement,
             strides=strides,
             convention=convention,
             smoothness=smoothness,

@@ -10,19 +10,20 @@ from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_torch.joining import convolve_and_pool
 from diffstride_torch.models.architecture import RESNET18, Design, Strides
 from diffstride_torch.models.blocks import ResidualBlock, ResidualNetwork, StemKind, convolution
-from diffstride_torch.models.pooling import Pooling
+from diffstride_torch.models.pooling import Placement, Pooling
 
 
 class BasicBlock(ResidualBlock):
     """Post-activation residual block with one shared downsampling layer for both of its branches.
 
-    Computes ``relu(downsample(pool(x)) + bn2(conv2(relu(bn1(pool(conv1(x)))))))``, where
-    ``downsample`` is the shortcut's pointwise convolution and its norm; without them the shortcut
-    is ``pool(x)``.
+    With ``placement="before"`` and ``p = pool(x)``, for both branches the same, the block computes
+    ``relu(downsample(p) + bn2(conv2(relu(bn1(conv1(p))))))``; with ``placement="after"``,
+    ``relu(downsample(pool(x)) + bn2(conv2(relu(bn1(pool(conv1(x)))))))``. There ``downsample`` is
+    the shortcut's pointwise convolution and its norm, or an identity.
 
     Parameters
     ----------
-    in_channels, out_channels, stride, project, pooling, convention, smoothness, limits
+    in_channels, out_channels, stride, project, pooling, placement, convention, smoothness, limits
         See `ResidualBlock`, which also says what the attributes are and what is refused.
     """
 
@@ -52,9 +53,14 @@ class BasicBlock(ResidualBlock):
         Tensor, shape (N, out_channels, H', W')
             Feature maps of the size that the downsampling gives, else of the input's size.
         """
-        h = convolve_and_pool(self.conv1, self.pool, x, method=self.method)
+        if self.placement == "before":
+            skip = self.pool(x)
+            h = self.conv1(skip)
+        else:
+            h = convolve_and_pool(self.conv1, self.pool, x, method=self.method)
+            skip = self.pool(x)
         h = torch.relu(self.bn1(h))
-        return torch.relu(self.downsample(self.pool(x)) + self.bn2(self.conv2(h)))
+        return torch.relu(self.downsample(skip) + self.bn2(self.conv2(h)))
 
 
 class ResNet(ResidualNetwork):
@@ -114,6 +120,7 @@ def _network(design: Design) -> ResNet:
 def resnet18(
     *,
     pooling: Pooling = "diffstride",
+    placement: Placement = "before",
     strides: Strides | None = None,
     convention: str = DEFAULT_CONVENTION,
     smoothness: float | None = None,
@@ -132,7 +139,8 @@ def resnet18(
 
     Parameters
     ----------
-    pooling, strides, convention, smoothness, limits, stem, channels, in_channels, num_classes
+    pooling, placement, strides, convention, smoothness, limits
+    stem, channels, in_channels, num_classes
         As for `preact_resnet18`.
 
     Returns
@@ -155,6 +163,7 @@ def resnet18(
     return _network(
         RESNET18.design(
             pooling=pooling,
+            placement=placement,
             strides=strides,
             convention=convention,
             smoothness=smoothness,

@@ -140,7 +140,9 @@ def _read(folder: Path, study: Study) -> list[Outcome]:
         lines = path.read_bytes().splitlines()
         outcomes = [TypeAdapter(Outcome).validate_json(line) for line in lines]
     except (OSError, ValidationError) as error:
-        raise ExperimentError(f"--against: {path} has no outcomes of a study.") from error
+        raise ExperimentError(
+            f"--against: {path} has no outcomes of a study of this version."
+        ) from error
     if any(len(outcome.labels) != len(study.columns) for outcome in outcomes):
         raise ExperimentError(f"--against: {path} has outcomes of another study.")
     return outcomes

@@ -15,11 +15,9 @@ from diffstride_experiments.text import AnyPath
 __all__ = ["StudyName", "StudyOptions", "parse"]
 
 StudyName = Literal[
-    "tuning",
     "robustness-digits",
     "robustness-images",
     "penalty",
-    "window",
     "robustness-recordings",
 ]
 
@@ -48,8 +46,7 @@ class StudyOptions(Options):
     """Runs at a time, each with samples of its own in memory. Results do not depend on it."""
 
     against: AnyPath | None = None
-    """Folder of another execution of the study, such as experiments/results/NAME: say how far the
-    means are from its."""
+    """Folder of another execution of the study: say how far the means are from its."""
 
 
 def parse(arguments: Sequence[str]) -> StudyOptions:

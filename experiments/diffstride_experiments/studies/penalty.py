@@ -21,7 +21,7 @@ WIDTHS = {"conv": (1.0, 1.5, 2.0, 3.0), "spectral": (1.0, 1.5, 2.0)}
 SERIES: dict[MethodName, Style] = {
     "conv": ("strided convolution, wider", COLOURS["conv"], "s"),
     "spectral": ("spectral pooling, wider", COLOURS["spectral"], "o"),
-    "diffstride-penalised": ("DiffStride (relative), more λ", COLOURS["diffstride-penalised"], "D"),
+    "diffstride-penalised": ("DiffStride, more λ", COLOURS["diffstride-penalised"], "D"),
 }
 
 

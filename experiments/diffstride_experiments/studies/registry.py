@@ -3,8 +3,6 @@
 from diffstride_experiments.studies.penalty import PENALTY
 from diffstride_experiments.studies.robustness import MEAN, Robustness, random_strides
 from diffstride_experiments.studies.study import Study
-from diffstride_experiments.studies.tuning import TUNING
-from diffstride_experiments.studies.window import WINDOW
 
 __all__ = ["STUDIES"]
 
@@ -61,6 +59,5 @@ RECORDINGS = Robustness(
 )
 
 STUDIES: dict[str, Study] = {
-    study.name: study
-    for study in (TUNING, DIGITS.study(), IMAGES.study(), PENALTY, WINDOW, RECORDINGS.study())
+    study.name: study for study in (DIGITS.study(), IMAGES.study(), PENALTY, RECORDINGS.study())
 }

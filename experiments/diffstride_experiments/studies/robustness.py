@@ -25,8 +25,8 @@ from diffstride_experiments.studies.summary import (
 
 __all__ = ["MEAN", "Robustness", "random_strides"]
 
-COMPARED: tuple[MethodName, ...] = ("conv", "spectral", "diffstride-paper", "diffstride-relative")
-REFERENCE: MethodName = "diffstride-relative"
+COMPARED: tuple[MethodName, ...] = ("conv", "spectral", "diffstride-paper", "diffstride")
+REFERENCE: MethodName = "diffstride"
 WIDENED: tuple[MethodName, ...] = ("conv", "spectral")
 
 Start = tuple[Stride, ...]
@@ -222,5 +222,5 @@ class Robustness:
 
 
 def _style(method: MethodName) -> Style:
-    markers = {"conv": "s", "spectral": "o", "diffstride-paper": "v", "diffstride-relative": "D"}
+    markers = {"conv": "s", "spectral": "o", "diffstride-paper": "v", "diffstride": "D"}
     return METHODS[method].label, COLOURS[method], markers[method]

@@ -79,9 +79,7 @@ def group(outcomes: Iterable[Outcome]) -> dict[tuple[str, ...], Row]:
     return {labels: Row(labels, tuple(members)) for labels, members in found.items()}
 
 
-def report_rows(
-    columns: Sequence[str], rows: Sequence[Row], figures: dict[str, bytes], samples: str = ""
-) -> Report:
+def report_rows(columns: Sequence[str], rows: Sequence[Row], figures: dict[str, bytes]) -> Report:
     """Return a report of one table with accuracies and costs and one with the learnt strides.
 
     Parameters
@@ -91,11 +89,9 @@ def report_rows(
     rows : sequence of Row
     figures : dict of str to bytes
         See `Report`.
-    samples : str
-        What was evaluated on, where it is not the test samples.
     """
     table = markdown_table(
-        [*columns, f"{samples} accuracy, %".strip(), "multiply-adds, 10⁶"],
+        [*columns, "accuracy, %", "multiply-adds, 10⁶"],
         ([*row.labels, f"{row.accuracy:.1f}", row.cost] for row in rows),
     )
     strides = strides_table(columns, rows, ("height", "width"))

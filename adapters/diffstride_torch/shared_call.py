@@ -1,0 +1,58 @@
+"""One call of a layer for all the convolutions that read the same tensor."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from diffstride_torch.modules import DiffStride, values_token
+
+
+class SharedCall:
+    """The call of a layer on a tensor that several convolutions read: made once for all of them.
+
+    The first that reads the tensor makes the call, the last lets go of the result. Where it is no
+    longer what a call would give, as after a write into the tensor or a step of an optimiser, the
+    call is made again.
+
+    Parameters
+    ----------
+    readers : int
+    """
+
+    def __init__(self, readers: int) -> None:
+        self._readers = readers
+        self._last: tuple[torch.Tensor, object, torch.Tensor, frozenset[int]] | None = None
+
+    def __reduce__(self) -> tuple[type[SharedCall], tuple[int]]:
+        return SharedCall, (self._readers,)
+
+    def __call__(self, reader: int, pool: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Return what a layer gives for a tensor.
+
+        Parameters
+        ----------
+        reader : int
+            Which of the convolutions asks; each does once.
+        pool : torch.nn.Module
+            The layer.
+        x : torch.Tensor
+        """
+        # Read once: the replicas of `DataParallel` share this object.
+        last, state = self._last, _state(pool, x)
+        if last is None or last[0] is not x or last[1] != state or reader in last[3]:
+            y, read = pool(x), frozenset({reader})
+        else:
+            y, read = last[2], last[3] | {reader}
+        self._last = None if len(read) == self._readers else (x, state, y, read)
+        return y
+
+
+def _state(pool: nn.Module, x: torch.Tensor) -> object:
+    """Return what differs where a layer would give something else for the same tensor."""
+    # What is traced has no values, and runs from begin to end.
+    if isinstance(x, fx.Proxy) or torch.compiler.is_compiling():
+        return None
+    has_version = not (x.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(x))
+    strides = values_token(pool.strides) if isinstance(pool, DiffStride) else None
+    return torch.is_grad_enabled(), x._version if has_version else None, strides
