@@ -66,7 +66,7 @@ def main() -> None:
     keys = [
         (layout, convention, size)
         for layout in LAYOUTS
-        for convention in ("paper", "relative")
+        for convention in ("nominal", "paper")
         for size in SIZES
     ]
     rows = [
@@ -93,7 +93,7 @@ def main() -> None:
     console.print(table)
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for panel, layout in zip(axes, LAYOUTS, strict=True):
-        for convention, style in (("paper", "-"), ("relative", "--")):
+        for convention, style in (("nominal", "-"), ("paper", "--")):
             chosen = [r for r in rows if (r["layout"], r["convention"]) == (layout, convention)]
             for method, color in (("matmul", "C0"), ("fft", "C1")):
                 panel.loglog(

@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_core.convolution import ConvPlan, EvaluationUnits, checked_convolution
 from diffstride_core.planning import plan_diff_stride
 from diffstride_core.settings import make_settings
@@ -49,7 +50,7 @@ class Case:
     outputs: int
     size: int
     stride: float
-    convention: str = "nominal"
+    convention: str = DEFAULT_CONVENTION
     kernel: int = 3
     groups: int = 1
     dilation: int = 1

@@ -326,7 +326,7 @@ def main() -> None:
         Case(shape, stride, convention, dtype, backward)
         for dtype in (("float32",) if quick else ("float32", "bfloat16"))
         for backward in (True, False)
-        for convention in ("paper", "relative")
+        for convention in ("nominal", "paper")
         for shape in (WITH_TARGETS if quick else SHAPES)
         for stride in ((2.0,) if quick else (2.0, 2.7))
     ]

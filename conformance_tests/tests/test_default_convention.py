@@ -26,11 +26,11 @@ ROOT = Path(__file__).parents[2]
 
 REMOVED = "relative"
 
-# The word as a name, not as the adjective: quoted, in brackets or a cell of a table, before
-# "convention" or "one", joined by hyphens, and the class.
+# The word as a name, not as the adjective: quoted, in brackets or a cell of a table, given as a
+# convention, before "convention" or "one", joined by hyphens, and the class.
 AS_A_NAME = re.compile(
     rf"""["'`]{REMOVED}\\?["'`]"""
-    rf"""|\b{REMOVED}\s+(?:convention|one\b)"""
+    rf"""|\bconvention\s*[=:]\s*{REMOVED}\b|\b{REMOVED}\s+(?:convention|one\b)"""
     rf"""|\({REMOVED}\b(?! to\b)"""
     rf"""|\|\s*{REMOVED}\s*\|"""
     rf"""|\w-{REMOVED}\b(?!-to\b)|\b{REMOVED}-(?!to\b)\w"""
@@ -76,6 +76,7 @@ def lines_with_the_removed_name(text):
         ('convention="relative"', True),
         (r"\"convention=\"relative\"\n\"", True),
         ("the 'relative' convention", True),
+        ("size-48-2.0-convention=relative-method=matmul", True),
         ("| `relative` |", True),
         ("in the relative\nconvention", True),
         ("20, 14, 10 in the relative one", True),

@@ -85,7 +85,7 @@ def assert_right(module, x=None):
 
 
 def use_accelerator_rule(monkeypatch):
-    monkeypatch.setattr(modules, "_token", modules._Version)
+    monkeypatch.setattr(modules, "values_token", modules._Version)
 
 
 @pytest.fixture(params=["host", "accelerator"])

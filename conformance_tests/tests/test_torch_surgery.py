@@ -1273,11 +1273,12 @@ def test_an_unknown_method_is_refused():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_frozen_convolutions_are_equal(convention, dtype, method):
     torch.manual_seed(0)
+    paper = {"convention": "paper", "method": method}
     model = nn.Sequential(
         DiffStrideConv2d(3, 8, 5, (2.6, 4.7), convention=convention, method=method),
         nn.ReLU(),
-        DiffStrideConv2d(8, 8, 3, 1.7, groups=4, padding_mode="circular", method=method),
-        DiffStrideConv2d(8, 4, 1, (1.3, 1.7), method=method),
+        DiffStrideConv2d(8, 8, 3, 1.7, groups=4, padding_mode="circular", **paper),
+        DiffStrideConv2d(8, 4, 1, (1.3, 1.7), **paper),
         DiffStrideConv2d(4, 4, (3, 5), 1.6, convention=convention, method=method),
     ).to(dtype)
     x = images(48, dtype=dtype)

@@ -18,7 +18,7 @@ from diffstride_conformance.selection import everything, representative, represe
 from subjects import subject
 
 MODULE = "third_party_layer"
-CASE = "size-2x48-2.0-axes=(-1,)-convention=relative-method=matmul"
+CASE = "size-2x48-2.0-axes=(-1,)-convention=nominal-method=matmul"
 CONV_CASE = next(
     case.name
     for case in all_cases()
@@ -329,7 +329,7 @@ def test_what_is_not_offered_is_no_pass(install, run):
     assert {each["case"] for each in data["comparisons"]} == {*CASES} - {CASES[2]}
 
 
-SEPARATE = "kernel-2x3x13-4x3x3-1.7-convention=relative-padding_mode=zeros-method=separate"
+SEPARATE = "kernel-2x3x13-4x3x3-1.7-convention=nominal-padding_mode=zeros-method=separate"
 
 
 def test_a_method_that_is_not_offered_is_no_pass(run):

@@ -75,7 +75,8 @@ class RunFolder:
                 f"({str(error).rstrip('.')}); choose another --run-dir."
             ) from error
         # Every run says where its layers stand; before that was an option, they stood elsewhere.
-        if "placement" not in earlier.model.model_fields_set:
+        has_network = "model" in earlier.model_fields_set
+        if has_network and "placement" not in earlier.model.model_fields_set:
             raise UsageError(
                 f"run_dir: {self.path} holds a run of an earlier version, whose networks were "
                 "others; choose another --run-dir."
