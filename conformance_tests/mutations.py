@@ -1,6 +1,6 @@
 """Show that the tests notice when a single detail of the operator is wrong.
 
-Usage: ``python conformance_tests/mutations.py [--only NAME] [--list] [--report FILE]``
+Usage: ``python conformance_tests/mutations.py [--only NAME] [--list] [--jobs N] [--report FILE]``
 
 The working tree is copied to a temporary folder. There one detail after another is changed, the
 tests are run until the first fails, and the change is taken back. A mutation that no test notices
@@ -21,9 +21,12 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from queue import SimpleQueue
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS_FOLDER = "conformance_tests/tests"
@@ -813,6 +816,7 @@ class Copy:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._process: subprocess.Popen[str] | None = None
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=ROOT,
@@ -848,7 +852,7 @@ class Copy:
 
     def run(self, command: Sequence[str], timeout: float) -> tuple[int | None, str]:
         """Run a command here; return its exit status, None past the timeout, and its output."""
-        process = subprocess.Popen(
+        process = self._process = subprocess.Popen(
             command,
             cwd=self.folder,
             env=self._environment,
@@ -860,13 +864,17 @@ class Copy:
         try:
             output, _ = process.communicate(timeout=timeout)
         except BaseException as error:
-            # With the processes that it started.
-            os.killpg(process.pid, signal.SIGKILL)
+            self.stop()
             process.wait()
             if isinstance(error, subprocess.TimeoutExpired):
                 return None, ""
             raise
         return process.returncode, output
+
+    def stop(self) -> None:
+        """End what runs here, with the processes that it started."""
+        if self._process is not None and self._process.returncode is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def test(self, files: Sequence[str], timeout: float) -> tuple[int | None, str]:
         """Run test files in their order until a test fails."""
@@ -950,6 +958,7 @@ def main() -> int:
     parser.add_argument("--tests", nargs="+", default=TESTS, metavar="FILE", help="run these alone")
     parser.add_argument("--list", action="store_true", help="print the mutations and stop")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a table of all of them")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="judge so many at a time")
     arguments = parser.parse_args()
     chosen = [m for m in MUTATIONS if arguments.only is None or m.name in arguments.only]
     unknown = set(arguments.only or ()) - {mutation.name for mutation in chosen}
@@ -965,17 +974,32 @@ def main() -> int:
         return 0
 
     outcomes: dict[Mutation, Outcome] = {}
-    with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
-        copy = Copy(Path(folder).resolve())
-        copy.check_imports({mutation.file for mutation in chosen})
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mutations-")))
+        copies = [Copy(folder.resolve() / str(job)) for job in range(max(1, arguments.jobs))]
+        for copy in copies:
+            stack.callback(copy.stop)
+        copies[0].check_imports({mutation.file for mutation in chosen})
         start = time.monotonic()
-        status, output = copy.test(arguments.tests, timeout=3600)
+        status, output = copies[0].test(arguments.tests, timeout=3600)
         unmutated = time.monotonic() - start
         if status != 0:
             raise SystemExit(f"the tests fail without any mutation:\n{output[-4000:]}")
         print(f"without mutation: green in {unmutated:.0f} s", flush=True)
-        for mutation in chosen:
-            outcome = copy.judge(mutation, arguments.tests, timeout=60 + 3 * unmutated)
+        free = SimpleQueue[Copy]()
+        for copy in copies:
+            free.put(copy)
+
+        def judge(mutation: Mutation) -> Outcome:
+            copy = free.get()
+            try:
+                return copy.judge(mutation, arguments.tests, timeout=60 + 3 * unmutated)
+            finally:
+                free.put(copy)
+
+        pool = ThreadPoolExecutor(len(copies))
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        for mutation, outcome in zip(chosen, pool.map(judge, chosen), strict=True):
             outcomes[mutation] = outcome
             print(
                 f"{outcome.verdict:9s} {outcome.seconds:6.1f} s  {mutation.name:46s} "

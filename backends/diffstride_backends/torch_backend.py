@@ -614,7 +614,7 @@ def value_and_pullback(
 
 plain_autodiff = PlainAutodiff(__name__)
 BACKEND = TorchBackend()
-# By which all cases of benchmarks/fused.py were close to the better evaluation.
+# Of those that benchmarks/fused.py tries, units whose worst choice was the least bad.
 EVALUATION_UNITS = EvaluationUnits(
     grouped_convolution=1.0, resize=4.0, pointwise=1.5, shifted_resizes=4.0
 )

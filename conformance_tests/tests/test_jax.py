@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from amounts import quick_every, quick_first
-from diffstride_backends import jax_backend, registry
+from diffstride_backends import jax_backend, registry, torch_backend
 from diffstride_conformance.cases import all_cases
 from diffstride_conformance.problems import is_posed
 from diffstride_conformance.run import run_case
@@ -21,6 +21,7 @@ from diffstride_jax import (
     plain_autodiff,
 )
 
+from diffstride_core.convolution import ConvPlan, checked_convolution, is_fused_cheaper
 from diffstride_core.planning import plan_diff_stride
 from diffstride_core.settings import make_settings
 
@@ -264,3 +265,12 @@ def test_complexity_under_jit():
 def test_other_arrays_are_refused(x):
     with pytest.raises(TypeError, match="x must be"):
         diff_stride(x, [2.0, 2.0])
+
+
+def test_grouped_convolutions_are_fused_by_the_units_of_jax_alone():
+    settings = make_settings(axes=(-2, -1))
+    resize = plan_diff_stride(settings, (-2, -1), (28, 28), (2.0, 2.0), shared=False)
+    conv = checked_convolution((8, 128, 28, 28), (128, 1, 3, 3), groups=128)
+    plan = ConvPlan(conv, resize)
+    assert is_fused_cheaper(plan, jax_backend.EVALUATION_UNITS)
+    assert not is_fused_cheaper(plan, torch_backend.EVALUATION_UNITS)
