@@ -207,14 +207,14 @@ def _warn_where_nothing_can_be_cropped(
 
 def warn_of_nothing_to_crop(message: str) -> None:
     """Warn; a function of its own, which a backend can keep a compiler from following."""
-    warnings.warn(message, NothingToCropWarning, stacklevel=_callers_level())
+    warnings.warn(message, NothingToCropWarning, stacklevel=callers_level())
 
 
 _INNER = re.compile(r"diffstride_(core|backends|numpy|cupy|torch|jax)\b|(torch|jax|flax|equinox)\b")
 """The packages between a call and its warning: ours, and those that call a module's method."""
 
 
-def _callers_level() -> int:
+def callers_level() -> int:
     """Return the stack level, as the function that calls this one counts it, of the user's code."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and _INNER.match(frame.f_globals.get("__name__", "")):

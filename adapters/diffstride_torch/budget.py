@@ -27,8 +27,8 @@ class FlopsBudget:
 
     which pulls from both sides. It has no state: a run that is resumed needs nothing but the
     strides. Training ends where the pull equals what the loss would gain by more resolution. If
-    that is g per unit of log c, the cost ends g/20 above the target in logarithm, where g < 2: one
-    percent for g = 0.2.
+    that is g per unit of log c, with g < 3, the cost ends g/60 above the target in logarithm: half
+    a percent for g = 0.3.
 
     Parameters
     ----------

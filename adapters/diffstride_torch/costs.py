@@ -71,7 +71,8 @@ class FlopsPenalty:
 
     The value is exact, and so a step function: an output has a whole number of samples M. The
     gradient is that of the smooth size that M follows, taken at the present sizes: N/S, from which
-    M is off by less than one sample (in the paper's convention N/S + 2R, off by less than two).
+    M is off by less than one sample (in the paper's convention N/S + 2R, off by less than two),
+    and the layer's size offset.
     Like the complexity penalty's it passes straight through the bounds; and through M = N, where
     the stride is still too small to crop, unless no stride ever crops there. Strided operations and
     padding behind a layer are followed.
@@ -214,7 +215,9 @@ class _Evaluation:
         elif isinstance(rule, Pooled):
             self._plans[step] = rule.layer.plan(shape)
         else:
-            self._sizes[step] = step.output_size if rule is None else rule.resize(size)
+            size = step.output_size if rule is None else rule.resize(size)
+            # Where strides are so large that a window no longer fits, the model itself fails.
+            self._sizes[step] = tuple([max(1, n) for n in size])
             return
         self._sizes[step] = self._plans[step].output_shape(size)
 

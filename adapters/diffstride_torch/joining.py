@@ -193,7 +193,7 @@ class PooledConvolution:
     Attributes
     ----------
     pool : torch.nn.Module
-        The layer, behind the convolution unless the class says otherwise.
+        The layer, before the convolution or after it, as the class says.
     method : {"auto", "fused", "separate"}
         How a convolution and a layer that resizes are evaluated, see `conv_diff_stride`.
     """

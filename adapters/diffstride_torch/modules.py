@@ -100,7 +100,7 @@ class DiffStride(KeepsPrecision, Resize):
         The axes to resize, by default the last ones.
     size_offset : int or sequence of int
         Added to the output size that follows from a stride, within 1 to N: one per axis or one for
-        all. So does a layer keep the sizes of an operation that did not give N/S.
+        all. With it a layer keeps the sizes of an operation that did not give N/S.
     device : torch.device, optional
     dtype : torch.dtype, optional
         Of the strides, float32 or float64; by default float32. Converting the module to half
@@ -127,9 +127,9 @@ class DiffStride(KeepsPrecision, Resize):
     the last `project_strides`.
 
     A state dict holds convention, smoothness and size offset beside the strides, as extra state: a
-    tensor. To load a state that was saved with others is an error, which leaves the layer as it
-    was. A state without them, as of a version that did not save them, is loaded with one warning
-    for the whole model. Neither is reported as a missing key.
+    tensor. To load a state that was saved with another convention, smoothness or offset is an
+    error, which leaves the layer as it was. A state without them, as of a version that did not save
+    them, is loaded with one warning for the whole model. Neither is reported as a missing key.
     """
 
     rank: ClassVar[int]

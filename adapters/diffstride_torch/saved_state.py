@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from diffstride_backends.torch_backend import whole
 
+from diffstride_core.planning import callers_level
+
 KEY = "_extra_state"
 """What PyTorch names the extra state of a module in a state dict, behind the module's prefix."""
 
@@ -114,7 +116,7 @@ def warn_unchecked(own: Mapping[str, Any], prefix: str, load: list[str]) -> None
         f"the state holds strides, but not the convention and smoothness they were learnt with: "
         f"{layer} takes its own, {_as_keywords(own)}, and so do the model's other layers. If they "
         "were learnt with others, the model computes something else than the one that was saved",
-        stacklevel=2,
+        stacklevel=callers_level(),
     )
 
 

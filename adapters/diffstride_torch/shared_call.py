@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
+
 import torch
 from torch import fx, nn
 
@@ -12,8 +15,8 @@ class SharedCall:
     """The call of a layer on a tensor that several convolutions read: made once for all of them.
 
     The first that reads the tensor makes the call, the last lets go of the result. Where it is no
-    longer what a call would give, as after a write into the tensor or a step of an optimiser, the
-    call is made again.
+    longer what a call would give, as after a write into the tensor, a step of an optimiser or a
+    backward pass through it, the call is made again.
 
     Parameters
     ----------
@@ -26,6 +29,10 @@ class SharedCall:
 
     def __reduce__(self) -> tuple[type[SharedCall], tuple[int]]:
         return SharedCall, (self._readers,)
+
+    def forget(self) -> None:
+        """Make the next call anew."""
+        self._last = None
 
     def __call__(self, reader: int, pool: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """Return what a layer gives for a tensor.
@@ -42,10 +49,24 @@ class SharedCall:
         last, state = self._last, _state(pool, x)
         if last is None or last[0] is not x or last[1] != state or reader in last[3]:
             y, read = pool(x), frozenset({reader})
+            if state is not None and y.grad_fn is not None:
+                y.grad_fn.register_prehook(_forgetting(self))
         else:
             y, read = last[2], last[3] | {reader}
         self._last = None if len(read) == self._readers else (x, state, y, read)
         return y
+
+
+def _forgetting(shared: SharedCall) -> Callable[[object], None]:
+    """Return a hook that forgets a result once its graph may be gone."""
+    # Weakly: the graph must not keep what keeps its output.
+    reference = weakref.ref(shared)
+
+    def forget(_: object) -> None:
+        if (kept := reference()) is not None:
+            kept.forget()
+
+    return forget
 
 
 def _state(pool: nn.Module, x: torch.Tensor) -> object:
@@ -55,4 +76,6 @@ def _state(pool: nn.Module, x: torch.Tensor) -> object:
         return None
     has_version = not (x.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(x))
     strides = values_token(pool.strides) if isinstance(pool, DiffStride) else None
-    return torch.is_grad_enabled(), x._version if has_version else None, strides
+    # Parts that are checkpointed apart are computed again apart, so they must not share.
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return torch.is_grad_enabled(), x._version if has_version else None, strides, hooks

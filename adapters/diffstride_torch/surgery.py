@@ -19,7 +19,7 @@ from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_core.convolution import checked_placement
 from diffstride_core.plan import Plan
 from diffstride_core.planning import never_cropped, plan_diff_stride, size_jumps
-from diffstride_core.settings import Settings
+from diffstride_core.settings import Settings, make_settings
 from diffstride_torch.conv_modules import DiffStrideConv
 from diffstride_torch.costs import traced_multiply_adds
 from diffstride_torch.downsampling import (
@@ -101,7 +101,7 @@ class Break:
     error : str
         What it raises.
     layers : tuple of DiffStride
-        Those of which each alone makes it fail.
+        Those of which each alone makes it fail; all that were moved where none does.
     """
 
     name: str
@@ -407,10 +407,12 @@ def _stride(step: Step) -> tuple[float, ...] | None:
 
 def _size_offset(step: Step, stride: tuple[float, ...], options: dict[str, Any]) -> Size:
     """Return by how much an operation's output is larger than that of a layer without offset."""
-    if options["limits"] is not None:
-        # At the operation's own stride, even where the layer's will never be there.
-        options = {**options, "limits": (None, None)}
-    settings = _LAYERS[len(stride)](stride, **options).settings
+    # At the operation's own stride, even where the limits keep the layer's from it.
+    settings = make_settings(
+        axes=tuple(range(-len(stride), 0)),
+        convention=options["convention"],
+        smoothness=options["smoothness"],
+    )
     if settings.convention.name != "nominal":
         return (0,) * len(stride)
     own = _plan(settings, step.input_size, stride).output_sizes
@@ -541,7 +543,8 @@ def _breaks(model: nn.Module, example: Any, replaced: Iterable[_Operation]) -> I
 
     # All layers at once, each by another factor: where that fails nowhere, each alone does not.
     every = ([(layer, tried[i]) for layer, tried in moves.items()] for i in range(3))
-    if not any(map(failure, every)):
+    together = next((where for where in map(failure, every) if where is not None), None)
+    if together is None:
         return
     layers: defaultdict[str, list[DiffStride]] = defaultdict(list)
     errors: dict[str, str] = {}
@@ -551,6 +554,8 @@ def _breaks(model: nn.Module, example: Any, replaced: Iterable[_Operation]) -> I
         if found is not None:
             layers[found[0]].append(layer)
             errors.setdefault(*found)
+    if not errors:
+        yield Break(*together, tuple(moves))
     for name, error in errors.items():
         yield Break(name, error, tuple(layers[name]))
 

@@ -156,8 +156,8 @@ class Functional(Generic[ArrayT, ResultT]):
             Output size per axis, in place of the one that follows from the stride. Needed where
             strides are traced; with it, strides that are arrays are never read.
         axes : int or sequence of int
-            The axes to resize. The last one given is the paper's width (its mask has the offset of
-            Eq. 4).
+            The axes to resize. Their order counts in "paper" and "tensorflow" alone: the last one
+            is the paper's width, whose mask has the offset of Eq. 4.
         smoothness : float, optional
             Width of the window's ramp: as a fraction of the band that the output holds, at most 1
             ("nominal"; default 0.25), or in frequencies ("paper", "tensorflow"; default 4.0). From
@@ -255,7 +255,7 @@ class Functional(Generic[ArrayT, ResultT]):
         weight : array, shape (O, C / groups, k_1, ..., k_d)
             Of the dtype of `x`; odd kernel sizes. As deep learning has it, w * x is a correlation.
         strides : float, sequence of float, or array of shape (), (1,) or (d,)
-            As for `diff_stride`, for the spatial axes; the last of them is the paper's width.
+            As for `diff_stride`, for the spatial axes, of which the last is the paper's width.
         bias : array, shape (O,), optional
         sizes : sequence of int, optional
             Output size per spatial axis, as for `diff_stride`.
@@ -272,8 +272,8 @@ class Functional(Generic[ArrayT, ResultT]):
         method : {"auto", "fused", "separate"}
             "fused" adds up shifted resizes of the input at the output's resolution, "separate"
             convolves with the framework's own function and resizes after it; "auto" takes what is
-            expected to cost less (by a model of PyTorch on CPUs), "fused" where the framework has
-            no convolution (NumPy, CuPy).
+            expected to cost less (by units of the framework, found on CPUs), "fused" where the
+            framework has no convolution (NumPy, CuPy).
             Equal up to rounding: "fused" computes half precision in float32, "separate" as the
             framework does.
 

@@ -164,6 +164,18 @@ def test_targets_at_the_ends_of_the_range_are_accepted():
             FlopsBudget(model, images, end * (0.99 if value == 3.0 else 1.01))
 
 
+@pytest.mark.parametrize("inner", [nn.Conv2d(4, 4, 3), nn.MaxPool2d(3), nn.ZeroPad2d(-3)])
+def test_the_range_ends_where_a_window_no_longer_fits(inner):
+    model = nn.Sequential(
+        DiffStride2d(2.0), nn.Conv2d(1, 4, 3), inner, DiffStride2d(1.5), nn.Conv2d(4, 4, 3)
+    )
+    images = torch.zeros(1, 1, 48, 48)
+    initial = flops_penalty(model, images).initial
+    assert FlopsBudget(model, images, initial * 1.5).multiply_adds() == initial
+    with pytest.raises(ValueError, match="what the strides can reach"):
+        FlopsBudget(model, images, 1.0)
+
+
 def test_strides_that_are_held_do_not_count_as_reachable():
     model = nn.Sequential(DiffStride2d(2.0), nn.Conv2d(1, 4, 3, padding=1), DiffStride2d(2.0))
     model[0].strides.requires_grad_(False)

@@ -195,6 +195,7 @@ def test_a_state_without_them_is_loaded_with_one_warning_for_the_whole_model(str
             assert target.load_state_dict(old, strict=strict) == ([], [])
         (warning,) = caught
         assert "not the convention and smoothness" in str(warning.message)
+        assert warning.filename == __file__
     assert torch.equal(target(image()), source(image()))
 
 

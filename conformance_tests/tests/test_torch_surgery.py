@@ -27,6 +27,7 @@ from diffstride_torch import (
 from diffstride_torch.models import preact_resnet18, small_resnet
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 SIZE = 64
@@ -444,6 +445,24 @@ def test_a_shared_call_is_made_again_where_it_would_give_something_else():
     calls.clear()
     right(x)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_readers_of_a_shared_call_may_go_backward_and_be_checkpointed_apart(reentrant):
+    model, x = Branches(conv(2), conv(2)), images(16)
+    replace_downsampling(model, x)
+    x.requires_grad_()
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(model.left(x).sum() + model.right(x).sum(), parameters)
+    model.left(x).sum().backward()
+    model.right(x).sum().backward()
+    torch.testing.assert_close([p.grad for p in parameters], list(expected))
+    model.zero_grad()
+    left, right = (
+        checkpoint(part, x, use_reentrant=reentrant) for part in (model.left, model.right)
+    )
+    (left.sum() + right.sum()).backward()
+    torch.testing.assert_close([p.grad for p in parameters], list(expected))
 
 
 def test_convolutions_do_not_share_a_call_where_the_tensor_is_written_into():

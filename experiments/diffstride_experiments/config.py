@@ -71,7 +71,8 @@ class Model(Options):
 
     placement: Literal["method", "before", "after"] = "method"
     """Whether a layer that resizes comes before the first convolution of its place or after it.
-    method: as each method has it. Strided convolutions have no such layer."""
+    method: as each method has it. A stem's comes after it in any case; strided convolutions have no
+    such layer."""
 
     smoothness: PositiveFloat | None = None
     """Width of the window's ramp where strides are learnt: rho, a fraction of the band that the
@@ -224,7 +225,8 @@ class Training(Options):
     """Samples in a batch of the evaluation, for each process."""
 
     penalty: NonNegativeFloat = 1.0
-    """Factor λ of the complexity penalty J in diffstride-penalised; more makes it cheaper."""
+    """Factor λ of the complexity penalty J in diffstride-penalised; a larger one makes the network
+    cheaper."""
 
     budget: Budget = "initial"
     """Multiply-adds per sample at which diffstride-budget is held; initial: those at the initial

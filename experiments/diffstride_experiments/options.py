@@ -51,7 +51,7 @@ def _read_budget(value: Any) -> float | str:
     if value == "initial":
         return "initial"
     try:
-        budget = float(value)
+        budget = 0.0 if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         budget = 0.0
     if not 0 < budget < float("inf"):

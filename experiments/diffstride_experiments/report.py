@@ -309,7 +309,10 @@ def _placement(config: Config) -> str:
     placement = config.model.placement
     if placement == "method":
         return ""
-    return f"\nAll layers that resize come {placement} the first convolution of their place."
+    return (
+        f"\nAll layers that resize come {placement} the first convolution of their place, but for "
+        "a stem's, which comes after it."
+    )
 
 
 def versions() -> dict[str, str]:

@@ -31,6 +31,7 @@ BAD = [
     (Training, {"penalty": float("nan")}),
     (Training, {"budget": 0.0}),
     (Training, {"budget": "cheap"}),
+    (Training, {"budget": True}),
     (Training, {"budget_weight": -1.0}),
     (Training, {"label_smoothing": 1.0}),
     (Training, {"mixup": -0.2}),

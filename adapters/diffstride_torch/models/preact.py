@@ -215,6 +215,8 @@ def preact_resnet18(
 ) -> PreActResNet:
     """Build the pre-activation ResNet-18 of the authors' code.
 
+    Theirs has ``convention="tensorflow", placement="after"``.
+
     A stem and four stages of two blocks each; the first block of a stage downsamples.
 
     Parameters
@@ -288,6 +290,8 @@ def preact_resnet56(
     num_classes: int = 10,
 ) -> PreActResNet:
     """Build the pre-activation ResNet-56 of the authors' code.
+
+    Theirs has ``convention="tensorflow", placement="after"``.
 
     A stem and three stages of nine blocks each; the first block of every stage downsamples and
     projects.
