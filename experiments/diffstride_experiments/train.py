@@ -1,6 +1,7 @@
 """The console command ``diffstride-train``."""
 
 import sys
+import warnings
 
 from diffstride_experiments.entry import run_command
 
@@ -20,8 +21,11 @@ def _train() -> None:
 
     from rich.console import Console
 
+    from diffstride_core import NothingToCropWarning
     from diffstride_experiments.run import run
 
+    # Of maps that got as small as two samples: the report has the sizes of all.
+    warnings.simplefilter("ignore", NothingToCropWarning)
     run(config, Console())
 
 

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import warnings
 from contextlib import nullcontext
 
 import pytest
@@ -17,6 +18,8 @@ from diffstride_experiments.studies import command
 from diffstride_experiments.studies.options import StudyOptions
 from diffstride_experiments.studies.options import parse as parse_study
 from pydantic import PositiveInt
+
+from diffstride_core import NothingToCropWarning
 
 # What takes seconds to import, or is not needed to read options.
 HEAVY = {
@@ -273,3 +276,13 @@ def test_interruption_before_anything_was_imported_is_no_traceback(monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         train.main()
     assert stopped.value.code == 130
+
+
+def test_maps_too_small_to_crop_are_left_to_the_report(monkeypatch, tmp_path, recwarn):
+    def run(config, console):
+        warnings.warn("axis -1 of size 2", NothingToCropWarning, stacklevel=1)
+
+    monkeypatch.setattr("diffstride_experiments.run.run", run)
+    monkeypatch.setattr(sys, "argv", ["diffstride-train", "--run-dir", str(tmp_path / "run")])
+    train.main()
+    assert [str(found.message) for found in recwarn] == []
