@@ -525,7 +525,7 @@ _TABLE = (
          "torch.float32 if array.dtype.itemsize == 2 else array.dtype", "array.dtype",
          "half precision is resized in float32"),
     )),
-    ("dtype", JAX_BACKEND, JAX, (
+    ("dtype", JAX_BACKEND, DETAILS, (
         ("half-computed-in-half-by-jax",
          "jnp.float32 if array.dtype.itemsize == 2 else array.dtype", "array.dtype",
          "half precision is resized in float32"),

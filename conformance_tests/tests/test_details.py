@@ -269,3 +269,25 @@ def test_the_float32_ramp_of_the_authors_code_survives_compilation():
         found = [np.asarray(compiled(backend.from_host(s, "float64"))) for s in strides]
     expected = [ramp(registry.get("numpy").backend, np.asarray(s)) for s in strides]
     np.testing.assert_array_equal(found, expected)
+
+
+def test_the_float32_ramp_of_the_authors_code_is_the_same_in_torch():
+    """Torch divides a number by a tensor through the tensor's reciprocal."""
+    convention, smoothness = CONVENTIONS["tensorflow"], 4.0
+    axis = AxisPlan(-1, 49, 48, True, convention.bounds(49, smoothness, (None, None)))
+
+    def ramp(framework, stride):
+        backend = registry.get(framework).backend
+        array = backend.from_host(np.asarray(stride), "float64")
+        return backend.to_host(convention.mask(backend, axis, smoothness, array, array).value)
+
+    for stride in np.random.default_rng(7).uniform(1.2, 5, 300):
+        np.testing.assert_array_equal(ramp("torch", stride), ramp("numpy", stride))
+
+
+def test_jax_resizes_half_precision_in_float32():
+    jnp = jax.numpy
+    x = jnp.asarray(np.random.default_rng(8).standard_normal((4, 64)), jnp.bfloat16)
+    resize = partial(registry.get("jax").functional.diff_stride, strides=[2.0], axes=-1)
+    exact = resize(x.astype(jnp.float32)).astype(jnp.bfloat16)
+    assert jnp.array_equal(resize(x), exact)
