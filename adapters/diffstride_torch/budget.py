@@ -67,26 +67,27 @@ class FlopsBudget:
     def __init__(
         self, model: nn.Module, example_input: Any, target: float | str = "initial"
     ) -> None:
-        if isinstance(target, str):
-            if target != "initial":
+        wanted = None
+        if not isinstance(target, str):
+            wanted = real("target", target)
+            if not 0 < wanted < float("inf"):
                 raise ValueError(
-                    f"target must be 'initial' or a number of multiply-adds, got {target!r}"
+                    f"target must be a finite number of multiply-adds above 0, got {target!r}"
                 )
-        elif not 0 < real("target", target) < float("inf"):
+        elif target != "initial":
             raise ValueError(
-                f"target must be a finite number of multiply-adds above 0, got {target!r}"
+                f"target must be 'initial' or a number of multiply-adds, got {target!r}"
             )
         self._penalty = flops_penalty(model, example_input)
         self.layers: list[DiffStride] = self._penalty.layers
-        if isinstance(target, str):
-            self.target = float(self._penalty.initial)
+        self.target = float(self._penalty.initial) if wanted is None else wanted
+        if wanted is None:
             return
-        self.target = real("target", target)
         least, most = self._penalty.multiply_adds_range()
-        if not least <= self.target <= most:
+        if not least <= wanted <= most:
             raise ValueError(
                 "target must be within what the strides can reach, from "
-                f"{least:,} to {most:,} multiply-adds per image, got {self.target:,.0f}"
+                f"{least:,} to {most:,} multiply-adds per image, got {wanted:,.0f}"
             )
 
     def __call__(self) -> torch.Tensor:
