@@ -1,7 +1,8 @@
 """The layer as it is usually ported: transforms of the whole map, everything left to autodiff.
 
 Written for comparison. It computes Algorithm 1 of Riad et al. (2022) with the real transform of
-both axes, the masks of Eqs. 3 and 4 by clamps, a crop by slices, and no derivative of its own.
+both axes, the mask by a clamp, a crop by slices, and no derivative of its own. The window is that
+of the nominal or of the paper's convention.
 """
 
 import math
@@ -10,36 +11,52 @@ import torch
 from torch import Tensor
 
 
-def diff_stride(x: Tensor, strides: Tensor, smoothness: float = 4.0) -> Tensor:
+def diff_stride(x: Tensor, strides: Tensor, convention: str) -> Tensor:
     """Downsample the last two axes, or for one stride the last axis.
 
     Parameters
     ----------
     x : Tensor, shape (..., H, W) or (..., W)
     strides : Tensor, shape (2,) or (1,)
-    smoothness : float
-        R.
+    convention : {"nominal", "paper"}
+        With its default smoothness.
     """
+    window = {"nominal": _nominal_window, "paper": _paper_window}[convention]
     axes = tuple(range(-len(strides), 0))
-    sizes = [x.shape[axis] for axis in axes]
-    kept = [
-        min(size, 2 * math.ceil(size / (2 * stride) + smoothness - 1e-5))
-        for size, stride in zip(sizes, strides.tolist(), strict=True)
-    ]
     spectrum = torch.fft.rfftn(x, dim=axes, norm="forward")
-    for axis, size, output_size, stride in zip(axes, sizes, kept, strides.unbind(), strict=True):
-        is_last = axis == -1
-        frequencies = (
-            torch.arange(output_size // 2 + 1)
-            if is_last
-            else torch.fft.fftfreq(output_size, 1 / output_size).abs()
-        )
-        mask = (smoothness + size / (2 * stride) + float(is_last) - frequencies) / smoothness
-        mask = mask.clamp(0, 1)
-        if is_last:
-            spectrum = spectrum[..., : output_size // 2 + 1] * mask
-        else:
-            half = output_size // 2
-            rows = torch.cat([spectrum[..., :half, :], spectrum[..., -half:, :]], dim=-2)
-            spectrum = rows * mask[:, None]
+    kept = []
+    for axis, stride in zip(axes, strides.unbind(), strict=True):
+        size = x.shape[axis]
+        output_size, cutoff, width = window(size, stride, is_last=axis == -1)
+        kept.append(output_size)
+        half = output_size // 2
+        mask = ((cutoff - torch.arange(half + 1)) / width).clamp(0, 1)
+        if axis == -1:
+            spectrum = spectrum[..., : half + 1] * mask
+            continue
+        head, tail = spectrum[..., : half + 1, :], spectrum[..., size - half :, :]
+        mirrored = mask[1:].flip(0)
+        if output_size % 2 == 0:
+            # The two halves of the bin at the new Nyquist frequency become one.
+            both = (head[..., -1:, :] + tail[..., :1, :]) / 2
+            head, tail, mirrored = (
+                torch.cat([head[..., :-1, :], both], -2),
+                tail[..., 1:, :],
+                mirrored[1:],
+            )
+        spectrum = torch.cat([head, tail], dim=-2) * torch.cat([mask, mirrored])[:, None]
     return torch.fft.irfftn(spectrum, s=kept, dim=axes, norm="forward")
+
+
+def _nominal_window(size: int, stride: Tensor, *, is_last: bool) -> tuple[int, Tensor, Tensor]:
+    """Return the output size, the frequency at which the ramp ends, and the ramp's width."""
+    band = size / (2 * stride)
+    output_size = min(size, math.floor(size / stride.item() + 0.75 + 1e-5))
+    return output_size, band + 0.5, (0.25 * band).clamp(min=1.0)
+
+
+def _paper_window(size: int, stride: Tensor, *, is_last: bool) -> tuple[int, Tensor, Tensor]:
+    """Return the output size, the frequency at which the ramp ends, and the ramp's width."""
+    cutoff = size / (2 * stride) + 4.0
+    output_size = min(size, 2 * math.ceil(cutoff.item() - 1e-5))
+    return output_size, cutoff + float(is_last), torch.tensor(4.0)

@@ -33,18 +33,20 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+# Strides whose maps have odd sizes, so that no bin lies at half the sampling rate: a shift by a
+# fraction of a sample does not exist there.
 CASES = (
-    fused.Case(8, 128, 256, 28, 2.0),
-    fused.Case(8, 128, 256, 28, 3.0),
-    fused.Case(64, 128, 256, 28, 2.0),
-    fused.Case(32, 64, 128, 32, 2.0),
+    fused.Case(8, 128, 256, 28, 28 / 13),
+    fused.Case(8, 128, 256, 28, 28 / 9),
+    fused.Case(64, 128, 256, 28, 28 / 13),
+    fused.Case(32, 64, 128, 32, 32 / 15),
     fused.Case(16, 256, 512, 14, 2.0),
 )
 TAPS = np.array([-1, 0, 1])
 
 
 class Evaluations:
-    """The evaluations of a case, 3x3 and square, whose resize leaves nothing at M/2.
+    """The evaluations of a case, 3x3 and square, whose map has an odd size.
 
     Images are (batch, N, N, channels) here; they and the kernels are given in that order, so that
     no evaluation has to turn them.
@@ -71,7 +73,8 @@ class Evaluations:
         # What is shifted at low resolution. Circular padding is corrected by the last sample, which
         # it brings in at the first place for the tap before, and by the first sample likewise.
         turns = np.subtract.outer(np.arange(M), np.arange(M)) / M
-        k = np.arange(1 - M // 2, M // 2)
+        half = M // 2 + 1
+        k = np.arange(1 - half, half)
         shifts = np.cos(2 * np.pi * (turns[..., None] + TAPS[:, None, None, None] / N) * k).sum(-1)
         corrections = np.zeros((3, M, 2))
         corrections[0, :, 0], corrections[2, :, 1] = -matrix[:, 0], -matrix[:, -1]
@@ -82,7 +85,6 @@ class Evaluations:
         waves = np.exp(2j * np.pi * np.outer(k, np.arange(N)) / N)
         out = np.exp(2j * np.pi * np.outer(np.arange(M), k) / M)
         mask = np.mean(out.conj() * (matrix @ waves.T), axis=0).real
-        half = M // 2
         self._analysis = [self._tensor(waves.conj() / N, complex_too=True)]
         self._analysis.append(self._tensor([waves[:half].real / N, -waves[:half].imag / N]))
         twice = np.where(k[:half] == 0, 1, 2) * mask[:half]
@@ -208,12 +210,13 @@ def multiply_adds(case: fused.Case) -> dict[str, int]:
     """Return what each evaluation takes for one image; a complex one counts four times."""
     N, M = case.size, case.plan.resize.output_sizes[0]
     inputs, outputs = case.inputs, case.outputs
-    both, kept = inputs * outputs, (M - 1) * (M // 2)
+    half = M // 2 + 1
+    both, kept = inputs * outputs, M * half
     pointwise, resized = 9 * both * M * M, inputs * (3 * N * N * M + 9 * N * M * M)
     rows = M + 2
     low = inputs * (rows * N * N + rows * rows * N + 3 * M * rows * rows + 9 * M * M * rows)
-    transforms = inputs * M * N * N + 4 * inputs * (M - 1) * N * (M // 2)
-    inverse = 4 * outputs * M * (M - 1) * (M // 2) + 2 * outputs * M * M * (M // 2)
+    transforms = 2 * inputs * half * N * N + 4 * inputs * M * N * half
+    inverse = 4 * outputs * M * M * half + 2 * outputs * M * M * half
     spectrum = 4 * kept * both + transforms + inverse
     return {
         "separate": 9 * both * N * N + outputs * (N * N * M + N * M * M),

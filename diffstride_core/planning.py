@@ -24,9 +24,10 @@ from diffstride_core.settings import Settings
 from diffstride_core.window import FlatWindow, Window
 
 # From these sizes on two transforms beat a matrix product, along an array's last axis and along the
-# others: the crossings that benchmarks/engine_threshold.py measures.
-FFT_FROM_SIZE = 256
-FFT_FROM_SIZE_BEFORE_LAST = 384
+# others: between the crossings that benchmarks/engine_threshold.py found on processors with and
+# without matrix instructions, so that neither loses much.
+FFT_FROM_SIZE = 384
+FFT_FROM_SIZE_BEFORE_LAST = 512
 
 
 class NothingToCropWarning(UserWarning):
