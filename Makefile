@@ -1,27 +1,29 @@
-# make demo    train a small network with learnt strides
+# make demo    learnt strides beside fixed ones, from poor initial strides
 # make test    all tests but the slow ones
 # make docs    the documentation's site, into build/docs
 #
-# Every target installs what it needs into .venv first. Another interpreter:
+# Every target installs what it needs into .venv first; the demo needs less. Another interpreter:
 # make PYTHON=python3.13 test
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+comma := ,
 INSTALLED := $(VENV)/.installed
+DEMO_INSTALLED := $(VENV)/.installed-demo
 
 .PHONY: help demo docs test test-slow lint wheel install
 
 help:
-	@echo 'make demo       train a small network with learnt strides'
+	@echo 'make demo       train small networks: learnt strides beside fixed ones'
 	@echo 'make test       run all tests but the slow ones'
 	@echo 'make test-slow  run the slow tests'
 	@echo 'make docs       execute the notebooks and build the site into build/docs'
 	@echo 'make lint       ruff check, ruff format --check, mypy'
 	@echo 'make wheel      build the source distribution and the wheel into dist/'
 
-demo: install
-	$(VENV)/bin/diffstride-train
+demo: $(DEMO_INSTALLED)
+	$(VENV)/bin/diffstride-study demo
 
 # One process per core, each with one thread: threads of several processes would wait for each other.
 # Tests that lie together stay in one process while both have work, so that it compiles once what they share.
@@ -50,7 +52,7 @@ wheel: install
 install: $(INSTALLED)
 
 # An interpreter that already sits in .venv is kept, and is the one to check.
-$(INSTALLED): pyproject.toml constraints.txt
+define set_up
 	@python=$(PY); test -x "$$python" || python='$(PYTHON)'; \
 	version=$$("$$python" --version 2>&1) || version='not found'; \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -60,6 +62,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PY) -m pip --version >/dev/null 2>&1 || '$(PYTHON)' -m venv $(VENV) || { \
 	  echo "No virtual environment could be made; on Debian and Ubuntu: apt install python3-venv" >&2; \
 	  exit 1; }
-	$(PY) -m pip install --disable-pip-version-check -c constraints.txt \
-	  -e '.[torch,flax,equinox,experiments,docs,dev]'
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(1)]'
+endef
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(call set_up,torch$(comma)flax$(comma)equinox$(comma)experiments$(comma)docs$(comma)dev)
+	@touch $(DEMO_INSTALLED) $@
+
+$(DEMO_INSTALLED): pyproject.toml constraints.txt
+	$(call set_up,demo)
 	@touch $@

@@ -139,7 +139,7 @@ class Model(Options):
         options: dict[str, Any] = {"channels": self.channels} if self.channels else {}
         if self.name != "small_resnet":
             options["stem"] = self.stem
-        return getattr(models, self.name)(
+        network: ResidualNetwork = getattr(models, self.name)(
             pooling=method.pooling,
             convention=method.convention,
             placement=method.placement if self.placement == "method" else self.placement,
@@ -150,6 +150,10 @@ class Model(Options):
             num_classes=num_classes,
             **options,
         )
+        if method.held:
+            for place in network.places:
+                place.pool.requires_grad_(False)
+        return network
 
 
 class Optimizer(Options):

@@ -16,6 +16,7 @@ MethodName = Literal[
     "conv",
     "spectral",
     "diffstride",
+    "diffstride-held",
     "diffstride-penalised",
     "diffstride-budget",
     "diffstride-paper",
@@ -35,6 +36,8 @@ class Method:
         Name in tables and plots.
     pooling, convention, placement : str
         Arguments of the networks of `diffstride_torch.models`.
+    held : bool
+        Whether the strides of its layers stay as they are.
     penalised : bool
         Whether the loss adds the complexity penalty.
     budgeted : bool
@@ -46,8 +49,14 @@ class Method:
     pooling: Pooling
     convention: str = DEFAULT_CONVENTION
     placement: Placement = "before"
+    held: bool = False
     penalised: bool = False
     budgeted: bool = False
+
+    @property
+    def learns_strides(self) -> bool:
+        """Whether training moves the strides."""
+        return self.pooling == "diffstride" and not self.held
 
 
 METHODS: dict[MethodName, Method] = {
@@ -56,6 +65,7 @@ METHODS: dict[MethodName, Method] = {
         Method("conv", "strided convolution", "conv"),
         Method("spectral", "spectral pooling", "spectral"),
         Method("diffstride", "DiffStride", "diffstride"),
+        Method("diffstride-held", "DiffStride (strides held)", "diffstride", held=True),
         Method("diffstride-penalised", "DiffStride (λJ)", "diffstride", penalised=True),
         Method("diffstride-budget", "DiffStride (budget)", "diffstride", budgeted=True),
         Method("diffstride-paper", "DiffStride (paper)", "diffstride", "paper", "after"),

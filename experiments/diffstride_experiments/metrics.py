@@ -3,11 +3,10 @@
 import json
 import shutil
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-from torch.utils.tensorboard import SummaryWriter
 
 from diffstride_experiments.atomic import naming, replacing
 
@@ -15,7 +14,7 @@ __all__ = ["MetricsWriter"]
 
 
 class MetricsWriter:
-    """Writer of a run's metrics, as JSON lines and as TensorBoard's event files.
+    """Writer of a run's metrics, as JSON lines and, where it is installed, for TensorBoard.
 
     Parameters
     ----------
@@ -41,8 +40,13 @@ class MetricsWriter:
         """Append one epoch's metrics to its method's curves.
 
         Each epoch has an event file of its own, which tells TensorBoard to forget what a run that
-        was stopped had written of this epoch already.
+        was stopped had written of this epoch already. Without TensorBoard there are none.
         """
+        if find_spec("tensorboard") is None:
+            return
+
+        from torch.utils.tensorboard import SummaryWriter
+
         epoch = metrics["epoch"]
         folder = self._folder / "tensorboard" / metrics["method"]
         # TensorBoard cannot write to a folder whose name is not UTF-8.

@@ -19,6 +19,7 @@ COLOURS = {
     "conv": plotting.GREY,
     "spectral": plotting.BLUE,
     "diffstride": plotting.VERMILLION,
+    "diffstride-held": plotting.BLACK,
     "diffstride-penalised": plotting.GREEN,
     "diffstride-budget": plotting.ORANGE,
     "diffstride-paper": plotting.PURPLE,
@@ -48,7 +49,7 @@ def figure_png(
     learnt = [
         (result, history)
         for result, history in zip(results, histories, strict=True)
-        if METHODS[result.method].pooling == "diffstride"
+        if METHODS[result.method].learns_strides
     ]
     figure = plotting.make_figure(10, 6.4 if learnt else 3.4)
     parts = figure.subfigures(2 if learnt else 1, 1, squeeze=False)[:, 0]

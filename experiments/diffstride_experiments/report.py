@@ -5,6 +5,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 
+MODULES = {"scikit-learn": "sklearn"}
 # Files left out that the terminal shows.
 SHOWN = 10
 
@@ -69,8 +71,12 @@ class Result:
         standard error of that share.
     before, after : Shape
         The network at its first and at its last strides.
+    trained_multiply_adds : int
+        Multiply-adds of the forward passes of the whole training.
     seconds : float
         Time of training and evaluation.
+    trajectory : list of dict
+        See `Trainer`.
     """
 
     method: MethodName
@@ -79,7 +85,9 @@ class Result:
     standard_error: float
     before: Shape
     after: Shape
+    trained_multiply_adds: int
     seconds: float
+    trajectory: list[dict[str, Any]]
 
 
 def _shape(network: ResidualNetwork, input_shape: tuple[int, int, int]) -> Shape:
@@ -113,7 +121,9 @@ def summarise(trainer: Trainer) -> Result:
         standard_error=math.sqrt(accuracy * (1 - accuracy) / len(data.evaluation)),
         before=_shape(untrained, data.input_shape),
         after=_shape(trainer.network, data.input_shape),
+        trained_multiply_adds=trainer.trained_multiply_adds,
         seconds=trainer.seconds,
+        trajectory=trainer.trajectory,
     )
 
 
@@ -316,12 +326,13 @@ def _placement(config: Config) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what decides results."""
+    """Return the versions of what decides results, of that which is installed."""
     packages = ("torch", "torchvision", "numpy", "scikit-learn", "mlxtend", "librosa")
+    installed = (name for name in packages if find_spec(MODULES.get(name, name)) is not None)
     return {
         "python": platform.python_version(),
         "diffstride": diffstride_version,
-        **{name: version(name) for name in packages},
+        **{name: version(name) for name in installed},
     }
 
 

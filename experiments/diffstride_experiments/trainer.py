@@ -2,11 +2,11 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from diffstride_torch import FlopsBudget, complexity_penalty, project_strides
+from diffstride_torch import FlopsBudget, complexity_penalty, flops_penalty, project_strides
 from diffstride_torch.models.blocks import ResidualNetwork
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import MixUp
 from tqdm import tqdm
 
 from diffstride_experiments.config import Config
+from diffstride_experiments.cost import multiply_adds
 from diffstride_experiments.data import Data
 from diffstride_experiments.errors import ExperimentError, UsageError
 from diffstride_experiments.methods import Method
@@ -25,6 +26,7 @@ from diffstride_experiments.sampling import STEP, SeededSamples, StepSampler, ra
 
 __all__ = ["Trainer", "build_network"]
 
+NOTES_PER_EPOCH = 10
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -72,6 +74,11 @@ class Trainer:
         Metrics of each finished epoch.
     step : int
         Steps done.
+    trajectory : list of dict
+        Where strides are learnt: ``step``, ``strides`` and ``multiply_adds`` per sample, before the
+        first step and several times an epoch.
+    trained_multiply_adds : int
+        Multiply-adds of the forward passes so far, of all samples trained on.
     loss : float
         Loss of the last step's samples, without penalty or budget; NaN before it.
     seconds : float
@@ -88,12 +95,15 @@ class Trainer:
         self.config = config
         self.data = data
         self.history: list[dict[str, Any]] = []
+        self.trajectory: list[dict[str, Any]] = []
+        self.trained_multiply_adds = 0
         self.step = 0
         self.loss = math.nan
         self.seconds = 0.0
         training = config.training
         self.processes = processes
         self._steps_per_epoch = _steps_per_epoch(config, data, processes)
+        self._steps_between_notes = -(-self._steps_per_epoch // NOTES_PER_EPOCH)
         # Sums over the epoch so far: loss, right answers, samples.
         self._sums = [0.0, 0.0, 0.0]
         self._format = torch.channels_last if training.channels_last else torch.contiguous_format
@@ -101,6 +111,7 @@ class Trainer:
             processes.device, memory_format=self._format
         )
         self._budget = self._build_budget() if method.budgeted else None
+        self._count_multiply_adds = self._build_counter()
         self._optimizer = build_optimizer(self.network, config.optimizer)
         self._schedule = build_schedule(
             self._optimizer, config.optimizer, self._steps_per_epoch, training.epochs
@@ -125,6 +136,8 @@ class Trainer:
             "step": self.step,
             "sums": self._sums,
             "history": self.history,
+            "trajectory": self.trajectory,
+            "trained_multiply_adds": self.trained_multiply_adds,
             "seconds": self.seconds,
         }
 
@@ -137,6 +150,8 @@ class Trainer:
         self.step = state["step"]
         self._sums = state["sums"]
         self.history = state["history"]
+        self.trajectory = state["trajectory"]
+        self.trained_multiply_adds = state["trained_multiply_adds"]
         self.seconds = state["seconds"]
 
     def steps(self, *, show: bool = True) -> Iterator[bool]:
@@ -178,12 +193,16 @@ class Trainer:
             disable=not show,
         ) as progress:
             self._show(progress)
+            if self.step == 0:
+                self._note_strides()
             started = time.perf_counter()
             for samples, labels in loader:
                 self._train_step(step_model, samples, labels)
                 self.step += 1
                 progress.update()
                 self._show(progress)
+                if self.step % self._steps_between_notes == 0:
+                    self._note_strides()
                 ended = self.step % self._steps_per_epoch == 0
                 if ended:
                     self._end_epoch()
@@ -210,11 +229,20 @@ class Trainer:
         )
 
     def _build_budget(self) -> FlopsBudget:
-        sample = torch.zeros(1, *self.data.input_shape, device=self.processes.device)
         try:
-            return FlopsBudget(self.network, sample, target=self.config.training.budget)
+            return FlopsBudget(self.network, self._sample(), target=self.config.training.budget)
         except ValueError as error:
             raise UsageError(f"training.budget: {error} ({self.method.name}).") from error
+
+    def _build_counter(self) -> Callable[[], int]:
+        """Return a function that counts the multiply-adds per sample at the present strides."""
+        if self.method.learns_strides:
+            return flops_penalty(self.network, self._sample()).multiply_adds
+        fixed = multiply_adds(self.network, self.data.input_shape)
+        return lambda: fixed
+
+    def _sample(self) -> Tensor:
+        return torch.zeros(1, *self.data.input_shape, device=self.processes.device)
 
     def _compiled(self) -> nn.Module:
         backend = self.config.training.compile
@@ -223,7 +251,7 @@ class Trainer:
         # A module that has run before is compiled once for its first sizes, else twice.
         self._model.eval()
         with torch.no_grad(), self._autocast():
-            self._model(torch.zeros(1, *self.data.input_shape, device=self.processes.device))
+            self._model(self._sample())
         return torch.compile(self._model, backend=backend, dynamic=False)
 
     def _autocast(self) -> torch.autocast:
@@ -262,6 +290,7 @@ class Trainer:
         sums = self.processes.total(torch.stack([loss_sum, correct.double()]))
         self._check_finite(sums[0], self.step // self._steps_per_epoch + 1)
         samples = len(labels) * self.processes.count
+        self.trained_multiply_adds += samples * self._count_multiply_adds()
         self.loss = sums[0] / samples
         self._sums = [a + b for a, b in zip(self._sums, [*sums, samples], strict=True)]
 
@@ -286,6 +315,16 @@ class Trainer:
         self._scaler.update()
         project_strides(self.network)
         self._schedule.step()
+
+    def _note_strides(self) -> None:
+        if self.method.learns_strides:
+            self.trajectory.append(
+                {
+                    "step": self.step,
+                    "strides": list(map(list, self.network.strides)),
+                    "multiply_adds": self._count_multiply_adds(),
+                }
+            )
 
     def _end_epoch(self) -> None:
         loss, correct, samples = self._sums

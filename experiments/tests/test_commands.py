@@ -208,8 +208,8 @@ def test_help_shows_the_options_of_all_data_once(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "error: --name must be given: 'robustness-digits', "),
-        (["penalt"], "--name: must be 'robustness-digits', "),
+        ([], "error: --name must be given: 'demo', "),
+        (["penalt"], "--name: must be 'demo', "),
         (["penalty", "--seeds", "0"], "--seeds: must be greater than 0, got '0'"),
         (["penalty", "--folder", ""], "--folder: must be a path, got ''"),
         (["penalty", "--jobs", "many"], "--jobs: must be a valid integer, got 'many'"),
@@ -265,7 +265,7 @@ def test_study_takes_its_name_and_options(tmp_path, capsys):
         parse_study(given)
     with pytest.raises(SystemExit, match="0"):
         parse_study(["--help"])
-    assert "--name {robustness-digits," in capsys.readouterr().out
+    assert "--name {demo," in capsys.readouterr().out
 
 
 def test_interruption_before_anything_was_imported_is_no_traceback(monkeypatch):

@@ -15,13 +15,14 @@ from diffstride_experiments.methods import METHODS
 from diffstride_experiments.run import run
 from diffstride_experiments.studies import execution
 from diffstride_experiments.studies.bases import INPUT_SHAPES, base, check_samples
-from diffstride_experiments.studies.budget import cost, with_budget
+from diffstride_experiments.studies.budget import fixed_grid
 from diffstride_experiments.studies.execution import comparison, run_study
 from diffstride_experiments.studies.options import StudyName, StudyOptions
 from diffstride_experiments.studies.registry import STUDIES
 from diffstride_experiments.studies.runner import run_cases
-from diffstride_experiments.studies.study import Case, Outcome, Report, Study
-from diffstride_experiments.studies.summary import Spread, group, markdown_table
+from diffstride_experiments.studies.study import Case, Outcome, Point, Report, Study
+from diffstride_experiments.studies.summary import Difference, Spread, group, markdown_table
+from diffstride_experiments.studies.width import cost, widened
 from rich.console import Console
 
 QUIET = Console(quiet=True)
@@ -31,7 +32,7 @@ def made_up(case, accuracy=None):
     """An outcome such as a run of the case could have, without running it."""
     method = case.config.methods[0]
     pairs = tuple(s if isinstance(s, tuple) else (s, s) for s in case.config.model.strides)
-    learnt = METHODS[method].pooling == "diffstride"
+    learnt = METHODS[method].learns_strides
     random = np.random.default_rng([case.config.seed, len(method)])
     return Outcome(
         labels=case.labels,
@@ -39,11 +40,13 @@ def made_up(case, accuracy=None):
         seed=case.config.seed,
         accuracy=random.uniform(0.4, 0.6) if accuracy is None else accuracy,
         first_strides=pairs,
-        strides=tuple((h + 0.1, w - 0.1) for h, w in pairs) if learnt else pairs,
+        strides=tuple((h + 0.1, w + 0.2) for h, w in pairs) if learnt else pairs,
         feature_maps=((8, 8),) * len(pairs),
         first_multiply_adds=3_000_000,
         multiply_adds=4_000_000 if learnt else 3_000_000,
+        trained_multiply_adds=2_500_000_000_000,
         seconds=10.0,
+        trajectory=(Point(0, pairs, 3_000_000), Point(9, pairs, 4_000_000)) if learnt else (),
     )
 
 
@@ -74,7 +77,7 @@ def test_runs_of_a_study_differ_and_each_row_has_every_seed(study, tmp_path):
     assert len({case.config.model_dump_json() for case in first}) == len(first)
     for row in group(map(made_up, cases)).values():
         assert len(row.labels) == len(study.columns)
-        assert [outcome.seed for outcome in row.outcomes] == [0, 1, 2]
+        assert [outcome.seed for outcome in row.outcomes] in ([0, 1, 2], [0, 1, 2, 3, 4])
     for case in cases:
         assert (case.config.threads, case.config.device) == (1, "cpu")
         assert len(case.config.methods) == 1
@@ -86,10 +89,8 @@ def test_reports_have_all_rows_and_figures(study, tmp_path):
     report = study.report(outcomes)
     lines = report.markdown.splitlines()
     for row in group(outcomes).values():
-        # One row a label, or, for initial strides, a column a method.
-        *_, start, last = row.labels
-        heads = (f"| {' | '.join(row.labels)} |", f"| {start} | {last} |", f"| {start} |")
-        assert any(line.startswith(heads) and f"{row.accuracy:.1f}" in line for line in lines)
+        head = f"| {' | '.join(row.labels)} | {row.accuracy:.1f} | {row.cost} | 2.50 | 10 |"
+        assert head in lines
     assert report.figures
     assert all(png.startswith(b"\x89PNG") for png in report.figures.values())
 
@@ -99,16 +100,16 @@ def test_reports_state_means_and_deviations(tmp_path):
     outcomes = [
         made_up(case, accuracy=0.5 + 0.01 * case.config.seed) for case in all_cases(study, tmp_path)
     ]
-    line = next(s for s in study.report(outcomes).markdown.splitlines() if "λ = 3 " in s)
-    assert line == "| DiffStride (λJ) | λ = 3 | 51.0 ± 1.0 | 3.00 → 4.00 |"
+    line = next(s for s in study.report(outcomes).markdown.splitlines() if "λ = 1 " in s)
+    assert line == "| DiffStride (λJ) | λ = 1 | 51.0 ± 1.0 | 3.00 → 4.00 | 2.50 | 10 |"
 
 
 @pytest.mark.slow
 def test_robustness_states_the_spread_over_starts(tmp_path):
     study = STUDIES["robustness-digits"]
-    starts = list(dict.fromkeys(case.labels[1] for case in all_cases(study, tmp_path)))
+    starts = list(dict.fromkeys(case.labels[0] for case in all_cases(study, tmp_path)))
     outcomes = [
-        made_up(case, accuracy=0.9 - 0.1 * starts.index(case.labels[1]))
+        made_up(case, accuracy=0.9 - 0.1 * starts.index(case.labels[0]))
         for case in all_cases(study, tmp_path)
     ]
     table = study.report(outcomes).markdown
@@ -120,7 +121,7 @@ def test_robustness_states_the_spread_over_starts(tmp_path):
 
 
 @pytest.mark.slow
-def test_equal_cost_is_what_the_learnt_network_ended_with(tmp_path):
+def test_wider_networks_cost_what_the_learnt_one_ended_with(tmp_path):
     study = STUDIES["robustness-images"]
     config = base_of(study, tmp_path)
     first = [replace(made_up(c), multiply_adds=8_000_000) for c in study.cases(config, (0,))]
@@ -130,12 +131,37 @@ def test_equal_cost_is_what_the_learnt_network_ended_with(tmp_path):
         assert cost(case.config, INPUT_SHAPES["images"]) == pytest.approx(8e6, rel=0.13)
 
 
-def test_budget_finds_the_width_that_has_it():
+def test_width_is_the_one_that_has_the_cost():
     config = changed(Config(), methods=("conv",), model__channels=(4, 8, 8, 16))
     shape = INPUT_SHAPES["digits"]
     wide = changed(config, model__channels=(7, 14, 14, 28))
-    assert with_budget(config, cost(wide, shape), shape) == wide
-    assert with_budget(wide, cost(config, shape), shape).model.channels == (4, 8, 8, 16)
+    assert widened(config, cost(wide, shape), shape) == wide
+    assert widened(wide, cost(config, shape), shape).model.channels == (4, 8, 8, 16)
+
+
+def test_grid_of_fixed_strides_costs_what_is_searched(tmp_path):
+    config = base_of(STUDIES["budget"], tmp_path)
+    grid = fixed_grid(config)
+    assert (2.0, 2.0, 2.0) in grid
+    held = changed(config, methods=("diffstride-held",))
+    for strides in grid:
+        price = cost(changed(held, model__strides=strides), INPUT_SHAPES["images"])
+        assert price == pytest.approx(3e6, rel=0.101)
+
+
+def test_differences_are_taken_seed_by_seed():
+    reference = group(outcomes_with([0.50, 0.52, 0.54, 0.90]))["row",]
+    row = group(outcomes_with([0.52, 0.55, 0.58]))["row",]
+    # 2, 3 and 4 points; the seed that only one has does not count.
+    assert str(Difference.of(row, reference)) == "+3.0 ± 0.6"
+    assert str(Difference.of(group(outcomes_with([0.4]))["row",], reference)) == "-10.0"
+
+
+@pytest.mark.parametrize("method", ["diffstride", "diffstride-held"])
+def test_held_strides_take_no_gradient(method):
+    network = Config().model.build(METHODS[method], 1, 10)
+    learns = [place.pool.strides.requires_grad for place in network.places]
+    assert learns == [method == "diffstride"] * 3
 
 
 def test_spread_of_seeds():
@@ -173,21 +199,21 @@ def test_images_may_be_in_either_form(tmp_path):
     assert isinstance(base("images", tmp_path).data, Cifar)
 
 
-def test_missing_data_are_refused_before_anything_is_run(tmp_path):
-    options = StudyOptions(name="penalty", folder=tmp_path / "studies")
-    with pytest.raises(ExperimentError, match=r"--data must name the folder of the images\."):
+@pytest.mark.parametrize(
+    ("name", "folder", "message"),
+    [
+        ("penalty", None, r"--data\.path must name the folder of the images\."),
+        ("penalty", "absent", r"--data\.path must name the folder of the images, .*none"),
+        ("penalty", ".", r"--data\.path: .* must hold cifar-10-batches-py, or"),
+        ("robustness-recordings", ".", r"--data\.path: .*must hold the recordings"),
+        ("robustness-digits", ".", r"--data\.path must be left out for digits"),
+    ],
+)
+def test_missing_data_are_refused_before_anything_is_run(tmp_path, name, folder, message):
+    path = None if folder is None else tmp_path / folder
+    options = StudyOptions(name=name, folder=tmp_path / "studies", data={"path": path})
+    with pytest.raises(ExperimentError, match=message):
         run_study(options, QUIET)
-    absent = options.model_copy(update={"data": tmp_path / "absent"})
-    with pytest.raises(ExperimentError, match=r"--data must name the folder of the images, .*none"):
-        run_study(absent, QUIET)
-    with pytest.raises(ExperimentError, match=r"--data: .* must hold cifar-10-batches-py, or"):
-        run_study(options.model_copy(update={"data": tmp_path}), QUIET)
-    recordings = options.model_copy(update={"name": "robustness-recordings", "data": tmp_path})
-    with pytest.raises(ExperimentError, match=r"--data: .*must hold the recordings"):
-        run_study(recordings, QUIET)
-    digits = options.model_copy(update={"name": "robustness-digits", "data": tmp_path})
-    with pytest.raises(ExperimentError, match=r"--data must be left out for digits"):
-        run_study(digits, QUIET)
     assert not (tmp_path / "studies").exists()
 
 
@@ -204,7 +230,9 @@ def test_unreadable_earlier_results_are_refused_before_anything_is_run(tmp_path,
 def test_samples_are_those_that_costs_are_counted_for(tmp_path):
     config = base("digits", None)
     check_samples(config, "digits")
-    with pytest.raises(ExperimentError, match=r"--data must hold images of .*\(3, 32, 32\) in 10"):
+    with pytest.raises(
+        ExperimentError, match=r"--data\.path must hold images of .*\(3, 32, 32\) in 10"
+    ):
         check_samples(config, "images")
 
 
@@ -261,7 +289,6 @@ def test_study_runs_once_and_goes_on_where_it_was_stopped(
         "outcomes.jsonl",
         "plot.png",
         "results.md",
-        "runs",
     }
     assert [outcome.labels[1] for outcome in outcomes] == [
         *["conv"] * 2,
@@ -282,7 +309,7 @@ def test_study_runs_once_and_goes_on_where_it_was_stopped(
     assert tuple(map(tuple, result.after.strides)) == outcomes[3].strides
 
     # Stopped in one of its runs: that one alone is run again, to the same end.
-    stamps = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/results.json")}
+    stamps = {path: path.stat().st_mtime_ns for path in folder.parent.glob("runs/*/results.json")}
     assert len(stamps) == 5
     lost = next(path for path in stamps if path.parent.name.startswith("conv-1"))
     lost.unlink()

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import soundfile
 
 __all__ = ["read_sound"]
 
@@ -36,6 +35,8 @@ def read_sound(path: str) -> tuple[np.ndarray, int]:
     ValueError
         If the file is not audio, or is cut off in the middle of its data.
     """
+    import soundfile
+
     with Path(path).open("rb") as file:
         magic = file.read(4)
         cut_off = (magic in RIFF and _riff_is_cut_off(file, RIFF[magic])) or (

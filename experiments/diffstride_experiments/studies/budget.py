@@ -1,78 +1,243 @@
-"""Networks of another width, so that methods are compared at equal multiply-adds."""
+"""Give the cost, start anywhere: where strides end that learn under a budget."""
 
-import math
-from functools import cache
+import itertools
+from collections.abc import Mapping, Sequence
 
 import torch
+from diffstride_backends import plotting
+from diffstride_torch import flops_penalty
 
-from diffstride_experiments.config import Config, Model
-from diffstride_experiments.cost import multiply_adds
-from diffstride_experiments.methods import METHODS, MethodName
-from diffstride_experiments.studies.bases import CLASSES
+from diffstride_experiments.config import Config
+from diffstride_experiments.methods import METHODS
+from diffstride_experiments.plot import png
+from diffstride_experiments.studies.bases import CLASSES, INPUT_SHAPES
 from diffstride_experiments.studies.changes import changed
+from diffstride_experiments.studies.figures import DPI
+from diffstride_experiments.studies.study import Case, Outcome, Report, Study
+from diffstride_experiments.studies.summary import (
+    Row,
+    costs_table,
+    group,
+    markdown_table,
+    strides_table,
+)
 
-__all__ = ["cost", "with_budget"]
+__all__ = ["BUDGET", "fixed_grid"]
 
-
-def cost(config: Config, input_shape: tuple[int, int, int]) -> int:
-    """Return the multiply-adds per sample of a run's network at its initial strides.
-
-    Parameters
-    ----------
-    config : Config
-        Options with one method.
-    input_shape : tuple of int
-        Channels, height and width of a sample.
-
-    Returns
-    -------
-    int
-    """
-    (method,) = config.methods
-    return _cost(config.model, method, input_shape)
-
-
-@cache
-def _cost(model: Model, method: MethodName, input_shape: tuple[int, int, int]) -> int:
-    # Without numbers, where they do not decide sizes. With them, its weights are drawn from torch's
-    # generator and thrown away: nobody's draws may change.
-    learns = METHODS[method].pooling == "diffstride"
-    with torch.random.fork_rng(devices=()), torch.device("cpu" if learns else "meta"):
-        network = model.build(METHODS[method], input_shape[0], CLASSES)
-    return multiply_adds(network, input_shape)
+COLUMNS = ("target, 10⁶", "strides")
+STARTS = {
+    "1, 3, 1": (1.0, 3.0, 1.0),
+    "2, 2, 2": (2.0, 2.0, 2.0),
+    "3, 1, 3": (3.0, 1.0, 3.0),
+    "4, 4, 4": (4.0, 4.0, 4.0),
+    "1, 1, 4": (1.0, 1.0, 4.0),
+}
+TARGETS = (1.5e6, 3e6, 6e6)
+SEARCHED = 3e6
+"""The target at which fixed strides are searched."""
+CHOICES = (1.0, 1.5, 2.0, 3.0, 4.0)
+TOLERANCE = 0.1
+FIXED, ENDS = "fixed at ", "fixed at the end of "
 
 
-def with_budget(config: Config, budget: float, input_shape: tuple[int, int, int]) -> Config:
-    """Widen or narrow a network, all layers alike, to about a number of multiply-adds.
+def fixed_grid(config: Config) -> list[tuple[float, ...]]:
+    """Return the fixed strides of a grid that cost about what is searched.
 
     Parameters
     ----------
     config : Config
-        Options with one method, whose `model.channels` are given.
-    budget : float
-        Multiply-adds per sample.
-    input_shape : tuple of int
-        Channels, height and width of a sample.
+        Options that say what the network is.
 
     Returns
     -------
-    Config
-        The width whose cost is nearest to it, in steps of a channel of the narrowest layer.
+    list of tuple of float
+        All combinations of `CHOICES` within `TOLERANCE` of `SEARCHED` multiply-adds.
     """
-    channels = config.model.channels
-    narrowest = min(channels)
+    channels, *_ = shape = INPUT_SHAPES["images"]
+    with torch.random.fork_rng(devices=()):
+        network = config.model.build(METHODS["diffstride"], channels, CLASSES)
+    penalty = flops_penalty(network, torch.zeros(1, *shape))
+    found = []
+    for strides in itertools.product(CHOICES, repeat=len(penalty.layers)):
+        with torch.no_grad():
+            for layer, stride in zip(penalty.layers, strides, strict=True):
+                layer.strides.fill_(stride)
+        if abs(penalty.multiply_adds() / SEARCHED - 1) <= TOLERANCE:
+            found.append(strides)
+    return found
 
-    def with_width(width: int) -> Config:
-        scaled = tuple(round(count * width / narrowest) for count in channels)
-        return changed(config, {"model.channels": scaled})
 
-    def distance(width: int) -> float:
-        return abs(cost(with_width(width), input_shape) - budget)
+def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:
+    cases = [
+        Case(
+            (f"{target / 1e6:g}", f"from {start}"),
+            changed(
+                base,
+                {
+                    "methods": ("diffstride-budget",),
+                    "training.budget": target,
+                    "model.strides": strides,
+                    "seed": seed,
+                },
+            ),
+        )
+        for target in TARGETS
+        for start, strides in STARTS.items()
+        for seed in seeds
+    ]
+    return cases + [
+        case
+        for strides in fixed_grid(base)
+        for case in _held(base, seeds, f"{FIXED}{', '.join(f'{s:g}' for s in strides)}", strides)
+    ]
 
-    # The cost grows about with the square of the width: close to where it must be.
-    width = max(1, round(narrowest * math.sqrt(budget / cost(config, input_shape))))
-    nearest = distance(width)
-    for step in (-1, 1):
-        while width + step > 0 and (away := distance(width + step)) < nearest:
-            width, nearest = width + step, away
-    return with_width(width)
+
+def _held(
+    base: Config, seeds: Sequence[int], label: str, strides: Sequence[float | tuple[float, float]]
+) -> list[Case]:
+    options = {"methods": ("diffstride-held",), "model.strides": tuple(strides)}
+    return [
+        Case((f"{SEARCHED / 1e6:g}", label), changed(base, {**options, "seed": seed}))
+        for seed in seeds
+    ]
+
+
+def _ends(base: Config, seeds: Sequence[int], outcomes: Sequence[Outcome]) -> list[Case]:
+    """Return runs whose strides are held where the first seed's ended."""
+    cases = []
+    for labels, row in group(outcomes).items():
+        if labels[0] == f"{SEARCHED / 1e6:g}" and labels[1].startswith("from "):
+            strides = [
+                (round(height, 2), round(width, 2)) for height, width in row.outcomes[0].strides
+            ]
+            cases += _held(base, seeds, f"{ENDS}{labels[1].removeprefix('from ')}", strides)
+    return cases
+
+
+def _report(outcomes: Sequence[Outcome]) -> Report:
+    rows = group(outcomes)
+    searched = [row for row in rows.values() if row.labels[1].startswith(FIXED)]
+    grid = [row for row in searched if not row.labels[1].startswith(ENDS)]
+    learnt = [row for row in rows.values() if row.labels[1].startswith("from ")]
+    at_target = [row for row in learnt if row.labels[0] == f"{SEARCHED / 1e6:g}"]
+    markdown = "\n".join(
+        [
+            "## Learnt under a budget\n\nMultiply-adds at the initial → at the learnt strides:\n",
+            costs_table(COLUMNS, learnt),
+            "## Where the strides end\n",
+            strides_table(COLUMNS, learnt, ("height", "width")),
+            f"## A search of fixed strides instead\n\nAll combinations of {_listed(CHOICES)} "
+            f"within {TOLERANCE:.0%} of {SEARCHED / 1e6:g} million multiply-adds, and the ends of "
+            "the first seed's learnt strides, held from the start:\n",
+            costs_table(COLUMNS, searched),
+            _search(grid, at_target),
+        ]
+    )
+    return Report(
+        markdown,
+        {
+            "trajectories": _trajectories({row.labels: row for row in at_target}),
+            "targets": _targets(rows),
+        },
+    )
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
+
+
+def _search(grid: Sequence[Row], learnt: Sequence[Row]) -> str:
+    """Return what a search costs beside one training with a budget."""
+
+    def total(rows: Sequence[Row]) -> float:
+        return sum(row.mean(lambda outcome: outcome.seconds) for row in rows)
+
+    accuracies = sorted(row.accuracy.mean for row in grid)
+    best = max(grid, key=lambda row: row.accuracy.mean)
+    return markdown_table(
+        ["", "trainings", "seconds", "accuracy, %"],
+        [
+            [
+                "search of fixed strides",
+                str(len(grid)),
+                f"{total(grid):.0f}",
+                f"{accuracies[0]:.1f} to {accuracies[-1]:.1f}, best {best.labels[1]}",
+            ],
+            [
+                "one training under the budget, from any of the starts",
+                "1",
+                f"{total(learnt) / len(learnt):.0f}",
+                f"{min(row.accuracy.mean for row in learnt):.1f} to "
+                f"{max(row.accuracy.mean for row in learnt):.1f}",
+            ],
+        ],
+    )
+
+
+def _trajectories(rows: Mapping[tuple[str, ...], Row]) -> bytes:
+    """Draw cost and strides over the training, one line for each run."""
+    count = len(next(iter(rows.values())).strides)
+    figure = plotting.make_figure(7.5, 2.3 * (count + 1))
+    panels = figure.subplots(count + 1, 1, sharex=True)
+    for index, row in enumerate(rows.values()):
+        for outcome in row.outcomes:
+            steps = [point.step for point in outcome.trajectory]
+            style = {"color": f"C{index}", "linewidth": 1}
+            label = row.labels[1] if outcome is row.outcomes[0] else None
+            costs = [point.multiply_adds / 1e6 for point in outcome.trajectory]
+            panels[0].plot(steps, costs, label=label, **style)
+            for place, panel in enumerate(panels[1:]):
+                for axis, line in enumerate("-:"):
+                    values = [point.strides[place][axis] for point in outcome.trajectory]
+                    panel.plot(steps, values, line, **style)
+    panels[0].axhline(SEARCHED / 1e6, color=plotting.GREY, linewidth=1)
+    panels[0].set_yscale("log")
+    panels[0].yaxis.set_major_formatter("{x:g}")
+    panels[0].set_ylabel("multiply-adds per\nsample, millions")
+    for place, panel in enumerate(panels[1:], start=1):
+        panel.set_ylabel(f"stride {place}")
+    panels[1].set_title("height solid, width dotted", fontsize="small")
+    panels[-1].set_xlabel("training step")
+    plotting.legend_below(figure, panels[0])
+    return png(figure, DPI)
+
+
+def _targets(rows: Mapping[tuple[str, ...], Row]) -> bytes:
+    """Draw accuracy against the multiply-adds at the end, from every start and of fixed strides."""
+    figure = plotting.make_figure(7.5, 4.8)
+    axes = figure.subplots()
+    for index, start in enumerate(STARTS):
+        chosen = [rows[f"{target / 1e6:g}", f"from {start}"] for target in TARGETS]
+        axes.errorbar(
+            [row.multiply_adds.mean for row in chosen],
+            [row.accuracy.mean for row in chosen],
+            yerr=[row.accuracy.deviation for row in chosen],
+            fmt="o-",
+            markersize=4,
+            linewidth=1,
+            color=f"C{index}",
+            label=f"learnt, from {start}",
+        )
+    fixed = [row for row in rows.values() if row.labels[1].startswith(FIXED)]
+    axes.plot(
+        [row.multiply_adds.mean for row in fixed],
+        [row.accuracy.mean for row in fixed],
+        "x",
+        color=plotting.GREY,
+        label="fixed strides",
+    )
+    axes.set_xlabel("multiply-adds per sample at the end, millions")
+    axes.set_ylabel("test accuracy, %")
+    plotting.legend_below(figure, axes)
+    return png(figure, DPI)
+
+
+BUDGET = Study(
+    name="budget",
+    title="Give the cost, start anywhere (CIFAR10 images)",
+    data="images",
+    columns=COLUMNS,
+    cases=_cases,
+    follow_up=_ends,
+    report=_report,
+)

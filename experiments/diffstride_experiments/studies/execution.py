@@ -12,6 +12,7 @@ import numpy as np
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
+from rich.markdown import Markdown
 
 from diffstride_experiments.atomic import replacing
 from diffstride_experiments.config import Config
@@ -23,7 +24,7 @@ from diffstride_experiments.studies.changes import common
 from diffstride_experiments.studies.options import StudyOptions
 from diffstride_experiments.studies.registry import STUDIES
 from diffstride_experiments.studies.runner import run_cases
-from diffstride_experiments.studies.study import Case, Outcome, Study
+from diffstride_experiments.studies.study import Case, Outcome, Report, Study
 from diffstride_experiments.studies.summary import group
 
 __all__ = ["comparison", "run_study"]
@@ -53,26 +54,31 @@ def run_study(options: StudyOptions, console: Console) -> list[Outcome]:
     study = STUDIES[options.name]
     earlier = None if options.against is None else _read(options.against, study)
     folder = options.folder / study.name
-    config = base(study.data, options.data and options.data.resolve())
+    path = options.data.path
+    config = base(study.data, path and path.resolve())
+    if study.introduction is not None:
+        console.print(study.introduction, markup=False)
     with locked(folder, "folder"):
-        outcomes = _run(study, config, options)
+        outcomes = _run(study, config, options, console)
     console.print(f"{folder / 'results.md'} has the tables.", markup=False, soft_wrap=True)
     if earlier is not None:
         console.print(comparison(outcomes, earlier), markup=False, soft_wrap=True)
     return outcomes
 
 
-def _run(study: Study, config: Config, options: StudyOptions) -> list[Outcome]:
+def _run(study: Study, config: Config, options: StudyOptions, console: Console) -> list[Outcome]:
     """Run what has not been run yet and write all files."""
     folder = options.folder / study.name
     check_samples(config, study.data)
-    seeds = range(options.seeds)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     cases = study.cases(config, seeds)
-    outcomes = run_cases(cases, folder / "runs", options.jobs, study.name)
+    # Studies share the runs that they have in common.
+    runs = options.folder / "runs"
+    outcomes = run_cases(cases, runs, options.jobs, study.name)
     if study.follow_up is not None:
         more = study.follow_up(config, seeds, outcomes)
         title = f"{study.name}, continued"
-        outcomes += run_cases(more, folder / "runs", options.jobs, title)
+        outcomes += run_cases(more, runs, options.jobs, title)
         cases += more
 
     report = study.report(outcomes)
@@ -83,11 +89,15 @@ def _run(study: Study, config: Config, options: StudyOptions) -> list[Outcome]:
         "config.toml": _shared_options(cases),
         "environment.json": json.dumps(_environment(options), indent=2) + "\n",
         "outcomes.jsonl": "".join(f"{json.dumps(asdict(outcome))}\n" for outcome in outcomes),
-        "results.md": _page(study, options, report.markdown, list(report.figures), outcomes),
+        "results.md": _page(study, options, report, outcomes),
     }
     for name, text in texts.items():
         with replacing(folder / name) as file:
             file.write(text.encode())
+    if study.introduction is not None:
+        console.print(Markdown(report.markdown))
+        for sentence in report.sentences:
+            console.print(sentence, markup=False)
     return outcomes
 
 
@@ -109,29 +119,37 @@ def _environment(options: StudyOptions) -> dict[str, object]:
 def _page(
     study: Study,
     options: StudyOptions,
-    tables: str,
-    figures: Sequence[str],
+    report: Report,
     outcomes: Sequence[Outcome],
 ) -> str:
     command = ["diffstride-study", study.name]
     if study.data != "digits":
-        command += ["--data", study.data.upper()]
+        command += ["--data.path", study.data.upper()]
     if options.seeds != 3:
         command += ["--seeds", str(options.seeds)]
+    if options.first_seed:
+        command += ["--first-seed", str(options.first_seed)]
     longest = max(outcome.seconds for outcome in outcomes)
     total = sum(outcome.seconds for outcome in outcomes)
-    images = "\n\n".join(f"![{name}]({name}.png)" for name in figures)
-    return f"""# {study.title}
+    seeds = {outcome.seed for outcome in outcomes}
+    images = "\n\n".join(f"![{name}]({name}.png)" for name in report.figures)
+    sentences = "".join(f"- {sentence}\n" for sentence in report.sentences)
+    return (
+        f"""# {study.title}
 
 `{shlex.join(command)}`: {len(outcomes)} runs of at most {longest:.0f} s on one thread,
-{total / 60:.0f} minutes of them together, {options.jobs} at a time; seeds 0 to {options.seeds - 1}.
+{total / 60:.0f} minutes of them together, {options.jobs} at a time; seeds {min(seeds)} to
+{max(seeds)}.
 Options that all runs share: [config.toml](config.toml); each run's outcome:
 [outcomes.jsonl](outcomes.jsonl); versions: [environment.json](environment.json). Numbers are mean ±
 standard deviation over the seeds.
 
 {images}
 
-{tables}"""
+{report.markdown}
+{sentences}""".rstrip()
+        + "\n"
+    )
 
 
 def _read(folder: Path, study: Study) -> list[Outcome]:

@@ -1,31 +1,43 @@
 """What the figures of the studies have in common."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from textwrap import fill
 
 from matplotlib.axes import Axes
 
-from diffstride_experiments.plot import scale_costs
-from diffstride_experiments.studies.summary import Row
+from diffstride_experiments.methods import METHODS, MethodName
+from diffstride_experiments.plot import COLOURS, scale_costs
+from diffstride_experiments.studies.summary import Row, Spread
 
-__all__ = ["DPI", "Style", "draw_against_cost", "draw_by_category"]
+__all__ = ["DPI", "Style", "draw_against_cost", "draw_by_category", "style"]
 
 DPI = 150
 
 Style = tuple[str, str, str]
 """Label, colour and marker of a series."""
 
+MARKERS: Mapping[MethodName, str] = {"conv": "s", "spectral": "o", "diffstride": "D"}
+
+
+def style(method: MethodName, label: str | None = None) -> Style:
+    """Return how a method is drawn, under its own name or another."""
+    return label or METHODS[method].label, COLOURS[method], MARKERS.get(method, "v")
+
 
 def draw_by_category(
-    axes: Axes, categories: Sequence[str], series: Mapping[Style, Sequence[Row]]
+    axes: Axes,
+    categories: Sequence[str],
+    series: Mapping[Style, Sequence[Row]],
+    value: Callable[[Row], Spread],
 ) -> None:
-    """Draw accuracies side by side for each category, with their standard deviations."""
+    """Draw a value of each row side by side for each category, with its standard deviation."""
     for index, ((label, colour, marker), rows) in enumerate(series.items()):
         shift = 0.14 * (index - (len(series) - 1) / 2)
+        values = [value(row) for row in rows]
         axes.errorbar(
             [place + shift for place in range(len(rows))],
-            [row.accuracy.mean for row in rows],
-            yerr=[row.accuracy.deviation for row in rows],
+            [found.mean for found in values],
+            yerr=[found.deviation for found in values],
             fmt=marker,
             color=colour,
             label=label,
@@ -53,4 +65,5 @@ def draw_against_cost(
             linewidth=1,
         )
     scale_costs(axes)
-    axes.set_xlabel("multiply-adds per sample at the end, 10⁶")
+    axes.set_xlabel("multiply-adds per sample at the end, millions")
+    axes.set_ylabel("test accuracy, %")

@@ -15,11 +15,23 @@ from diffstride_experiments.text import AnyPath
 __all__ = ["StudyName", "StudyOptions", "parse"]
 
 StudyName = Literal[
+    "demo",
     "robustness-digits",
     "robustness-images",
-    "penalty",
     "robustness-recordings",
+    "budget",
+    "penalty",
+    "rate",
 ]
+
+
+class StudyData(Options):
+    """The samples."""
+
+    path: AnyPath | None = None
+    """Folder of the data where they are not bundled: the recordings of the Free Spoken Digit
+    Dataset for robustness-recordings, else CIFAR10, either unpacked from its Python version or as
+    train/CLASS/* and test/CLASS/*."""
 
 
 class StudyOptions(Options):
@@ -31,16 +43,16 @@ class StudyOptions(Options):
     name: StudyName
     """Which study."""
 
-    data: AnyPath | None = None
-    """Folder of the data where they are not bundled: the recordings of the Free Spoken Digit
-    Dataset for robustness-recordings, else CIFAR10, either unpacked from its Python version or as
-    train/CLASS/* and test/CLASS/*."""
+    data: StudyData = StudyData()
 
     folder: AnyPath = Path("runs/studies")
-    """The study's folder is made in it."""
+    """The study's folder is made in it, and one for the runs of all studies."""
 
     seeds: PositiveInt = 3
-    """Runs of each row, with the seeds 0, 1, ..."""
+    """Runs of each row, with consecutive seeds. Some rows of robustness-images have two more."""
+
+    first_seed: int = Field(0, ge=0, lt=2**62)
+    """The first of the seeds. Other seeds repeat a study with other initial weights and orders."""
 
     jobs: PositiveInt = Field(le=1024, default_factory=lambda: min(os.cpu_count() or 1, 8))
     """Runs at a time, each with samples of its own in memory. Results do not depend on it."""

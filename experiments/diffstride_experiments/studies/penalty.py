@@ -6,62 +6,72 @@ from diffstride_backends import plotting
 
 from diffstride_experiments.config import Config
 from diffstride_experiments.methods import METHODS, MethodName
-from diffstride_experiments.plot import COLOURS, png
+from diffstride_experiments.plot import png
 from diffstride_experiments.studies.changes import changed
-from diffstride_experiments.studies.figures import DPI, Style, draw_against_cost
+from diffstride_experiments.studies.figures import DPI, Style, draw_against_cost, style
 from diffstride_experiments.studies.study import Case, Outcome, Report, Study
-from diffstride_experiments.studies.summary import group, report_rows
+from diffstride_experiments.studies.summary import costs_table, group, strides_table
 
 __all__ = ["PENALTY"]
 
-COLUMNS = ("method", "what varies")
+COLUMNS = ("network", "what varies")
 STRIDES = (2.0, 2.0, 2.0)
-FACTORS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
-WIDTHS = {"conv": (1.0, 1.5, 2.0, 3.0), "spectral": (1.0, 1.5, 2.0)}
-SERIES: dict[MethodName, Style] = {
-    "conv": ("strided convolution, wider", COLOURS["conv"], "s"),
-    "spectral": ("spectral pooling, wider", COLOURS["spectral"], "o"),
-    "diffstride-penalised": ("DiffStride, more λ", COLOURS["diffstride-penalised"], "D"),
-}
+FACTORS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
+WIDTHS = (1.0, 1.5, 2.0)
+FIXED_STRIDES = ((1.0, 1.5, 2.0), (1.5, 1.5, 2.0), (3.0, 2.0, 2.0), (3.0, 3.0, 3.0))
 
 
 def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:
-    grid = [
-        (f"λ = {factor:g}", "diffstride-penalised", {"training.penalty": factor})
+    grid: list[tuple[MethodName, str, dict[str, object]]] = [
+        ("diffstride-penalised", f"λ = {factor:g}", {"training.penalty": factor})
         for factor in FACTORS
     ]
+    for method in ("conv", "spectral"):
+        grid += [
+            (
+                method,
+                f"{width:g} x the channels",
+                {"model.channels": tuple(round(width * n) for n in base.model.channels)},
+            )
+            for width in WIDTHS
+        ]
     grid += [
-        (
-            f"{width:g} x the channels",
-            method,
-            {"model.channels": tuple(round(width * count) for count in base.model.channels)},
-        )
-        for method, widths in WIDTHS.items()
-        for width in widths
+        ("spectral", f"strides {', '.join(f'{s:g}' for s in strides)}", {"model.strides": strides})
+        for strides in FIXED_STRIDES
     ]
     return [
         Case(
             (METHODS[method].label, label),
             changed(
-                base, {"methods": (method,), "model.strides": STRIDES, "seed": seed, **options}
+                base, {"model.strides": STRIDES, "methods": (method,), "seed": seed, **options}
             ),
         )
-        for label, method, options in grid
+        for method, label, options in grid
         for seed in seeds
     ]
 
 
 def _report(outcomes: Sequence[Outcome]) -> Report:
     rows = list(group(outcomes).values())
-    series = {
-        style: [row for row in rows if row.outcomes[0].method == method]
-        for method, style in SERIES.items()
+
+    def chosen(method: MethodName, begin: str) -> list:
+        label = METHODS[method].label
+        return [row for row in rows if row.labels[0] == label and begin in row.labels[1]]
+
+    series: dict[Style, list] = {
+        style("conv", "strided convolution, wider"): chosen("conv", "channels"),
+        style("spectral", "spectral pooling, wider"): chosen("spectral", "channels"),
+        (
+            "spectral pooling, other strides",
+            plotting.SKY,
+            "v",
+        ): chosen("spectral", "strides"),
+        style("diffstride-penalised", "DiffStride, more λ"): chosen("diffstride-penalised", "λ"),
     }
-    figure = plotting.make_figure(9, 4.4)
+    figure = plotting.make_figure(7.5, 4.8)
     axes = figure.subplots()
     draw_against_cost(axes, series, connect=True)
-    axes.set_ylabel("accuracy ± sd, %")
-    for row in series[SERIES["diffstride-penalised"]]:
+    for row in chosen("diffstride-penalised", "λ"):
         axes.annotate(
             row.labels[1],
             (row.multiply_adds.mean, row.accuracy.mean),
@@ -70,12 +80,16 @@ def _report(outcomes: Sequence[Outcome]) -> Report:
             fontsize="small",
         )
     plotting.legend_below(figure, axes)
-    return report_rows(COLUMNS, rows, {"pareto": png(figure, DPI)})
+    strides = strides_table(COLUMNS, rows, ("height", "width"))
+    return Report(
+        f"{costs_table(COLUMNS, rows)}\n## Learnt strides\n\n{strides}",
+        {"trade-off": png(figure, DPI)},
+    )
 
 
 PENALTY = Study(
     name="penalty",
-    title="The complexity penalty, and wider strided networks (CIFAR10 images)",
+    title="The complexity penalty, beside fixed strides and wider networks (CIFAR10 images)",
     data="images",
     columns=COLUMNS,
     cases=_cases,

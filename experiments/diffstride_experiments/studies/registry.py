@@ -1,28 +1,29 @@
 """All studies by their names."""
 
+from diffstride_experiments.studies.budget import BUDGET
+from diffstride_experiments.studies.demo import DEMO
 from diffstride_experiments.studies.penalty import PENALTY
+from diffstride_experiments.studies.rate import RATE
 from diffstride_experiments.studies.robustness import MEAN, Robustness, random_strides
 from diffstride_experiments.studies.study import Study
 
 __all__ = ["STUDIES"]
 
-
-def _random(count: int) -> dict[str, tuple[float, float, float]]:
-    return {f"{a:g}, {b:g}, {c:g} (random)": (a, b, c) for a, b, c in random_strides(count)}
-
+STARTS = {
+    "2, 2, 2": (2.0, 2.0, 2.0),
+    "1, 3, 1": (1.0, 3.0, 1.0),
+    "3, 1, 3": (3.0, 1.0, 3.0),
+    "3, 2, 3": (3.0, 2.0, 3.0),
+    "4, 4, 4": (4.0, 4.0, 4.0),
+    **{f"{a:g}, {b:g}, {c:g} (random)": (a, b, c) for a, b, c in random_strides(2)},
+}
+CONTROLLED = frozenset({"2, 2, 2", "3, 2, 3", "4, 4, 4"})
 
 DIGITS = Robustness(
     name="robustness-digits",
     title="Robustness to the initial strides (handwritten digits)",
     data="digits",
-    starts={
-        "2, 2, 2": (2.0, 2.0, 2.0),
-        "1, 3, 1": (1.0, 3.0, 1.0),
-        "3, 1, 3": (3.0, 1.0, 3.0),
-        "3, 2, 3": (3.0, 2.0, 3.0),
-        "4, 2, 4": (4.0, 2.0, 4.0),
-        **_random(2),
-    },
+    starts=STARTS,
 )
 
 # Riad et al. (2022), Table 1, ResNet-18.
@@ -30,13 +31,10 @@ IMAGES = Robustness(
     name="robustness-images",
     title="Robustness to the initial strides (CIFAR10 images)",
     data="images",
-    starts={
-        "2, 2, 2": (2.0, 2.0, 2.0),
-        "3, 1, 3": (3.0, 1.0, 3.0),
-        "3, 2, 3": (3.0, 2.0, 3.0),
-        "4, 2, 4": (4.0, 2.0, 4.0),
-        **_random(1),
-    },
+    starts=STARTS,
+    more_seeds=frozenset({"3, 1, 3", "3, 2, 3", "4, 4, 4"}),
+    controlled=CONTROLLED,
+    with_paper=CONTROLLED,
     published={
         "2, 2, 2": "91.4 ± 0.2, 92.4 ± 0.1, 92.5 ± 0.1",
         "3, 1, 3": "85.7 ± 0.1, 90.9 ± 0.2, 92.4 ± 0.1",
@@ -54,10 +52,20 @@ RECORDINGS = Robustness(
         "2x2, 2x2, 2x2": (2.0, 2.0, 2.0),
         "2x3, 2x2, 2x3": ((2.0, 3.0), (2.0, 2.0), (2.0, 3.0)),
         "3x2, 2x2, 3x2": ((3.0, 2.0), (2.0, 2.0), (3.0, 2.0)),
+        "4x4, 4x4, 4x4": (4.0, 4.0, 4.0),
     },
     axes=("frequency", "time"),
 )
 
 STUDIES: dict[str, Study] = {
-    study.name: study for study in (DIGITS.study(), IMAGES.study(), PENALTY, RECORDINGS.study())
+    study.name: study
+    for study in (
+        DEMO,
+        DIGITS.study(),
+        IMAGES.study(),
+        RECORDINGS.study(),
+        BUDGET,
+        PENALTY,
+        RATE,
+    )
 }

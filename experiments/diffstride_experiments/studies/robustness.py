@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from diffstride_backends import plotting
@@ -11,32 +12,42 @@ from diffstride_experiments.methods import METHODS, MethodName
 from diffstride_experiments.options import Stride
 from diffstride_experiments.plot import COLOURS, png
 from diffstride_experiments.studies.bases import INPUT_SHAPES
-from diffstride_experiments.studies.budget import with_budget
 from diffstride_experiments.studies.changes import changed
-from diffstride_experiments.studies.figures import DPI, Style, draw_against_cost, draw_by_category
+from diffstride_experiments.studies.figures import DPI, draw_by_category, style
 from diffstride_experiments.studies.study import Case, DataKind, Outcome, Report, Study
 from diffstride_experiments.studies.summary import (
+    Difference,
     Row,
     Spread,
+    costs_table,
     group,
     markdown_table,
     strides_table,
 )
+from diffstride_experiments.studies.width import cost, widened
 
 __all__ = ["MEAN", "Robustness", "random_strides"]
 
-COMPARED: tuple[MethodName, ...] = ("conv", "spectral", "diffstride-paper", "diffstride")
+FIXED: tuple[MethodName, ...] = ("conv", "spectral")
 REFERENCE: MethodName = "diffstride"
-WIDENED: tuple[MethodName, ...] = ("conv", "spectral")
+BUDGET: MethodName = "diffstride-budget"
+COMPARED = (*FIXED, REFERENCE, BUDGET)
 
 Start = tuple[Stride, ...]
 MEAN = "mean ± sd over starts"
-EQUAL_STRIDE, EQUAL_COST = "equal initial strides", "equal multiply-adds"
+
+# What a sceptic asks, and the options that answer it.
+CONTROLS: Mapping[str, Mapping[str, Any]] = {
+    "strides held": {"methods": ("diffstride-held",)},
+    "behind the convolution": {"methods": (REFERENCE,), "model.placement": "after"},
+}
+PAPER = "the paper's convention, behind the convolution"
+WIDER = {method: f"{METHODS[method].label}, wider" for method in FIXED}
 
 
 def random_strides(count: int) -> tuple[Start, ...]:
-    """Draw initial strides of three places, evenly between 1.5 and 3.5; always the same ones."""
-    draws = np.random.default_rng(0).uniform(1.5, 3.5, (count, 3)).round(2)
+    """Draw initial strides of three places, evenly between 1 and 4; always the same ones."""
+    draws = np.random.default_rng(0).uniform(1, 4, (count, 3)).round(2)
     return tuple(map(tuple, draws.tolist()))
 
 
@@ -50,6 +61,13 @@ class Robustness:
         See `Study`.
     starts : mapping of str to sequence of stride
         Initial strides by their names.
+    more_seeds : set of str
+        Starts that have two seeds more.
+    controlled : set of str
+        Starts that have the controls: strides held, the layer behind the convolution, and the fixed
+        methods as wide as it takes to cost what the learnt network ends with.
+    with_paper : set of str
+        Starts that have the paper's convention too.
     axes : pair of str
         What height and width are.
     published : mapping of str to str
@@ -63,6 +81,9 @@ class Robustness:
     title: str
     data: DataKind
     starts: Mapping[str, Start]
+    more_seeds: frozenset[str] = frozenset()
+    controlled: frozenset[str] = frozenset()
+    with_paper: frozenset[str] = frozenset()
     axes: tuple[str, str] = ("height", "width")
     published: Mapping[str, str] = field(default_factory=dict)
     published_caption: str = ""
@@ -73,137 +94,174 @@ class Robustness:
             name=self.name,
             title=self.title,
             data=self.data,
-            columns=("comparison", "initial strides", "method"),
+            columns=("initial strides", "network"),
             cases=self._cases,
-            follow_up=self._at_equal_cost,
+            follow_up=self._wider if self.controlled else None,
             report=self._report,
         )
 
     def _cases(self, base: Config, seeds: Sequence[int]) -> list[Case]:
-        return [
-            Case(
-                (EQUAL_STRIDE, start, METHODS[method].label),
-                changed(base, {"methods": (method,), "model.strides": strides, "seed": seed}),
-            )
-            for start, strides in self.starts.items()
-            for method in COMPARED
-            for seed in seeds
-        ]
-
-    def _at_equal_cost(
-        self, base: Config, seeds: Sequence[int], outcomes: Sequence[Outcome]
-    ) -> list[Case]:
-        """Return runs of wider networks, which cost what the reference ends with."""
-        rows = group(outcomes)
         cases = []
         for start, strides in self.starts.items():
-            reference = rows[EQUAL_STRIDE, start, METHODS[REFERENCE].label]
-            budget = 1e6 * reference.multiply_adds.mean
-            for method in WIDENED:
-                config = changed(base, {"methods": (method,), "model.strides": strides})
-                wide = with_budget(config, budget, INPUT_SHAPES[self.data])
-                cases += [
-                    Case((EQUAL_COST, start, METHODS[method].label), changed(wide, {"seed": seed}))
-                    for seed in seeds
-                ]
+            at_start = changed(base, {"model.strides": strides})
+            strided = changed(at_start, {"methods": ("conv",)})
+            price = float(cost(strided, INPUT_SHAPES[self.data]))
+            rows: dict[str, Mapping[str, Any]] = {
+                METHODS[method].label: {"methods": (method,)} for method in COMPARED
+            }
+            rows[METHODS[BUDGET].label] = {"methods": (BUDGET,), "training.budget": price}
+            if start in self.controlled:
+                rows |= CONTROLS
+            if start in self.with_paper:
+                rows[PAPER] = {"methods": ("diffstride-paper",)}
+            for label, options in rows.items():
+                # The paper's convention takes minutes a run.
+                more = label != PAPER
+                cases += self._of_seeds(start, label, changed(at_start, options), seeds, more=more)
+        # The longest runs last.
+        return sorted(cases, key=lambda case: case.labels[1] == PAPER)
+
+    def _wider(self, base: Config, seeds: Sequence[int], outcomes: Sequence[Outcome]) -> list[Case]:
+        rows = group(outcomes)
+        cases = []
+        for start in self._in_order(self.controlled):
+            price = 1e6 * rows[start, METHODS[REFERENCE].label].multiply_adds.mean
+            for method, label in WIDER.items():
+                options = {"methods": (method,), "model.strides": self.starts[start]}
+                config = widened(changed(base, options), price, INPUT_SHAPES[self.data])
+                cases += self._of_seeds(start, label, config, seeds)
         return cases
+
+    def _of_seeds(
+        self, start: str, label: str, config: Config, seeds: Sequence[int], *, more: bool = True
+    ) -> list[Case]:
+        last = max(seeds)
+        own = [*seeds, last + 1, last + 2] if more and start in self.more_seeds else seeds
+        return [Case((start, label), changed(config, {"seed": seed})) for seed in own]
+
+    def _in_order(self, chosen: frozenset[str]) -> list[str]:
+        return [start for start in self.starts if start in chosen]
 
     def _report(self, outcomes: Sequence[Outcome]) -> Report:
         rows = group(outcomes)
-        equal_stride = {
-            method: [rows[EQUAL_STRIDE, start, METHODS[method].label] for start in self.starts]
-            for method in COMPARED
-        }
-        equal_cost = {
-            method: [rows[EQUAL_COST, start, METHODS[method].label] for start in self.starts]
-            for method in WIDENED
-        } | {REFERENCE: equal_stride[REFERENCE]}
         parts = [
-            "## At equal initial strides\n\nAccuracy, %:\n",
-            self._accuracies(equal_stride, self.published),
-            "Strided convolution rounds its strides.\n",
-            "Multiply-adds per sample, 10⁶, at the initial and at the learnt strides:\n",
-            self._costs(equal_stride),
-            "## At equal multiply-adds\n\nStrided convolution and spectral pooling, as wide as it "
-            f"takes to cost what {METHODS[REFERENCE].label} ends with. Accuracy, %:\n",
-            self._accuracies(equal_cost),
-            "Multiply-adds per sample, 10⁶:\n",
-            self._costs(equal_cost),
+            "## Accuracy\n\nOf the test samples, %; mean ± standard deviation over the seeds:\n",
+            self._accuracies(rows),
+            f"Strided convolution rounds its strides. {METHODS[BUDGET].label}: the loss holds the "
+            "network at the multiply-adds of strided convolution from the same strides.\n",
+            "How far the learnt networks are ahead of the fixed ones, in percentage points, from "
+            "the same initial weights and samples; mean ± standard error over the seeds:\n",
+            self._differences(rows),
+        ]
+        if self.controlled:
+            parts += [
+                "## What does it?\n\nAccuracy, %, at multiply-adds per sample at the end, 10⁶:\n",
+                self._controls(rows),
+                "Wider networks have as many channels as it takes to cost what the learnt network "
+                "ends with.\n",
+            ]
+        parts += [
+            "## What it costs\n\nMultiply-adds of the forward pass, at the initial → at the learnt "
+            "strides, and summed over the training; seconds on one thread:\n",
+            costs_table(("initial strides", "network"), rows.values()),
             "## Learnt strides\n",
-            strides_table(
-                ("initial strides", "method"),
-                [Row(row.labels[1:], row.outcomes) for row in rows.values()],
-                self.axes,
-            ),
+            strides_table(("initial strides", "network"), rows.values(), self.axes),
         ]
         return Report(
             "\n".join(parts),
-            {
-                "accuracy": self._accuracy_figure(equal_stride, equal_cost),
-                "strides": self._strides_figure(equal_stride),
-            },
+            {"accuracy": self._accuracy_figure(rows), "strides": self._strides_figure(rows)},
         )
 
-    def _accuracies(
-        self,
-        by_method: Mapping[MethodName, Sequence[Row]],
-        published: Mapping[str, str] | None = None,
-    ) -> str:
-        header = ["initial strides", *(METHODS[method].label for method in by_method)]
+    def _compared(self, rows: Mapping[tuple[str, ...], Row], method: MethodName) -> list[Row]:
+        return [rows[start, METHODS[method].label] for start in self.starts]
+
+    def _accuracies(self, rows: Mapping[tuple[str, ...], Row]) -> str:
+        header = ["initial strides", *(METHODS[method].label for method in COMPARED)]
+        columns = [self._compared(rows, method) for method in COMPARED]
         lines = [
-            [start, *(f"{rows[index].accuracy:.1f}" for rows in by_method.values())]
+            [start, *(f"{column[index].accuracy:.1f}" for column in columns)]
             for index, start in enumerate(self.starts)
         ]
-        means = {method: [row.accuracy.mean for row in rows] for method, rows in by_method.items()}
-        lines.append([MEAN, *(f"{Spread.of(m):.1f}" for m in means.values())])
-        lines.append(["best - worst start", *(f"{max(m) - min(m):.1f}" for m in means.values())])
-        if published:
+        means = [[row.accuracy.mean for row in column] for column in columns]
+        lines.append([MEAN, *(f"{Spread.of(values):.1f}" for values in means)])
+        lines.append(
+            ["best - worst start", *(f"{max(values) - min(values):.1f}" for values in means)]
+        )
+        if self.published:
             header.append(self.published_caption)
             for line in lines:
-                line.append(published.get(line[0], ""))
+                line.append(self.published.get(line[0], ""))
         return markdown_table(header, lines)
 
-    def _costs(self, by_method: Mapping[MethodName, Sequence[Row]]) -> str:
-        header = ["initial strides", *(METHODS[method].label for method in by_method)]
+    def _differences(self, rows: Mapping[tuple[str, ...], Row]) -> str:
+        pairs = [(method, fixed) for method in (REFERENCE, BUDGET) for fixed in FIXED]
         return markdown_table(
-            header,
+            [
+                "initial strides",
+                *(f"{METHODS[a].label} - {METHODS[b].label}" for a, b in pairs),
+            ],
             (
-                [start, *(rows[index].cost for rows in by_method.values())]
-                for index, start in enumerate(self.starts)
+                [
+                    start,
+                    *(
+                        str(
+                            Difference.of(
+                                rows[start, METHODS[a].label], rows[start, METHODS[b].label]
+                            )
+                        )
+                        for a, b in pairs
+                    ),
+                ]
+                for start in self.starts
             ),
         )
 
-    def _accuracy_figure(
-        self,
-        equal_stride: Mapping[MethodName, Sequence[Row]],
-        equal_cost: Mapping[MethodName, Sequence[Row]],
-    ) -> bytes:
-        figure = plotting.make_figure(11, 7)
-        top, bottom = figure.subplots(2, 2, width_ratios=(3, 2))
-        for (left, right), by_method, title in (
-            (top, equal_stride, "equal initial strides"),
-            (bottom, equal_cost, "equal multiply-adds: others widened"),
-        ):
-            series = {_style(method): rows for method, rows in by_method.items()}
-            draw_by_category(left, list(self.starts), series)
-            draw_against_cost(right, series)
-            left.set_title(title, fontsize="medium")
-            left.set_ylabel("accuracy ± sd, %")
-            right.sharey(left)
-            left.tick_params("x", labelsize="small")
-        bottom[0].set_xlabel("initial strides")
-        plotting.legend_below(figure, top[0])
+    def _controls(self, rows: Mapping[tuple[str, ...], Row]) -> str:
+        starts = self._in_order(self.controlled)
+        labels = [
+            *(METHODS[method].label for method in COMPARED),
+            *CONTROLS,
+            *([PAPER] if self.with_paper else []),
+            *WIDER.values(),
+        ]
+        return markdown_table(
+            ["network", *starts],
+            (
+                [
+                    label,
+                    *(
+                        f"{row.accuracy:.1f} at {row.multiply_adds.mean:.3g}"
+                        if (row := rows.get((start, label))) is not None
+                        else ""
+                        for start in starts
+                    ),
+                ]
+                for label in labels
+            ),
+        )
+
+    def _accuracy_figure(self, rows: Mapping[tuple[str, ...], Row]) -> bytes:
+        figure = plotting.make_figure(7.5, 6.5)
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        series = {style(method): self._compared(rows, method) for method in COMPARED}
+        draw_by_category(top, list(self.starts), series, lambda row: row.accuracy)
+        draw_by_category(bottom, list(self.starts), series, lambda row: row.multiply_adds)
+        top.set_ylabel("test accuracy, %")
+        bottom.set_ylabel("multiply-adds per sample\nat the end, millions")
+        bottom.set_yscale("log")
+        bottom.yaxis.set_major_formatter("{x:g}")
+        bottom.set_xlabel("initial strides of the three places")
+        plotting.legend_below(figure, top)
         return png(figure, DPI)
 
-    def _strides_figure(self, by_method: Mapping[MethodName, Sequence[Row]]) -> bytes:
-        learnt = [method for method in by_method if METHODS[method].pooling == "diffstride"]
-        count = len(by_method[learnt[0]][0].strides)
-        figure = plotting.make_figure(3.6 * count, 3.4)
+    def _strides_figure(self, rows: Mapping[tuple[str, ...], Row]) -> bytes:
+        count = len(self._compared(rows, REFERENCE)[0].strides)
+        figure = plotting.make_figure(3 * count, 3.4)
         panels = figure.subplots(1, count, sharex=True, sharey=True)
         for place, panel in enumerate(panels):
-            for method in learnt:
+            for method in (REFERENCE, BUDGET):
+                outcomes = [o for row in self._compared(rows, method) for o in row.outcomes]
                 for axis, (name, marker) in enumerate(zip(self.axes, "ox", strict=True)):
-                    outcomes = [o for row in by_method[method] for o in row.outcomes]
                     panel.plot(
                         [outcome.first_strides[place][axis] for outcome in outcomes],
                         [outcome.strides[place][axis] for outcome in outcomes],
@@ -219,8 +277,3 @@ class Robustness:
         panels[0].set_ylabel("learnt stride")
         plotting.legend_below(figure, panels[0])
         return png(figure, DPI)
-
-
-def _style(method: MethodName) -> Style:
-    markers = {"conv": "s", "spectral": "o", "diffstride-paper": "v", "diffstride": "D"}
-    return METHODS[method].label, COLOURS[method], markers[method]

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from diffstride_experiments.config import Config
 from diffstride_experiments.methods import METHODS, MethodName
 
-__all__ = ["Case", "Outcome", "Report", "Study"]
+__all__ = ["Case", "Outcome", "Point", "Report", "Study"]
 
 DataKind = Literal["digits", "images", "recordings"]
 
@@ -30,6 +30,25 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Point:
+    """Strides at some time of a training.
+
+    Attributes
+    ----------
+    step : int
+        Steps done.
+    strides : tuple of pair of float
+        Stride of each place along height and width.
+    multiply_adds : int
+        Multiply-adds per sample there.
+    """
+
+    step: int
+    strides: tuple[tuple[float, float], ...]
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a run found.
 
@@ -48,8 +67,12 @@ class Outcome:
         Height and width of each place's output at the end.
     first_multiply_adds, multiply_adds : int
         Multiply-adds per sample at the initial and at the learnt strides.
+    trained_multiply_adds : int
+        Multiply-adds of the forward passes of the whole training.
     seconds : float
         Time of training and evaluation.
+    trajectory : tuple of Point
+        Strides and cost from the first step to the last one, where they are learnt.
     """
 
     labels: tuple[str, ...]
@@ -61,7 +84,9 @@ class Outcome:
     feature_maps: tuple[tuple[int, int], ...]
     first_multiply_adds: int
     multiply_adds: int
+    trained_multiply_adds: int
     seconds: float
+    trajectory: tuple[Point, ...]
 
     @classmethod
     def from_result(cls, case: Case, result: dict[str, Any]) -> Self:
@@ -77,13 +102,22 @@ class Outcome:
             feature_maps=tuple(map(tuple, after["feature_maps"])),
             first_multiply_adds=before["multiply_adds"],
             multiply_adds=after["multiply_adds"],
+            trained_multiply_adds=result["trained_multiply_adds"],
             seconds=result["seconds"],
+            trajectory=tuple(
+                Point(
+                    point["step"],
+                    tuple(map(tuple, point["strides"])),
+                    point["multiply_adds"],
+                )
+                for point in result["trajectory"]
+            ),
         )
 
     @property
     def learns_strides(self) -> bool:
         """Whether the run's method learns its strides."""
-        return METHODS[self.method].pooling == "diffstride"
+        return METHODS[self.method].learns_strides
 
 
 @dataclass(frozen=True)
@@ -96,10 +130,13 @@ class Report:
         Tables.
     figures : dict of str to bytes
         PNG images by their file names without extension.
+    sentences : tuple of str
+        What the tables say, in words.
     """
 
     markdown: str
     figures: dict[str, bytes]
+    sentences: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,6 +157,9 @@ class Study:
         Makes tables and figures from all outcomes.
     follow_up : callable, optional
         Makes further runs from the outcomes of the first ones.
+    introduction : str, optional
+        What is about to be shown. The terminal shows it before the runs, and tables and sentences
+        behind them.
     """
 
     name: str
@@ -129,3 +169,4 @@ class Study:
     cases: Callable[[Config, Sequence[int]], list[Case]]
     report: Callable[[Sequence[Outcome]], Report]
     follow_up: Callable[[Config, Sequence[int], Sequence[Outcome]], list[Case]] | None = None
+    introduction: str | None = None

@@ -1,15 +1,23 @@
 """Means and spreads over the runs of a study, and tables of them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from diffstride_experiments.report import millions
-from diffstride_experiments.studies.study import Outcome, Report
+from diffstride_experiments.studies.study import Outcome
 
-__all__ = ["Row", "Spread", "group", "markdown_table", "report_rows", "strides_table"]
+__all__ = [
+    "Difference",
+    "Row",
+    "Spread",
+    "costs_table",
+    "group",
+    "markdown_table",
+    "strides_table",
+]
 
 
 @dataclass(frozen=True)
@@ -60,15 +68,51 @@ class Row:
     @property
     def cost(self) -> str:
         """Mean multiply-adds in millions at the initial and at the learnt strides."""
-        first = Spread.of(outcome.first_multiply_adds for outcome in self.outcomes)
-        last = Spread.of(outcome.multiply_adds for outcome in self.outcomes)
-        return millions(first.mean, last.mean)
+        first = self.mean(lambda outcome: outcome.first_multiply_adds)
+        last = self.mean(lambda outcome: outcome.multiply_adds)
+        return millions(first, last)
 
     @property
     def strides(self) -> list[tuple[Spread, Spread]]:
         """Learnt strides along height and width of each place."""
         values = np.array([outcome.strides for outcome in self.outcomes])
         return [(Spread.of(place[:, 0]), Spread.of(place[:, 1])) for place in values.swapaxes(0, 1)]
+
+    def mean(self, value: Callable[[Outcome], float]) -> float:
+        """Return the mean of some value over the seeds."""
+        return Spread.of(map(value, self.outcomes)).mean
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Difference of two rows' accuracies over the seeds that both have.
+
+    Attributes
+    ----------
+    mean, error : float
+        Mean in percentage points and its standard error; NaN for a single seed.
+    """
+
+    mean: float
+    error: float
+
+    @classmethod
+    def of(cls, row: Row, reference: Row) -> "Difference":
+        """Return by how much a row is ahead of another, seed by seed."""
+        theirs = {outcome.seed: outcome.accuracy for outcome in reference.outcomes}
+        values = [
+            100 * (outcome.accuracy - theirs[outcome.seed])
+            for outcome in row.outcomes
+            if outcome.seed in theirs
+        ]
+        spread = Spread.of(values)
+        return cls(spread.mean, spread.deviation / math.sqrt(len(values)))
+
+    def __str__(self) -> str:
+        """Return ``+mean ± error``."""
+        if math.isnan(self.error):
+            return f"{self.mean:+.1f}"
+        return f"{self.mean:+.1f} ± {self.error:.1f}"
 
 
 def group(outcomes: Iterable[Outcome]) -> dict[tuple[str, ...], Row]:
@@ -79,29 +123,46 @@ def group(outcomes: Iterable[Outcome]) -> dict[tuple[str, ...], Row]:
     return {labels: Row(labels, tuple(members)) for labels, members in found.items()}
 
 
-def report_rows(columns: Sequence[str], rows: Sequence[Row], figures: dict[str, bytes]) -> Report:
-    """Return a report of one table with accuracies and costs and one with the learnt strides.
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table whose first column is text and whose others are numbers."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def costs_table(columns: Sequence[str], rows: Iterable[Row]) -> str:
+    """Return a table with the accuracy of each row and what it cost.
 
     Parameters
     ----------
     columns : sequence of str
         What the labels are.
-    rows : sequence of Row
-    figures : dict of str to bytes
-        See `Report`.
+    rows : iterable of Row
+
+    Returns
+    -------
+    str
+        Markdown.
     """
-    table = markdown_table(
-        [*columns, "accuracy, %", "multiply-adds, 10⁶"],
-        ([*row.labels, f"{row.accuracy:.1f}", row.cost] for row in rows),
+    header = [
+        *columns,
+        "accuracy, %",
+        "multiply-adds per sample, 10⁶",
+        "over the training, 10¹²",
+        "seconds",
+    ]
+    return markdown_table(
+        header,
+        (
+            [
+                *row.labels,
+                f"{row.accuracy:.1f}",
+                row.cost,
+                f"{row.mean(lambda outcome: outcome.trained_multiply_adds) / 1e12:.2f}",
+                f"{row.mean(lambda outcome: outcome.seconds):.0f}",
+            ]
+            for row in rows
+        ),
     )
-    strides = strides_table(columns, rows, ("height", "width"))
-    return Report(f"{table}\n## Learnt strides\n\n{strides}", figures)
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table whose first column is text and whose others are numbers."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def strides_table(columns: Sequence[str], rows: Iterable[Row], axes: tuple[str, str]) -> str:

@@ -1,0 +1,108 @@
+"""The demo: what learnt strides gain where fixed ones are poor."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffstride_backends import plotting
+
+from diffstride_experiments.config import Config
+from diffstride_experiments.methods import METHODS, MethodName
+from diffstride_experiments.plot import png
+from diffstride_experiments.studies.bases import INPUT_SHAPES
+from diffstride_experiments.studies.changes import changed
+from diffstride_experiments.studies.figures import DPI, draw_against_cost, style
+from diffstride_experiments.studies.study import Case, Outcome, Report, Study
+from diffstride_experiments.studies.summary import Difference, Row, group, markdown_table
+from diffstride_experiments.studies.width import cost
+
+__all__ = ["DEMO"]
+
+STRIDES = (4.0, 4.0, 4.0)
+FIXED: tuple[MethodName, ...] = ("conv", "spectral")
+LEARNT: tuple[MethodName, ...] = ("diffstride", "diffstride-budget")
+
+INTRODUCTION = f"""A small network learns handwritten digits with initial strides of \
+{", ".join(f"{stride:g}" for stride in STRIDES)}, far too large for 28x28 pixels: strided \
+convolution and spectral pooling keep them, DiffStride learns better ones, free of charge or at \
+what strided convolution costs."""
+
+
+def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:
+    start = changed(base, {"model.strides": STRIDES})
+    strided = changed(start, {"methods": ("conv",)})
+    price = float(cost(strided, INPUT_SHAPES["digits"]))
+    options: dict[MethodName, dict[str, Any]] = {
+        "diffstride-budget": {"training.budget": price},
+    }
+    return [
+        Case(
+            (METHODS[method].label,),
+            changed(start, {"methods": (method,), "seed": seed, **options.get(method, {})}),
+        )
+        for seed in seeds
+        for method in (*FIXED, *LEARNT)
+    ]
+
+
+def _report(outcomes: Sequence[Outcome]) -> Report:
+    rows = group(outcomes)
+    by_method = {method: rows[METHODS[method].label,] for method in (*FIXED, *LEARNT)}
+    table = markdown_table(
+        ["network", "accuracy, %", "multiply-adds, 10⁶", "seconds", "strides"],
+        (
+            [
+                *row.labels,
+                f"{row.accuracy:.1f}",
+                row.cost,
+                f"{row.mean(lambda outcome: outcome.seconds):.0f}",
+                _strides(row),
+            ]
+            for row in by_method.values()
+        ),
+    )
+    figure = plotting.make_figure(7.5, 4.8)
+    axes = figure.subplots()
+    draw_against_cost(axes, {style(method): [row] for method, row in by_method.items()})
+    plotting.legend_below(figure, axes)
+    sentences = tuple(_sentence(by_method, method) for method in LEARNT)
+    return Report(table, {"accuracy": png(figure, DPI)}, sentences)
+
+
+def _strides(row: Row) -> str:
+    """Return the strides before and after, the mean over seeds and both axes."""
+    before = ", ".join(f"{stride:g}" for stride in STRIDES)
+    if not row.outcomes[0].learns_strides:
+        return before
+    after = ", ".join(f"{(height.mean + width.mean) / 2:.1f}" for height, width in row.strides)
+    return f"{before} → {after}"
+
+
+def _sentence(by_method: dict[MethodName, Row], method: MethodName) -> str:
+    """Say how a learnt network compares with both fixed ones."""
+    row = by_method[method]
+    parts, ahead = [], True
+    for fixed in FIXED:
+        difference = Difference.of(row, by_method[fixed])
+        ratio = row.multiply_adds.mean / by_method[fixed].multiply_adds.mean
+        ahead &= difference.mean > 2 * difference.error
+        parts.append(
+            f"{difference} points against {METHODS[fixed].label} at {ratio:.2g} times its "
+            "multiply-adds"
+        )
+    verdict = (
+        "learnt strides were clearly ahead of both"
+        if ahead
+        else "learnt strides were not clearly ahead of both"
+    )
+    return f"{METHODS[method].label}: {verdict}, {' and '.join(parts)}."
+
+
+DEMO = Study(
+    name="demo",
+    title="Learnt strides on handwritten digits, from poor initial ones",
+    data="digits",
+    columns=("network",),
+    cases=_cases,
+    report=_report,
+    introduction=INTRODUCTION,
+)

@@ -1,0 +1,92 @@
+"""Which learning rate of the strides serves every start? On held-out training images."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffstride_backends import plotting
+
+from diffstride_experiments.config import Config
+from diffstride_experiments.plot import png
+from diffstride_experiments.studies.changes import changed
+from diffstride_experiments.studies.figures import DPI
+from diffstride_experiments.studies.study import Case, Outcome, Report, Study
+from diffstride_experiments.studies.summary import costs_table, group, strides_table
+
+__all__ = ["RATE"]
+
+COLUMNS = ("optimiser", "stride rate", "initial strides")
+STARTS = {"1, 3, 1": (1.0, 3.0, 1.0), "2, 2, 2": (2.0, 2.0, 2.0), "4, 4, 4": (4.0, 4.0, 4.0)}
+ADAMW = {
+    "optimizer.name": "adamw",
+    "optimizer.learning_rate": 0.005,
+    "optimizer.weight_decay": 0.01,
+}
+OPTIMIZERS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
+    "SGD, one-cycle": ({}, (0.1, 0.3, 1.0, 3.0)),
+    "SGD, cosine": ({"optimizer.schedule": "cosine"}, (0.3,)),
+    "AdamW, one-cycle": (ADAMW, (0.01, 0.03, 0.1)),
+}
+
+
+def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:
+    return [
+        Case(
+            (optimizer, f"{rate:g}", start),
+            changed(
+                base,
+                {
+                    "methods": ("diffstride",),
+                    "evaluate_on": "validation",
+                    "model.strides": strides,
+                    "seed": seed,
+                    **options,
+                    "optimizer.stride_learning_rate": rate,
+                },
+            ),
+        )
+        for optimizer, (options, rates) in OPTIMIZERS.items()
+        for rate in rates
+        for start, strides in STARTS.items()
+        for seed in seeds
+    ]
+
+
+def _report(outcomes: Sequence[Outcome]) -> Report:
+    rows = group(outcomes)
+    figure = plotting.make_figure(7.5, 5.5)
+    panels = figure.subplots(2, 1, sharex=True)
+    kinds = list(dict.fromkeys(labels[:2] for labels in rows))
+    for start in STARTS:
+        chosen = [rows[*kind, start] for kind in kinds]
+        for panel, values in (
+            (panels[0], [row.accuracy for row in chosen]),
+            (panels[1], [row.multiply_adds for row in chosen]),
+        ):
+            panel.errorbar(
+                range(len(kinds)),
+                [value.mean for value in values],
+                yerr=[value.deviation for value in values],
+                fmt="o",
+                capsize=2,
+                label=f"from {start}",
+            )
+    panels[0].set_ylabel("validation accuracy, %")
+    panels[1].set_ylabel("multiply-adds per sample\nat the end, millions")
+    panels[1].set_xticks(range(len(kinds)), ["\n".join(kind) for kind in kinds])
+    panels[1].tick_params("x", labelsize="small")
+    plotting.legend_below(figure, panels[0])
+    strides = strides_table(COLUMNS, rows.values(), ("height", "width"))
+    return Report(
+        f"{costs_table(COLUMNS, rows.values())}\n## Learnt strides\n\n{strides}",
+        {"rates": png(figure, DPI)},
+    )
+
+
+RATE = Study(
+    name="rate",
+    title="The learning rate of the strides (CIFAR10 images held out from training)",
+    data="images",
+    columns=COLUMNS,
+    cases=_cases,
+    report=_report,
+)

@@ -1,0 +1,78 @@
+"""Networks of another width, so that methods are compared at equal multiply-adds."""
+
+import math
+from functools import cache
+
+import torch
+
+from diffstride_experiments.config import Config, Model
+from diffstride_experiments.cost import multiply_adds
+from diffstride_experiments.methods import METHODS, MethodName
+from diffstride_experiments.studies.bases import CLASSES
+from diffstride_experiments.studies.changes import changed
+
+__all__ = ["cost", "widened"]
+
+
+def cost(config: Config, input_shape: tuple[int, int, int]) -> int:
+    """Return the multiply-adds per sample of a run's network at its initial strides.
+
+    Parameters
+    ----------
+    config : Config
+        Options with one method.
+    input_shape : tuple of int
+        Channels, height and width of a sample.
+
+    Returns
+    -------
+    int
+    """
+    (method,) = config.methods
+    return _cost(config.model, method, input_shape)
+
+
+@cache
+def _cost(model: Model, method: MethodName, input_shape: tuple[int, int, int]) -> int:
+    # Without numbers, where they do not decide sizes. With them, its weights are drawn from torch's
+    # generator and thrown away: nobody's draws may change.
+    reads_strides = METHODS[method].pooling == "diffstride"
+    with torch.random.fork_rng(devices=()), torch.device("cpu" if reads_strides else "meta"):
+        network = model.build(METHODS[method], input_shape[0], CLASSES)
+    return multiply_adds(network, input_shape)
+
+
+def widened(config: Config, budget: float, input_shape: tuple[int, int, int]) -> Config:
+    """Widen or narrow a network, all layers alike, to about a number of multiply-adds.
+
+    Parameters
+    ----------
+    config : Config
+        Options with one method, whose `model.channels` are given.
+    budget : float
+        Multiply-adds per sample.
+    input_shape : tuple of int
+        Channels, height and width of a sample.
+
+    Returns
+    -------
+    Config
+        The width whose cost is nearest to it, in steps of a channel of the narrowest layer.
+    """
+    channels = config.model.channels
+    narrowest = min(channels)
+
+    def with_width(width: int) -> Config:
+        scaled = tuple(round(count * width / narrowest) for count in channels)
+        return changed(config, {"model.channels": scaled})
+
+    def distance(width: int) -> float:
+        return abs(cost(with_width(width), input_shape) - budget)
+
+    # The cost grows about with the square of the width: close to where it must be.
+    width = max(1, round(narrowest * math.sqrt(budget / cost(config, input_shape))))
+    nearest = distance(width)
+    for step in (-1, 1):
+        while width + step > 0 and (away := distance(width + step)) < nearest:
+            width, nearest = width + step, away
+    return with_width(width)
