@@ -18,11 +18,14 @@ INPUT_SHAPES: dict[DataKind, tuple[int, int, int]] = {
 
 CLASSES = 10
 
-_OPTIMIZER = Optimizer(
-    name="sgd",
-    learning_rate=0.1,
-    stride_learning_rate=0.3,
-    weight_decay=5e-4,
+_SGD = Optimizer(
+    name="sgd", learning_rate=0.1, stride_learning_rate=0.3, weight_decay=5e-4, schedule="one-cycle"
+)
+_ADAMW = Optimizer(
+    name="adamw",
+    learning_rate=0.005,
+    stride_learning_rate=0.1,
+    weight_decay=0.01,
     schedule="one-cycle",
 )
 
@@ -62,7 +65,7 @@ def base(kind: DataKind, path: Path | None) -> Config:
         methods=("conv",),
         data=data,
         model=Model(channels=(8, 16, 32, 64)),
-        optimizer=_OPTIMIZER,
+        optimizer=_SGD if kind == "images" else _ADAMW,
         training=Training(
             epochs=epochs,
             batch_size=64,

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -22,6 +23,7 @@ import torch
 from rich.console import Console
 from tqdm import tqdm
 
+from diffstride_core import NothingToCropWarning
 from diffstride_experiments.config import fingerprint
 from diffstride_experiments.data import Data, DataOptions, EvaluateOn
 from diffstride_experiments.data.cache import digest
@@ -142,6 +144,8 @@ def run_case(case: Case) -> Outcome:
     """
     config = case.config
     torch.set_num_threads(config.threads)
+    # Of maps that get as small as two samples.
+    warnings.simplefilter("ignore", NothingToCropWarning)
     processes = Processes(torch.device(config.device))
     try:
         folder = RunFolder(config)
