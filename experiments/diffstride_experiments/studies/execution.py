@@ -139,9 +139,9 @@ def _page(
 
 `{shlex.join(command)}`: {len(outcomes)} runs of at most {longest:.0f} s on one thread,
 {total / 60:.0f} minutes of them together, {options.jobs} at a time.
-The seeds are {min(seeds)} to {max(seeds)}. Options that all runs share: [config.toml](config.toml); each run's outcome:
-[outcomes.jsonl](outcomes.jsonl); versions: [environment.json](environment.json). Numbers are mean ±
-standard deviation over the seeds.
+The seeds are {min(seeds)} to {max(seeds)}; numbers are mean ± standard deviation over them. Options
+that all runs share: [config.toml](config.toml); each run's outcome:
+[outcomes.jsonl](outcomes.jsonl); versions: [environment.json](environment.json).
 
 {images}
 
