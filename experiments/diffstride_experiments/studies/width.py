@@ -1,9 +1,10 @@
-"""Networks of another width, so that methods are compared at equal multiply-adds."""
+"""What networks cost, and networks of another width, to compare methods at equal multiply-adds."""
 
 import math
 from functools import cache
 
 import torch
+from diffstride_torch import flops_penalty
 
 from diffstride_experiments.config import Config, Model
 from diffstride_experiments.cost import multiply_adds
@@ -11,7 +12,7 @@ from diffstride_experiments.methods import METHODS, MethodName
 from diffstride_experiments.studies.bases import CLASSES
 from diffstride_experiments.studies.changes import changed
 
-__all__ = ["cost", "widened"]
+__all__ = ["cost", "least_cost", "widened"]
 
 
 def cost(config: Config, input_shape: tuple[int, int, int]) -> int:
@@ -40,6 +41,26 @@ def _cost(model: Model, method: MethodName, input_shape: tuple[int, int, int]) -
     with torch.random.fork_rng(devices=()), torch.device("cpu" if reads_strides else "meta"):
         network = model.build(METHODS[method], input_shape[0], CLASSES)
     return multiply_adds(network, input_shape)
+
+
+@cache
+def least_cost(model: Model, input_shape: tuple[int, int, int]) -> int:
+    """Return the multiply-adds per sample of a network whose strides are as large as they can be.
+
+    Parameters
+    ----------
+    model : Model
+        Options of the network.
+    input_shape : tuple of int
+        Channels, height and width of a sample.
+
+    Returns
+    -------
+    int
+    """
+    with torch.random.fork_rng(devices=()):
+        network = model.build(METHODS["diffstride"], input_shape[0], CLASSES)
+    return flops_penalty(network, torch.zeros(1, *input_shape)).multiply_adds_range()[0]
 
 
 def widened(config: Config, budget: float, input_shape: tuple[int, int, int]) -> Config:
