@@ -1,7 +1,6 @@
 """The console command ``diffstride-study``."""
 
 import sys
-import warnings
 from collections.abc import Sequence
 
 from diffstride_experiments.entry import run_command
@@ -22,11 +21,8 @@ def _study(arguments: Sequence[str]) -> None:
 
     from rich.console import Console
 
-    from diffstride_core import NothingToCropWarning
     from diffstride_experiments.studies.execution import run_study
 
-    # Of maps that get as small as two samples.
-    warnings.simplefilter("ignore", NothingToCropWarning)
     run_study(options, Console())
 
 

@@ -1,11 +1,13 @@
 """What networks cost, and networks of another width, to compare methods at equal multiply-adds."""
 
 import math
+import warnings
 from functools import cache
 
 import torch
 from diffstride_torch import flops_penalty
 
+from diffstride_core import NothingToCropWarning
 from diffstride_experiments.config import Config, Model
 from diffstride_experiments.cost import multiply_adds
 from diffstride_experiments.methods import METHODS, MethodName
@@ -58,9 +60,11 @@ def least_cost(model: Model, input_shape: tuple[int, int, int]) -> int:
     -------
     int
     """
-    with torch.random.fork_rng(devices=()):
+    with torch.random.fork_rng(devices=()), warnings.catch_warnings():
+        # Of maps as small as two samples.
+        warnings.simplefilter("ignore", NothingToCropWarning)
         network = model.build(METHODS["diffstride"], input_shape[0], CLASSES)
-    return flops_penalty(network, torch.zeros(1, *input_shape)).multiply_adds_range()[0]
+        return flops_penalty(network, torch.zeros(1, *input_shape)).multiply_adds_range()[0]
 
 
 def widened(config: Config, budget: float, input_shape: tuple[int, int, int]) -> Config:
