@@ -10,7 +10,7 @@ from diffstride_experiments.plot import png
 from diffstride_experiments.studies.changes import changed
 from diffstride_experiments.studies.figures import DPI, Style, draw_against_cost, style
 from diffstride_experiments.studies.study import Case, Outcome, Report, Study
-from diffstride_experiments.studies.summary import costs_table, group, strides_table
+from diffstride_experiments.studies.summary import Row, costs_and_strides, group
 
 __all__ = ["PENALTY"]
 
@@ -54,11 +54,11 @@ def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:
 def _report(outcomes: Sequence[Outcome]) -> Report:
     rows = list(group(outcomes).values())
 
-    def chosen(method: MethodName, begin: str) -> list:
+    def chosen(method: MethodName, begin: str) -> list[Row]:
         label = METHODS[method].label
         return [row for row in rows if row.labels[0] == label and begin in row.labels[1]]
 
-    series: dict[Style, list] = {
+    series: dict[Style, list[Row]] = {
         style("conv", "strided convolution, wider"): chosen("conv", "channels"),
         style("spectral", "spectral pooling, wider"): chosen("spectral", "channels"),
         (
@@ -80,11 +80,7 @@ def _report(outcomes: Sequence[Outcome]) -> Report:
             fontsize="small",
         )
     plotting.legend_below(figure, axes)
-    strides = strides_table(COLUMNS, rows, ("height", "width"))
-    return Report(
-        f"{costs_table(COLUMNS, rows)}\n## Learnt strides\n\n{strides}",
-        {"trade-off": png(figure, DPI)},
-    )
+    return Report(costs_and_strides(COLUMNS, rows), {"trade-off": png(figure, DPI)})
 
 
 PENALTY = Study(

@@ -10,7 +10,7 @@ from diffstride_experiments.plot import png
 from diffstride_experiments.studies.changes import changed
 from diffstride_experiments.studies.figures import DPI
 from diffstride_experiments.studies.study import Case, Outcome, Report, Study
-from diffstride_experiments.studies.summary import costs_table, group, strides_table
+from diffstride_experiments.studies.summary import costs_and_strides, group
 
 __all__ = ["RATE"]
 
@@ -75,11 +75,8 @@ def _report(outcomes: Sequence[Outcome]) -> Report:
     panels[1].set_xticks(range(len(kinds)), ["\n".join(kind) for kind in kinds])
     panels[1].tick_params("x", labelsize="small")
     plotting.legend_below(figure, panels[0])
-    strides = strides_table(COLUMNS, rows.values(), ("height", "width"))
-    return Report(
-        f"{costs_table(COLUMNS, rows.values())}\n## Learnt strides\n\n{strides}",
-        {"rates": png(figure, DPI)},
-    )
+    markdown = costs_and_strides(COLUMNS, list(rows.values()))
+    return Report(markdown, {"rates": png(figure, DPI)})
 
 
 RATE = Study(

@@ -13,6 +13,7 @@ __all__ = [
     "Difference",
     "Row",
     "Spread",
+    "costs_and_strides",
     "costs_table",
     "group",
     "markdown_table",
@@ -163,6 +164,12 @@ def costs_table(columns: Sequence[str], rows: Iterable[Row]) -> str:
             for row in rows
         ),
     )
+
+
+def costs_and_strides(columns: Sequence[str], rows: Sequence[Row]) -> str:
+    """Return both tables of some rows on images, see `costs_table` and `strides_table`."""
+    strides = strides_table(columns, rows, ("height", "width"))
+    return f"{costs_table(columns, rows)}\n## Learnt strides\n\n{strides}"
 
 
 def strides_table(columns: Sequence[str], rows: Iterable[Row], axes: tuple[str, str]) -> str:
