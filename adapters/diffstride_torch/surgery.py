@@ -533,10 +533,9 @@ def _breaks(model: nn.Module, example: Any, replaced: Iterable[_Operation]) -> I
     """Run a model with the strides of its layers moved, and yield the calls that fail."""
     sizes = {done.layer: done.step.input_size for done in replaced}
     # Every other factor is below one: all above would make the last maps of a deep network vanish.
-    factors = [(1.2 + 0.1 * i) ** (-1) ** i for i in range(len(sizes))]
     moves = {
-        layer: _moves(layer, size, factor)
-        for (layer, size), factor in zip(sizes.items(), factors, strict=True)
+        layer: _moves(layer, size, 1 / (1.2 + 0.1 * i) if i % 2 else 1.2 + 0.1 * i)
+        for i, (layer, size) in enumerate(sizes.items())
     }
     rehearsal = Rehearsal(model, example)
 

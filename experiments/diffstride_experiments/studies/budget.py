@@ -5,12 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from diffstride_backends import plotting
-from diffstride_torch import flops_penalty
 
 from diffstride_experiments.config import Config
-from diffstride_experiments.methods import METHODS
 from diffstride_experiments.plot import png
-from diffstride_experiments.studies.bases import CLASSES, INPUT_SHAPES
+from diffstride_experiments.studies.bases import INPUT_SHAPES
 from diffstride_experiments.studies.changes import changed
 from diffstride_experiments.studies.figures import DPI
 from diffstride_experiments.studies.study import Case, Outcome, Report, Study
@@ -21,6 +19,7 @@ from diffstride_experiments.studies.summary import (
     markdown_table,
     strides_table,
 )
+from diffstride_experiments.studies.width import cost_of_strides
 
 __all__ = ["BUDGET", "fixed_grid"]
 
@@ -53,10 +52,7 @@ def fixed_grid(config: Config) -> list[tuple[float, ...]]:
     list of tuple of float
         All combinations of `CHOICES` within `TOLERANCE` of `SEARCHED` multiply-adds.
     """
-    channels, *_ = shape = INPUT_SHAPES["images"]
-    with torch.random.fork_rng(devices=()):
-        network = config.model.build(METHODS["diffstride"], channels, CLASSES)
-    penalty = flops_penalty(network, torch.zeros(1, *shape))
+    penalty = cost_of_strides(config.model, INPUT_SHAPES["images"])
     found = []
     for strides in itertools.product(CHOICES, repeat=len(penalty.layers)):
         with torch.no_grad():
@@ -88,7 +84,7 @@ def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:
     return cases + [
         case
         for strides in fixed_grid(base)
-        for case in _held(base, seeds, f"{FIXED}{', '.join(f'{s:g}' for s in strides)}", strides)
+        for case in _held(base, seeds, f"{FIXED}{_listed(strides)}", strides)
     ]
 
 

@@ -5,7 +5,7 @@ import warnings
 from functools import cache
 
 import torch
-from diffstride_torch import flops_penalty
+from diffstride_torch import FlopsPenalty, flops_penalty
 
 from diffstride_core import NothingToCropWarning
 from diffstride_experiments.config import Config, Model
@@ -14,7 +14,7 @@ from diffstride_experiments.methods import METHODS, MethodName
 from diffstride_experiments.studies.bases import CLASSES
 from diffstride_experiments.studies.changes import changed
 
-__all__ = ["cost", "least_cost", "widened"]
+__all__ = ["cost", "cost_of_strides", "least_cost", "widened"]
 
 
 def cost(config: Config, input_shape: tuple[int, int, int]) -> int:
@@ -60,11 +60,29 @@ def least_cost(model: Model, input_shape: tuple[int, int, int]) -> int:
     -------
     int
     """
+    return cost_of_strides(model, input_shape).multiply_adds_range()[0]
+
+
+def cost_of_strides(model: Model, input_shape: tuple[int, int, int]) -> FlopsPenalty:
+    """Return what counts the multiply-adds per sample of a network at any strides.
+
+    Parameters
+    ----------
+    model : Model
+        Options of the network.
+    input_shape : tuple of int
+        Channels, height and width of a sample.
+
+    Returns
+    -------
+    FlopsPenalty
+        Its layers have the strides.
+    """
     with torch.random.fork_rng(devices=()), warnings.catch_warnings():
         # Of maps as small as two samples.
         warnings.simplefilter("ignore", NothingToCropWarning)
         network = model.build(METHODS["diffstride"], input_shape[0], CLASSES)
-        return flops_penalty(network, torch.zeros(1, *input_shape)).multiply_adds_range()[0]
+        return flops_penalty(network, torch.zeros(1, *input_shape))
 
 
 def widened(config: Config, budget: float, input_shape: tuple[int, int, int]) -> Config:
