@@ -136,7 +136,7 @@ def test_robustness_states_the_spread_over_starts(tmp_path):
 
 @pytest.mark.slow
 def test_wider_networks_cost_what_the_learnt_one_ended_with(tmp_path):
-    study = STUDIES["robustness-images"]
+    study = STUDIES["controls"]
     config = base_of(study, tmp_path)
     first = [replace(made_up(c), multiply_adds=8_000_000) for c in study.cases(config, (0,))]
     for case in study.follow_up(config, (0,), first):

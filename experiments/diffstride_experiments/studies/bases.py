@@ -70,6 +70,7 @@ def base(kind: DataKind, path: Path | None) -> Config:
             epochs=epochs,
             batch_size=64,
             channels_last=True,
+            budget_weight=0.1 if kind == "images" else 1.0,
         ),
         threads=1,
         device="cpu",

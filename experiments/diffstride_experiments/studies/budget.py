@@ -11,6 +11,7 @@ from diffstride_experiments.plot import png
 from diffstride_experiments.studies.bases import INPUT_SHAPES
 from diffstride_experiments.studies.changes import changed
 from diffstride_experiments.studies.figures import DPI
+from diffstride_experiments.studies.seeds import of_seeds
 from diffstride_experiments.studies.study import Case, Outcome, Report, Study
 from diffstride_experiments.studies.summary import (
     Row,
@@ -31,9 +32,9 @@ STARTS = {
     "4, 4, 4": (4.0, 4.0, 4.0),
     "1, 1, 4": (1.0, 1.0, 4.0),
 }
-TARGETS = (1.5e6, 3e6, 6e6)
 SEARCHED = 3e6
-"""The target at which fixed strides are searched."""
+"""The target that all starts have, and at which fixed strides are searched."""
+TARGETS = {1.5e6: ("1, 3, 1", "4, 4, 4"), SEARCHED: tuple(STARTS), 6e6: ("1, 3, 1", "4, 4, 4")}
 CHOICES = (1.0, 1.5, 2.0, 3.0, 4.0)
 TOLERANCE = 0.1
 FIXED, ENDS = "fixed at ", "fixed at the end of "
@@ -64,38 +65,22 @@ def fixed_grid(config: Config) -> list[tuple[float, ...]]:
 
 
 def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:
-    cases = [
-        Case(
-            (f"{target / 1e6:g}", f"from {start}"),
-            changed(
-                base,
-                {
-                    "methods": ("diffstride-budget",),
-                    "training.budget": target,
-                    "model.strides": strides,
-                    "seed": seed,
-                },
-            ),
-        )
-        for target in TARGETS
-        for start, strides in STARTS.items()
-        for seed in seeds
-    ]
-    return cases + [
-        case
-        for strides in fixed_grid(base)
-        for case in _held(base, seeds, f"{FIXED}{_listed(strides)}", strides)
-    ]
+    cases = []
+    for target, starts in TARGETS.items():
+        for start in starts:
+            options = {"training.budget": target, "model.strides": STARTS[start]}
+            config = changed(base, {"methods": ("diffstride-budget",), **options})
+            cases += of_seeds((f"{target / 1e6:g}", f"from {start}"), config, seeds)
+    for strides in fixed_grid(base):
+        cases += _held(base, seeds, f"{FIXED}{_listed(strides)}", strides)
+    return cases
 
 
 def _held(
     base: Config, seeds: Sequence[int], label: str, strides: Sequence[float | tuple[float, float]]
 ) -> list[Case]:
-    options = {"methods": ("diffstride-held",), "model.strides": tuple(strides)}
-    return [
-        Case((f"{SEARCHED / 1e6:g}", label), changed(base, {**options, "seed": seed}))
-        for seed in seeds
-    ]
+    config = changed(base, {"methods": ("diffstride-held",), "model.strides": tuple(strides)})
+    return of_seeds((f"{SEARCHED / 1e6:g}", label), config, seeds)
 
 
 def _ends(base: Config, seeds: Sequence[int], outcomes: Sequence[Outcome]) -> list[Case]:
@@ -203,7 +188,11 @@ def _targets(rows: Mapping[tuple[str, ...], Row]) -> bytes:
     figure = plotting.make_figure(7.5, 4.8)
     axes = figure.subplots()
     for index, start in enumerate(STARTS):
-        chosen = [rows[f"{target / 1e6:g}", f"from {start}"] for target in TARGETS]
+        chosen = [
+            rows[f"{target / 1e6:g}", f"from {start}"]
+            for target, starts in TARGETS.items()
+            if start in starts
+        ]
         axes.errorbar(
             [row.multiply_adds.mean for row in chosen],
             [row.accuracy.mean for row in chosen],

@@ -19,6 +19,7 @@ StudyName = Literal[
     "robustness-digits",
     "robustness-images",
     "robustness-recordings",
+    "controls",
     "budget",
     "penalty",
     "rate",

@@ -9,6 +9,7 @@ from diffstride_experiments.methods import METHODS, MethodName
 from diffstride_experiments.plot import png
 from diffstride_experiments.studies.changes import changed
 from diffstride_experiments.studies.figures import DPI, Style, draw_against_cost, style
+from diffstride_experiments.studies.seeds import of_seeds
 from diffstride_experiments.studies.study import Case, Outcome, Report, Study
 from diffstride_experiments.studies.summary import Row, costs_and_strides, group
 
@@ -40,14 +41,13 @@ def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:
         for strides in FIXED_STRIDES
     ]
     return [
-        Case(
-            (METHODS[method].label, label),
-            changed(
-                base, {"model.strides": STRIDES, "methods": (method,), "seed": seed, **options}
-            ),
-        )
+        case
         for method, label, options in grid
-        for seed in seeds
+        for case in of_seeds(
+            (METHODS[method].label, label),
+            changed(base, {"model.strides": STRIDES, "methods": (method,), **options}),
+            seeds,
+        )
     ]
 
 

@@ -7,47 +7,64 @@ from diffstride_backends import plotting
 
 from diffstride_experiments.config import Config
 from diffstride_experiments.plot import png
+from diffstride_experiments.studies.bases import INPUT_SHAPES
 from diffstride_experiments.studies.changes import changed
 from diffstride_experiments.studies.figures import DPI
+from diffstride_experiments.studies.seeds import of_seeds
 from diffstride_experiments.studies.study import Case, Outcome, Report, Study
 from diffstride_experiments.studies.summary import costs_and_strides, group
+from diffstride_experiments.studies.width import cost
 
 __all__ = ["RATE"]
 
-COLUMNS = ("optimiser", "stride rate", "initial strides")
-STARTS = {"1, 3, 1": (1.0, 3.0, 1.0), "2, 2, 2": (2.0, 2.0, 2.0), "4, 4, 4": (4.0, 4.0, 4.0)}
+COLUMNS = ("training", "stride rate", "initial strides")
+STARTS = {"1, 3, 1": (1.0, 3.0, 1.0), "4, 4, 4": (4.0, 4.0, 4.0)}
+BUDGETED = (2.0, 2.0, 2.0)
+"""The strides whose cost, as strided convolutions, is the budget."""
 ADAMW = {
     "optimizer.name": "adamw",
     "optimizer.learning_rate": 0.005,
     "optimizer.weight_decay": 0.01,
 }
-OPTIMIZERS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
-    "SGD, one-cycle": ({}, (0.1, 0.3, 1.0, 3.0)),
+TRAININGS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
+    "SGD, one-cycle": ({}, (0.1, 0.3, 1.0)),
     "SGD, cosine": ({"optimizer.schedule": "cosine"}, (0.3,)),
     "AdamW, one-cycle": (ADAMW, (0.01, 0.03, 0.1)),
 }
+WEIGHTS = (0.03, 0.1, 0.3, 1.0)
+"""Of the term that holds the budget, with the first training."""
 
 
 def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:
-    return [
-        Case(
-            (optimizer, f"{rate:g}", start),
-            changed(
-                base,
-                {
-                    "methods": ("diffstride",),
-                    "evaluate_on": "validation",
-                    "model.strides": strides,
-                    "seed": seed,
-                    **options,
-                    "optimizer.stride_learning_rate": rate,
-                },
-            ),
-        )
-        for optimizer, (options, rates) in OPTIMIZERS.items()
+    base = changed(base, {"methods": ("diffstride",), "evaluate_on": "validation"})
+    rows: list[tuple[str, float, dict[str, Any]]] = [
+        (training, rate, {**options, "optimizer.stride_learning_rate": rate})
+        for training, (options, rates) in TRAININGS.items()
         for rate in rates
+    ]
+    strided = changed(base, {"methods": ("conv",), "model.strides": BUDGETED})
+    budget = float(cost(strided, INPUT_SHAPES["images"]))
+    rows += [
+        (
+            f"SGD, one-cycle, budget x {weight:g}",
+            base.optimizer.stride_learning_rate,
+            {
+                "methods": ("diffstride-budget",),
+                "training.budget": budget,
+                "training.budget_weight": weight,
+            },
+        )
+        for weight in WEIGHTS
+    ]
+    return [
+        case
+        for training, rate, options in rows
         for start, strides in STARTS.items()
-        for seed in seeds
+        for case in of_seeds(
+            (training, f"{rate:g}", start),
+            changed(base, {"model.strides": strides, **options}),
+            seeds,
+        )
     ]
 
 

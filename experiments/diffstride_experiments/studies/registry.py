@@ -1,6 +1,7 @@
 """All studies by their names."""
 
 from diffstride_experiments.studies.budget import BUDGET
+from diffstride_experiments.studies.controls import CONTROLS
 from diffstride_experiments.studies.demo import DEMO
 from diffstride_experiments.studies.penalty import PENALTY
 from diffstride_experiments.studies.rate import RATE
@@ -17,7 +18,6 @@ STARTS = {
     "4, 4, 4": (4.0, 4.0, 4.0),
     **{f"{a:g}, {b:g}, {c:g} (random)": (a, b, c) for a, b, c in random_strides(2)},
 }
-CONTROLLED = frozenset({"2, 2, 2", "3, 2, 3", "4, 4, 4"})
 
 DIGITS = Robustness(
     name="robustness-digits",
@@ -33,8 +33,6 @@ IMAGES = Robustness(
     data="images",
     starts=STARTS,
     more_seeds=frozenset({"3, 1, 3", "3, 2, 3", "4, 4, 4"}),
-    controlled=CONTROLLED,
-    with_paper=CONTROLLED,
     published={
         "2, 2, 2": "91.4 ± 0.2, 92.4 ± 0.1, 92.5 ± 0.1",
         "3, 1, 3": "85.7 ± 0.1, 90.9 ± 0.2, 92.4 ± 0.1",
@@ -64,6 +62,7 @@ STUDIES: dict[str, Study] = {
         DIGITS.study(),
         IMAGES.study(),
         RECORDINGS.study(),
+        CONTROLS,
         BUDGET,
         PENALTY,
         RATE,

@@ -14,6 +14,7 @@ from diffstride_experiments.plot import COLOURS, png
 from diffstride_experiments.studies.bases import INPUT_SHAPES
 from diffstride_experiments.studies.changes import changed
 from diffstride_experiments.studies.figures import DPI, draw_by_category, style
+from diffstride_experiments.studies.seeds import of_seeds, with_more
 from diffstride_experiments.studies.study import Case, DataKind, Outcome, Report, Study
 from diffstride_experiments.studies.summary import (
     Difference,
@@ -24,7 +25,7 @@ from diffstride_experiments.studies.summary import (
     markdown_table,
     strides_table,
 )
-from diffstride_experiments.studies.width import cost, least_cost, widened
+from diffstride_experiments.studies.width import cost, least_cost
 
 __all__ = ["MEAN", "Robustness", "random_strides"]
 
@@ -37,14 +38,6 @@ BUDGET_MARGIN = 1.05
 
 Start = tuple[Stride, ...]
 MEAN = "mean ± sd over starts"
-
-# What a sceptic asks, and the options that answer it.
-CONTROLS: Mapping[str, Mapping[str, Any]] = {
-    "strides held": {"methods": ("diffstride-held",)},
-    "behind the convolution": {"methods": (REFERENCE,), "model.placement": "after"},
-}
-PAPER = "the paper's convention, behind the convolution"
-WIDER = {method: f"{METHODS[method].label}, wider" for method in FIXED}
 
 
 def random_strides(count: int) -> tuple[Start, ...]:
@@ -65,11 +58,6 @@ class Robustness:
         Initial strides by their names.
     more_seeds : set of str
         Starts that have two seeds more.
-    controlled : set of str
-        Starts that have the controls: strides held, the layer behind the convolution, and the fixed
-        methods as wide as it takes to cost what the learnt network ends with.
-    with_paper : set of str
-        Starts that have the paper's convention too.
     axes : pair of str
         What height and width are.
     published : mapping of str to str
@@ -84,8 +72,6 @@ class Robustness:
     data: DataKind
     starts: Mapping[str, Start]
     more_seeds: frozenset[str] = frozenset()
-    controlled: frozenset[str] = frozenset()
-    with_paper: frozenset[str] = frozenset()
     axes: tuple[str, str] = ("height", "width")
     published: Mapping[str, str] = field(default_factory=dict)
     published_caption: str = ""
@@ -98,7 +84,6 @@ class Robustness:
             data=self.data,
             columns=("initial strides", "network"),
             cases=self._cases,
-            follow_up=self._wider if self.controlled else None,
             report=self._report,
         )
 
@@ -116,37 +101,10 @@ class Robustness:
                 METHODS[method].label: {"methods": (method,)} for method in COMPARED
             }
             rows[METHODS[BUDGET].label] = {"methods": (BUDGET,), "training.budget": price}
-            if start in self.controlled:
-                rows |= CONTROLS
-            if start in self.with_paper:
-                rows[PAPER] = {"methods": ("diffstride-paper",)}
+            own = with_more(seeds) if start in self.more_seeds else seeds
             for label, options in rows.items():
-                # The paper's convention takes minutes a run.
-                more = label != PAPER
-                cases += self._of_seeds(start, label, changed(at_start, options), seeds, more=more)
-        # The longest runs last.
-        return sorted(cases, key=lambda case: case.labels[1] == PAPER)
-
-    def _wider(self, base: Config, seeds: Sequence[int], outcomes: Sequence[Outcome]) -> list[Case]:
-        rows = group(outcomes)
-        cases = []
-        for start in self._in_order(self.controlled):
-            price = 1e6 * rows[start, METHODS[REFERENCE].label].multiply_adds.mean
-            for method, label in WIDER.items():
-                options = {"methods": (method,), "model.strides": self.starts[start]}
-                config = widened(changed(base, options), price, INPUT_SHAPES[self.data])
-                cases += self._of_seeds(start, label, config, seeds)
+                cases += of_seeds((start, label), changed(at_start, options), own)
         return cases
-
-    def _of_seeds(
-        self, start: str, label: str, config: Config, seeds: Sequence[int], *, more: bool = True
-    ) -> list[Case]:
-        last = max(seeds)
-        own = [*seeds, last + 1, last + 2] if more and start in self.more_seeds else seeds
-        return [Case((start, label), changed(config, {"seed": seed})) for seed in own]
-
-    def _in_order(self, chosen: frozenset[str]) -> list[str]:
-        return [start for start in self.starts if start in chosen]
 
     def _report(self, outcomes: Sequence[Outcome]) -> Report:
         rows = group(outcomes)
@@ -159,23 +117,15 @@ class Robustness:
             "How far the learnt networks are ahead of the fixed ones, in percentage points, from "
             "the same initial weights and samples; mean ± standard error over the seeds:\n",
             self._differences(rows),
-        ]
-        if self.controlled:
-            parts += [
-                "## What does it?\n\nAccuracy, %, at multiply-adds per sample at the end, 10⁶:\n",
-                self._controls(rows),
-                "Wider networks have as many channels as it takes to cost what the learnt network "
-                "ends with.\n",
-            ]
-        parts += [
             "## What it costs\n\nMultiply-adds of the forward pass, at the initial → at the learnt "
             "strides, and summed over the training; seconds on one thread:\n",
             costs_table(("initial strides", "network"), rows.values()),
             "## Learnt strides\n",
             strides_table(("initial strides", "network"), rows.values(), self.axes),
         ]
+        markdown = "\n".join(parts)
         return Report(
-            "\n".join(parts),
+            markdown,
             {"accuracy": self._accuracy_figure(rows), "strides": self._strides_figure(rows)},
         )
 
@@ -220,30 +170,6 @@ class Robustness:
                     ),
                 ]
                 for start in self.starts
-            ),
-        )
-
-    def _controls(self, rows: Mapping[tuple[str, ...], Row]) -> str:
-        starts = self._in_order(self.controlled)
-        labels = [
-            *(METHODS[method].label for method in COMPARED),
-            *CONTROLS,
-            *([PAPER] if self.with_paper else []),
-            *WIDER.values(),
-        ]
-        return markdown_table(
-            ["network", *starts],
-            (
-                [
-                    label,
-                    *(
-                        f"{row.accuracy:.1f} at {row.multiply_adds.mean:.3g}"
-                        if (row := rows.get((start, label))) is not None
-                        else ""
-                        for start in starts
-                    ),
-                ]
-                for label in labels
             ),
         )
 

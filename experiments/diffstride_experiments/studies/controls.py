@@ -1,0 +1,138 @@
+"""What of DiffStride does it? Learning, its place, the convention, or the multiply-adds alone."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffstride_backends import plotting
+
+from diffstride_experiments.config import Config
+from diffstride_experiments.methods import METHODS, MethodName
+from diffstride_experiments.plot import png
+from diffstride_experiments.studies.bases import INPUT_SHAPES
+from diffstride_experiments.studies.changes import changed
+from diffstride_experiments.studies.figures import DPI, Style, draw_against_cost, style
+from diffstride_experiments.studies.seeds import of_seeds, with_more
+from diffstride_experiments.studies.study import Case, Outcome, Report, Study
+from diffstride_experiments.studies.summary import (
+    Difference,
+    costs_and_strides,
+    group,
+    markdown_table,
+)
+from diffstride_experiments.studies.width import widened
+
+__all__ = ["CONTROLS"]
+
+COLUMNS = ("initial strides", "network")
+STARTS = {"2, 2, 2": (2.0, 2.0, 2.0), "3, 2, 3": (3.0, 2.0, 3.0), "4, 4, 4": (4.0, 4.0, 4.0)}
+MORE_SEEDS = frozenset({"3, 2, 3", "4, 4, 4"})
+"""Starts that have two seeds more."""
+LEARNT = METHODS["diffstride"].label
+HELD = "strides held"
+BEHIND = "behind the convolution"
+PAPER = "the paper's convention, behind the convolution"
+# What a sceptic asks, and the options that answer it.
+NETWORKS: dict[str, dict[str, Any]] = {
+    LEARNT: {"methods": ("diffstride",)},
+    HELD: {"methods": ("diffstride-held",)},
+    BEHIND: {"methods": ("diffstride",), "model.placement": "after"},
+    PAPER: {"methods": ("diffstride-paper",)},
+}
+FIXED: tuple[MethodName, ...] = ("conv", "spectral")
+WIDER = {method: f"{METHODS[method].label}, wider" for method in FIXED}
+STYLES: dict[str, Style] = {
+    LEARNT: style("diffstride"),
+    HELD: style("diffstride-held", HELD),
+    BEHIND: (BEHIND, plotting.SKY, "v"),
+    PAPER: style("diffstride-paper", PAPER),
+    **{label: style(method, label) for method, label in WIDER.items()},
+}
+
+
+def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:
+    cases = []
+    for network, options in NETWORKS.items():
+        for start, strides in STARTS.items():
+            config = changed(base, {"model.strides": strides, **options})
+            # The paper's convention takes minutes a run.
+            own = seeds if network == PAPER else _seeds(start, seeds)
+            cases += of_seeds((start, network), config, own)
+    return cases
+
+
+def _wider(base: Config, seeds: Sequence[int], outcomes: Sequence[Outcome]) -> list[Case]:
+    """Return the fixed methods as wide as it takes to cost what the learnt networks end with."""
+    rows = group(outcomes)
+    cases = []
+    for start, strides in STARTS.items():
+        price = 1e6 * rows[start, LEARNT].multiply_adds.mean
+        for method, label in WIDER.items():
+            config = changed(base, {"methods": (method,), "model.strides": strides})
+            config = widened(config, price, INPUT_SHAPES["images"])
+            cases += of_seeds((start, label), config, _seeds(start, seeds))
+    return cases
+
+
+def _seeds(start: str, seeds: Sequence[int]) -> Sequence[int]:
+    return with_more(seeds) if start in MORE_SEEDS else seeds
+
+
+def _report(outcomes: Sequence[Outcome]) -> Report:
+    rows = group(outcomes)
+    labels = [*NETWORKS, *WIDER.values()]
+    ordered = [rows[start, label] for start in STARTS for label in labels]
+    accuracies = markdown_table(
+        ["network", *STARTS],
+        (
+            [
+                label,
+                *(
+                    f"{rows[start, label].accuracy:.1f} at {rows[start, label].cost}"
+                    for start in STARTS
+                ),
+            ]
+            for label in labels
+        ),
+    )
+    differences = markdown_table(
+        ["DiffStride, less", *STARTS],
+        (
+            [
+                label,
+                *(str(Difference.of(rows[start, LEARNT], rows[start, label])) for start in STARTS),
+            ]
+            for label in labels[1:]
+        ),
+    )
+    markdown = "\n".join(
+        [
+            "## Accuracy\n\nOf the test images, %, at multiply-adds per image, 10⁶ (initial → "
+            "learnt strides):\n",
+            accuracies,
+            "Wider networks have as many channels as it takes to cost what the learnt network ends "
+            "with.\n",
+            "How far the learnt network is ahead, in percentage points; mean ± standard error over "
+            "the seeds:\n",
+            differences,
+            "## What it costs\n",
+            costs_and_strides(COLUMNS, ordered),
+        ]
+    )
+    figure = plotting.make_figure(7.5, 5)
+    axes = figure.subplots()
+    draw_against_cost(
+        axes, {STYLES[label]: [rows[start, label] for start in STARTS] for label in labels}
+    )
+    plotting.legend_below(figure, axes)
+    return Report(markdown, {"costs": png(figure, DPI)})
+
+
+CONTROLS = Study(
+    name="controls",
+    title="What of DiffStride does it? (CIFAR10 images)",
+    data="images",
+    columns=COLUMNS,
+    cases=_cases,
+    follow_up=_wider,
+    report=_report,
+)
