@@ -136,8 +136,15 @@ def open_frame(axes: Axes) -> None:
 def legend_below(figure: Figure | SubFigure, axes: Axes) -> None:
     """Put one legend for all panels below them, with the labels of one of them."""
     lines, labels = axes.get_legend_handles_labels()
-    columns = len(lines) if len(lines) < 5 else math.ceil(len(lines) / 2)
-    figure.legend(lines, labels, loc="outside lower center", ncols=columns, frameon=False)
+    # As few rows as the width allows, filled evenly.
+    for rows in range(1, len(lines) + 1):
+        columns = math.ceil(len(lines) / rows)
+        legend = figure.legend(
+            lines, labels, loc="outside lower center", ncols=columns, frameon=False
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def draw_window(axes: Axes, window: AxisWindow) -> None:

@@ -71,7 +71,7 @@ def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:
 def _report(outcomes: Sequence[Outcome]) -> Report:
     rows = group(outcomes)
     figure = plotting.make_figure(7.5, 5.5)
-    panels = figure.subplots(2, 1, sharex=True)
+    panels = figure.subplots(1, 2, sharey=True)
     kinds = list(dict.fromkeys(labels[:2] for labels in rows))
     for start in STARTS:
         chosen = [rows[*kind, start] for kind in kinds]
@@ -80,17 +80,17 @@ def _report(outcomes: Sequence[Outcome]) -> Report:
             (panels[1], [row.multiply_adds for row in chosen]),
         ):
             panel.errorbar(
-                range(len(kinds)),
                 [value.mean for value in values],
-                yerr=[value.deviation for value in values],
+                range(len(kinds)),
+                xerr=[value.deviation for value in values],
                 fmt="o",
                 capsize=2,
                 label=f"from {start}",
             )
-    panels[0].set_ylabel("validation accuracy, %")
-    panels[1].set_ylabel("multiply-adds per sample\nat the end, millions")
-    panels[1].set_xticks(range(len(kinds)), ["\n".join(kind) for kind in kinds])
-    panels[1].tick_params("x", labelsize="small")
+    panels[0].set_yticks(range(len(kinds)), [f"{training}, {rate}" for training, rate in kinds])
+    panels[0].invert_yaxis()
+    panels[0].set_xlabel("validation accuracy, %")
+    panels[1].set_xlabel("multiply-adds per sample\nat the end, millions")
     plotting.legend_below(figure, panels[0])
     markdown = costs_and_strides(COLUMNS, list(rows.values()))
     return Report(markdown, {"rates": png(figure, DPI)})
