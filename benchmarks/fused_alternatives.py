@@ -26,12 +26,13 @@ import fused
 import measuring
 import numpy as np
 import torch
-from diffstride_backends import host
 from diffstride_backends.torch_backend import BACKEND
 from diffstride_torch import conv_diff_stride
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from diffstride_core import host
 
 # Strides whose maps have odd sizes, so that no bin lies at half the sampling rate: a shift by a
 # fraction of a sample does not exist there.

@@ -60,8 +60,9 @@ RESAMPLE = "diffstride_core/resample.py"
 SPECTRUM = "diffstride_core/spectrum.py"
 WINDOW = "diffstride_core/window.py"
 ARGUMENTS = "diffstride_core/arguments.py"
-HOST = "backends/diffstride_backends/host.py"
-EAGER = "backends/diffstride_backends/eager.py"
+HOST = "diffstride_core/host.py"
+OPS = "diffstride_core/ops.py"
+PROTOCOL = "backends/diffstride_backends/protocol.py"
 FUNCTIONAL = "backends/diffstride_backends/functional.py"
 JAX_BACKEND = "backends/diffstride_backends/jax_backend.py"
 TORCH_BACKEND = "backends/diffstride_backends/torch_backend.py"
@@ -515,7 +516,7 @@ _TABLE = (
          "precise = strides",
          "mask and derivative are computed in float64"),
     )),
-    ("dtype", EAGER, NUMPY, (
+    ("dtype", OPS, NUMPY, (
         ("half-computed-in-half-by-numpy",
          "array.dtype if array.dtype == self.xp.float64 else self.xp.float32", "array.dtype",
          "half precision is resized in float32"),
@@ -628,8 +629,7 @@ _TABLE = (
          "summed_g * _of_constant(xp, row_sums)[..., None]", "summed_g",
          "the gradient of a bias is that of a constant"),
         ("gradient-of-the-weight-of-one-term",
-         "dkernels[tap] = _plus(dkernels[tap], ops.pointwise_kernel(rows, g_rows))",
-         "dkernels[tap] = ops.pointwise_kernel(rows, g_rows)",
+         "dkernels[tap] = _plus(dkernels[tap], own)", "dkernels[tap] = own",
          "the gradient of a weight is the sum over the operator's terms"),
     )),
     ("convolution", FUSED, CONFORMANCE, (
@@ -649,14 +649,16 @@ _TABLE = (
     )),
     ("needs", RESAMPLE, TORCH, (
         ("everything-computed",
-         "needs[0], strides is not None and needs[1]", "True, strides is not None",
+         "needs_strides = needs[0], stride_factors", "needs_strides = True, stride_factors",
          "gradients that nobody needs cost nothing"),
-        ("strides-needed-where-x-is",
-         "strides is not None and needs[1]", "strides is not None and needs[0]",
-         "each input is asked for by itself"),
         ("one-adjoint-too-many",
          "if needs_x or step:", "if True:",
          "the last adjoint makes dx alone"),
+    )),
+    ("needs", PROTOCOL, TORCH, (
+        ("strides-needed-where-x-is",
+         "if needs[operation.strides]:", "if needs[0]:",
+         "each input is asked for by itself"),
     )),
     ("needs", COMPLEXITY, DETAILS, (
         ("complexity-of-frozen-strides",
@@ -700,15 +702,15 @@ _TABLE = (
     )),
     ("torch", TORCH_BACKEND, TORCH, (
         ("torch-stride-gradient-dropped",
-         "return None, None, None, None, *gradients",
-         "return None, None, None, None, gradients[0], *(None for _ in gradients[1:])",
+         "return None, None, None, *gradients",
+         "return None, None, None, gradients[0], *(None for _ in gradients[1:])",
          "strides are learnt"),
         ("torch-gradient-scaled",
-         "ctx.vjp(ctx.backend, ctx.plan, g,", "ctx.vjp(ctx.backend, ctx.plan, 2 * g,",
+         "ctx.operation, ctx.plan, g,", "ctx.operation, ctx.plan, 2 * g,",
          "the cotangent is handed on as it is"),
         ("torch-needs-shifted",
-         "ctx.needs_input_grad[4:]", "ctx.needs_input_grad[3:]",
-         "the arrays follow four other arguments"),
+         "ctx.needs_input_grad[3:]", "ctx.needs_input_grad[2:]",
+         "the arrays follow three other arguments"),
         ("torch-no-second-derivative",
          "    @staticmethod\n    def backward(",
          "    @staticmethod\n    @torch.autograd.function.once_differentiable\n    def backward(",
@@ -726,7 +728,7 @@ _TABLE = (
          "        or _is_forward_mode()\n        or torch._C", "        or torch._C",
          "the operator of a forward pass in forward mode is not the one kept for others"),
         ("torch-autocast-in-the-forward-pass",
-         "with _no_autocast(arrays[0].device):", "with nullcontext():",
+         "with _no_autocast(x.device):", "with nullcontext():",
          "autocast does not reach the operator"),
         ("torch-autocast-in-the-backward-pass",
          "with _no_autocast(g.device), _noted", "with nullcontext(), _noted",
@@ -734,12 +736,12 @@ _TABLE = (
     )),
     ("jax", JAX_BACKEND, JAX, (
         ("jax-stride-gradient-dropped",
-         "return vjp(BACKEND, plan, g, *arrays, needs=(True,) * len(arrays))",
-         "dx, *others = vjp(BACKEND, plan, g, *arrays, needs=(True,) * len(arrays))\n"
-         "    return dx, *(0 * gradient for gradient in others)",
+         "return pull_back(BACKEND, operation, plan, g, arrays, needs)",
+         "dx, *others = pull_back(BACKEND, operation, plan, g, arrays, needs)\n"
+         "    return dx, *(None if gradient is None else 0 * gradient for gradient in others)",
          "strides are learnt"),
         ("jax-gradient-scaled",
-         "return vjp(BACKEND, plan, g, *arrays", "return vjp(BACKEND, plan, 2 * g, *arrays",
+         "plan, g, arrays, needs)", "plan, 2 * g, arrays, needs)",
          "the cotangent is handed on as it is"),
     )),
     ("jax", JAX_BACKEND, DETAILS, (

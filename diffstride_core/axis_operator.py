@@ -75,9 +75,10 @@ class AxisOperator(ABC):
         else:
             a, b = matrix[None, :, :], vectors
         if total is None:
-            y = self._ops.matmul(a, b, place)
+            y = self._ops.kernels.matmul(a, b, place)
         else:
-            y = self._ops.add_matmul(xp.reshape(total, (before, matrix.shape[0], *rest)), a, b)
+            total = xp.reshape(total, (before, matrix.shape[0], *rest))
+            y = self._ops.kernels.add_matmul(total, a, b)
         if out is not None:
             return out
         return xp.reshape(y, (*shape[:at], matrix.shape[0], *shape[at + 1 :]))

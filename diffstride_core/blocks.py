@@ -40,7 +40,7 @@ def in_blocks(
     result : array or None
     sums : tuple of array
     """
-    count, limit = arrays[0].shape[0], ops.block_elements(arrays[0])
+    count, limit = arrays[0].shape[0], ops.kernels.block_elements(arrays[0])
     if elements is None:
         elements = max(math.prod(array.shape) for array in arrays)
     if limit is None or count < 2 or elements <= limit:

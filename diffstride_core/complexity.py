@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from diffstride_core.ops import Array, ArrayOps
+from diffstride_core.operation import Operation
+from diffstride_core.ops import Array, ArrayOps, Factors
 from diffstride_core.plan import Bounds
 from diffstride_core.window import gather_slopes, spread_strides, straight_through
 
@@ -17,7 +18,7 @@ LayerBounds: TypeAlias = tuple[tuple[Bounds, ...], ...]
 """Per layer, the bounds of the stride of each resized axis."""
 
 
-def forward(ops: ArrayOps, bounds: LayerBounds, *strides: Array) -> Array:
+def evaluate(ops: ArrayOps, bounds: LayerBounds, factors: Factors, *strides: Array) -> Array:
     """Return the penalty J.
 
     Parameters
@@ -25,6 +26,8 @@ def forward(ops: ArrayOps, bounds: LayerBounds, *strides: Array) -> Array:
     ops : ArrayOps
     bounds : tuple of tuple of Bounds
         Per layer and resized axis; the strides are bounded straight through.
+    factors : tuple
+        Empty.
     *strides : array, shape (), (1,) or (d,)
         Per layer in the order of the network; a stride shared by d axes counts d times.
 
@@ -38,9 +41,11 @@ def forward(ops: ArrayOps, bounds: LayerBounds, *strides: Array) -> Array:
     return ops.xp.astype(total, ops.xp.result_type(*strides), copy=False)
 
 
-def vjp(
+def pull_back(
     ops: ArrayOps,
     bounds: LayerBounds,
+    factors: Factors,
+    stride_factors: None,
     g: Array,
     *strides: Array,
     needs: tuple[bool, ...],
@@ -84,3 +89,6 @@ def _products(used: list[list[Array]]) -> list[Array]:
             share = share / stride
         shares.append(share if not shares else shares[-1] * share)
     return shares
+
+
+COMPLEXITY = Operation(evaluate, pull_back)

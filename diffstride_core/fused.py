@@ -23,104 +23,109 @@ from diffstride_core.axis_operator import Others
 from diffstride_core.blocks import Part, in_blocks
 from diffstride_core.convolution import ConvPlan
 from diffstride_core.matrix import MatrixOperator
+from diffstride_core.operation import Operation
 from diffstride_core.ops import Array, ArrayOps, Factors
 from diffstride_core.resample import operator_slopes, operator_weights
 from diffstride_core.window import gather_slopes
 
 
-def forward(ops: ArrayOps, plan: ConvPlan, x: Array, weight: Array, *rest: Array) -> Array:
+def evaluate(
+    ops: ArrayOps,
+    plan: ConvPlan,
+    factors: Factors,
+    x: Array,
+    weight: Array,
+    strides: Array | None = None,
+    bias: Array | None = None,
+) -> Array:
     """Convolve and resize an array.
 
     Parameters
     ----------
     ops : ArrayOps
     plan : ConvPlan
+    factors : tuple
+        From `shifted_weights`.
     x : array, shape (..., C, N_1, ..., N_d)
         Channels last where the plan says so.
     weight : array, shape (O, C / groups, k_1, ..., k_d)
         Of the dtype of `x`.
-    *rest : array
-        The strides, shape (), (1,) or (d,), if the resize has any; the bias, shape (O,), if the
-        convolution has one.
+    strides : array, shape (), (1,) or (d,), optional
+        The stride parameters, which the factors have been made of.
+    bias : array, shape (O,), optional
 
     Returns
     -------
     array, shape (..., O, M_1, ..., M_d)
         Channels last if the input is; of its dtype.
     """
-    strides, bias = strides_and_bias(plan, rest)
-    factors = ops.kept(shifted_weights, plan, strides, x)
-    return convolve(ops, plan, factors, x, weight, bias)
-
-
-def convolve(
-    ops: ArrayOps, plan: ConvPlan, factors: Factors, x: Array, weight: Array, bias: Array | None
-) -> Array:
-    """Convolve and resize an array by operators from `shifted_weights`; else as `forward`."""
     xp, layout = ops.xp, _Layout(ops, plan, x)
     weights, row_sums = factors
     terms = [_taps(ops, plan, own) for own in weights]
     kernels = _kernels(ops, plan, weight)
-    can_write = ops.block_elements(layout.x) is not None
+    can_write = ops.kernels.block_elements(layout.x) is not None
     offset = None
     if bias is not None:
         offset = layout.per_group(bias) * _of_constant(xp, row_sums)[..., None]
 
-    def evaluate(_: Array | None, x: Array) -> Part:
+    def convolve(_: Array | None, x: Array) -> Part:
         made, y = [layout.canonical(x)], None
         for term in terms:
             for kernel, operators in zip(kernels, term, strict=True):
                 made = _applied(operators, made, can_write=can_write)
-                y = ops.pointwise(layout.rows(made[-1], kernel.shape[1]), kernel, y)
+                y = ops.kernels.pointwise(layout.rows(made[-1], kernel.shape[1]), kernel, y)
         assert y is not None
         y = xp.reshape(y, (*made[0].shape[:2], *layout.output_sizes, kernels[0].shape[2]))
         if offset is not None:
             y = y + offset
         return xp.astype(layout.original(y), x.dtype, copy=False), ()
 
-    y, _ = in_blocks(ops, evaluate, layout.output_shape, (layout.x,), layout.elements)
+    y, _ = in_blocks(ops, convolve, layout.output_shape, (layout.x,), layout.elements)
     return layout.restored(y)
 
 
-def vjp(
+def pull_back(
     ops: ArrayOps,
     plan: ConvPlan,
+    factors: Factors,
+    stride_factors: Factors | None,
     g: Array,
     x: Array,
     weight: Array,
-    *rest: Array,
+    strides: Array | None = None,
+    bias: Array | None = None,
+    *,
     needs: tuple[bool, ...],
 ) -> tuple[Array | None, ...]:
-    """Return the vector-Jacobian product of `forward`, for which its inputs are kept alone.
+    """Return the vector-Jacobian product of `evaluate`, for which its inputs are kept alone.
 
     Parameters
     ----------
-    ops, plan, x, weight, *rest
-        As for `forward`.
+    ops, plan, factors, x, weight, strides, bias
+        As for `evaluate`.
+    stride_factors : tuple or None
+        From `shifted_slopes`; None where the gradient of the strides is not needed.
     g : array
         Cotangent of the output.
     needs : tuple of bool
-        Which of the gradients of `x`, `weight` and `rest` to compute.
+        Which of the gradients of the four arrays to compute.
 
     Returns
     -------
     tuple of array or None
-        The gradients, in the order of the arrays and each of its array's shape and dtype.
+        The gradients of `x`, `weight`, `strides` and `bias`, each of its array's shape and dtype.
     """
     xp, layout = ops.xp, _Layout(ops, plan, x)
-    strides, bias = strides_and_bias(plan, rest)
-    needs_x, needs_weight, *needs_rest = needs
-    needs_strides, needs_bias = map(bool, strides_and_bias(plan, needs_rest))
+    needs_x, needs_weight, _, needs_bias = needs
+    needs_strides, needs_bias = stride_factors is not None, needs_bias and bias is not None
     sums_g = plan.convolution.has_bias and (needs_bias or needs_strides)
-    weights, row_sums = ops.kept(shifted_weights, plan, strides, x)
-    slopes, slope_sums = ((None,) * len(weights), ())
-    if needs_strides:
-        slopes, slope_sums = ops.kept(_shifted_slopes, plan, strides, x)
+    weights, row_sums = factors
+    slopes, slope_sums = ((None,) * len(weights), ()) if stride_factors is None else stride_factors
     terms = [_taps(ops, plan, *own) for own in zip(weights, slopes, strict=True)]
     kernels = _kernels(ops, plan, weight)
-    can_write = ops.block_elements(layout.x) is not None
+    can_write = ops.kernels.block_elements(layout.x) is not None
 
-    def pull_back(_: Array | None, x: Array, g: Array) -> Part:
+    def pull_back_part(_: Array | None, x: Array, g: Array) -> Part:
         wide_x, wide_g = layout.canonical(x), layout.canonical(g)
         g_rows = layout.rows(wide_g, wide_g.shape[-1])
         places = wide_g.shape[-2] * plan.convolution.kernel[-1]
@@ -136,10 +141,11 @@ def vjp(
                     seen = _applied(needed, seen, can_write=can_write)
                 if needs_weight:
                     rows = layout.rows(seen[-1], kernels[tap].shape[1])
-                    dkernels[tap] = _plus(dkernels[tap], ops.pointwise_kernel(rows, g_rows))
+                    own = ops.kernels.pointwise_kernel(rows, g_rows)
+                    dkernels[tap] = _plus(dkernels[tap], own)
                 if not (needs_x or needs_strides):
                     continue
-                u = ops.pointwise(g_rows, xp.matrix_transpose(kernels[tap]))
+                u = ops.kernels.pointwise(g_rows, xp.matrix_transpose(kernels[tap]))
                 u = xp.reshape(u, u_shape)
                 for step, operator in reversed(list(enumerate(operators))):
                     if needs_strides:
@@ -159,34 +165,28 @@ def vjp(
         )
 
     shape, arrays = layout.x.shape if needs_x else None, (layout.x, layout.flattened(g))
-    dx, sums = in_blocks(ops, pull_back, shape, arrays, layout.elements)
-    gradients = [layout.restored(dx) if needs_x else None]
+    dx, sums = in_blocks(ops, pull_back_part, shape, arrays, layout.elements)
     remaining = iter(sums)
-    dweight = None
+    dweight = dbias = None
     if needs_weight:
         dweight = _as_weight(ops, plan, [next(remaining) for _ in kernels], weight)
-    gradients.append(dweight)
-    dstrides = next(remaining) if needs_strides else None
+    dstrides: Array | None = next(remaining) if needs_strides else None
     summed_g = next(remaining) if sums_g else None
     if needs_strides and bias is not None:
         assert summed_g is not None
         g_of_constant = xp.sum(summed_g * layout.per_group(bias)[:, 0, ...], axis=(0, -1))
         dstrides = dstrides + _slopes_of_constant(ops, g_of_constant, row_sums, slope_sums)
-    if strides is not None:
-        if dstrides is not None:
-            order = plan.spatial_order
-            dstrides = xp.stack([dstrides[order.index(i)] for i in range(len(order))])
-            dstrides = gather_slopes(ops, dstrides, strides)
-        gradients.append(dstrides)
-    if bias is not None:
-        dbias = None
-        if needs_bias:
-            assert summed_g is not None
-            weighted = summed_g * _of_constant(xp, row_sums)[..., None]
-            dbias = xp.sum(weighted, axis=tuple(range(1, plan.convolution.rank + 1)))
-            dbias = xp.astype(xp.reshape(dbias, bias.shape), bias.dtype, copy=False)
-        gradients.append(dbias)
-    return tuple(gradients)
+    if dstrides is not None:
+        order = plan.spatial_order
+        dstrides = xp.stack([dstrides[order.index(i)] for i in range(len(order))])
+        dstrides = gather_slopes(ops, dstrides, strides)
+    if needs_bias:
+        assert summed_g is not None
+        assert bias is not None
+        weighted = summed_g * _of_constant(xp, row_sums)[..., None]
+        dbias = xp.sum(weighted, axis=tuple(range(1, plan.convolution.rank + 1)))
+        dbias = xp.astype(xp.reshape(dbias, bias.shape), bias.dtype, copy=False)
+    return layout.restored(dx) if needs_x else None, dweight, dstrides, dbias
 
 
 class _Layout:
@@ -198,7 +198,7 @@ class _Layout:
         self._order = None
         if not plan.channels_last and x.ndim == conv.rank + 2:
             # What is channels last in memory needs no copy.
-            self._order = ops.memory_order(x)
+            self._order = ops.kernels.memory_order(x)
         self._channels_last = plan.channels_last or self._order is not None
         self._lead = tuple(x.shape[: -conv.rank - 1])
         self.x = self.flattened(x)
@@ -354,7 +354,7 @@ def shifted(ops: ArrayOps, plan: ConvPlan, weights: Sequence[Sequence[Array]]) -
     return terms, tuple(tuple(xp.sum(term[i], axis=-1) for i in order) for term in weights)
 
 
-def _shifted_slopes(ops: ArrayOps, plan: ConvPlan, strides: Array | None, like: Array) -> Factors:
+def shifted_slopes(ops: ArrayOps, plan: ConvPlan, strides: Array | None, like: Array) -> Factors:
     """Return the factors of the derivatives of `shifted_weights`, in the same order."""
     xp, order = ops.xp, plan.spatial_order
     slopes = operator_slopes(ops, plan.by_matrices, strides, like)
@@ -451,7 +451,4 @@ def _plus(total: Array | None, summand: Array) -> Array:
     return summand if total is None else total + summand
 
 
-def strides_and_bias(plan: ConvPlan, rest: Sequence[Any]) -> tuple[Any, Any]:
-    """Return the strides and the bias of what follows the weight, None where there are none."""
-    *strides, bias = rest if plan.convolution.has_bias else (*rest, None)
-    return strides[0] if strides else None, bias
+CONVOLVE = Operation(evaluate, pull_back, shifted_weights, shifted_slopes, strides=2)

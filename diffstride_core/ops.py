@@ -2,93 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
-from diffstride_core.bases import AxisBasis
-
-Array: TypeAlias = Any
-"""An array of the framework at hand; the core relies on the array API standard alone."""
+from diffstride_core import bases
+from diffstride_core._namespace import device_of, namespace_of
+from diffstride_core.kernels import Array as Array
+from diffstride_core.kernels import Kernels
 
 Factors: TypeAlias = tuple[Any, ...]
-"""Arrays in nested tuples."""
+"""Arrays in nested tuples: what operators are applied with."""
 
 
-PlanT = TypeVar("PlanT", bound=Hashable)
-
-
-class ArrayOps(Protocol):
+class ArrayOps:
     """The array operations of one framework, handed to every function that touches arrays.
 
-    Everything else comes from ``xp``, the framework's array API namespace.
+    Here by the array API alone; a framework overrides what it does otherwise or better. Everything
+    else comes from `xp`.
+
+    Parameters
+    ----------
+    example : array
+        Any array of the framework; gives the namespace.
+
+    Attributes
+    ----------
+    xp : module
+        The array API namespace.
+    kernels : Kernels
+    reads_values : bool
+        Whether the values of arrays may decide sizes while operators are made.
     """
 
-    @property
-    def xp(self) -> Any:
-        """The array API namespace."""
+    reads_values = False
+
+    def __init__(self, example: Array, kernels: type[Kernels] = Kernels) -> None:
+        self.xp: Any = namespace_of(example)
+        self.kernels = kernels(self.xp)
+        self._precise: dict[Any, Any] = {}
 
     def precise_dtype(self, array: Array) -> Any:
         """Return the most precise real dtype of the array's device: float64 where it exists."""
-
-    def frequencies(self, count: int, like: Array) -> Array:
-        """Return 0, 1, ..., count - 1 in the precise dtype on the device of `like`."""
+        device = device_of(array)
+        if device not in self._precise:
+            info = self.xp.__array_namespace_info__()
+            floats = info.dtypes(device=device, kind="real floating")
+            self._precise[device] = floats.get("float64", self.xp.float32)
+        return self._precise[device]
 
     def compute_dtype(self, array: Array) -> Any:
         """Return the dtype in which to resize an array: float32 for half precision, or its own."""
+        return array.dtype if array.dtype == self.xp.float64 else self.xp.float32
 
-    def tables(self, basis: AxisBasis, like: Array) -> tuple[Array, Array]:
+    def frequencies(self, count: int, like: Array) -> Array:
+        """Return 0, 1, ..., count - 1 in the precise dtype on the device of `like`."""
+        return self.xp.arange(count, dtype=self.precise_dtype(like), device=device_of(like))
+
+    def tables(self, basis: bases.AxisBasis, like: Array) -> tuple[Array, Array]:
         """Return `bases.tables` with the dtype and device of `like`."""
-
-    def kept(
-        self,
-        make: Callable[[ArrayOps, PlanT, Array | None, Array], Factors],
-        plan: PlanT,
-        strides: Array | None,
-        like: Array,
-    ) -> Factors:
-        """Return ``make(self, plan, strides, like)``, kept from an earlier call where possible.
-
-        `like` gives dtype and device alone.
-        """
-
-    def bins_with_slope(self, slope: Array, most: int) -> int:
-        """Return how many neighbouring bins have all slopes, or `most` where values are not read.
-
-        `most` is an upper bound.
-        """
-
-    def memory_order(self, array: Array) -> tuple[int, ...] | None:
-        """Return the permutation of the axes into the order of memory; None for their own."""
-
-    def block_elements(self, array: Array) -> int | None:
-        """Return of how many elements to take at a time, so that caches hold what is made of them.
-
-        None for all at once, where arrays cannot be assigned to or gain nothing.
-        """
-
-    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
-        """Return a @ b, written to `out` if that is given, as only code in blocks does.
-
-        Both are batches of matrices of equal length, or `a` is a batch of one.
-        """
-
-    def add_matmul(self, total: Array, a: Array, b: Array) -> Array:
-        """Return total + `matmul` of a and b; the total may be overwritten."""
-
-    def pointwise(self, x: Array, kernel: Array, total: Array | None = None) -> Array:
-        """Return x @ kernel, a pointwise convolution, added to a total that may be overwritten.
-
-        Of groups of rows of channels, (groups, rows, inputs) by (groups, inputs, outputs).
-        """
-
-    def pointwise_kernel(self, x: Array, g: Array) -> Array:
-        """Return x^T @ g, the gradient of the kernel of `pointwise` for a cotangent `g`."""
+        synthesis, analysis = bases.tables(basis)
+        device = device_of(like)
+        return (
+            self.xp.asarray(synthesis, dtype=like.dtype, device=device),
+            self.xp.asarray(analysis, dtype=like.dtype, device=device),
+        )
 
     def stop_gradient(self, array: Array) -> Array:
         """Return the array, constant to automatic differentiation."""
+        return array
 
     def rfft(self, array: Array, axis: int) -> Array:
         """Transform a real array along one axis, unnormalised."""
+        return self.xp.fft.rfft(array, axis=axis)
 
     def irfft(self, array: Array, size: int, axis: int) -> Array:
         """Invert `rfft` to a real axis of `size` samples, normalised by 1/size."""
+        return self.xp.fft.irfft(array, n=size, axis=axis)

@@ -124,6 +124,12 @@ class Plan:
         return replace(self, axes=axes)
 
     @property
+    def by_matrices(self) -> Plan:
+        """The same resize by matrices alone."""
+        axes = tuple(replace(axis, use_fft=False) for axis in self.axes)
+        return replace(self, axes=axes)
+
+    @property
     def order(self) -> tuple[int, ...]:
         """The indices of `axes` in the order of application that costs least.
 

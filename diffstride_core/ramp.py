@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from diffstride_core.bases import AxisBasis, bin_counts, tables_of_bins
 from diffstride_core.ops import Array, ArrayOps
 from diffstride_core.plan import AxisPlan
@@ -34,7 +36,7 @@ def ramp_factors(
     bins = slope.shape[0]
     # In multiples that the kernels of matrix products divide by.
     multiple = 4 if axis.axis == -1 else 2
-    count = ops.bins_with_slope(slope, axis.sloped_bins)
+    count = _bins_in_ramp(slope, axis) if ops.reads_values else axis.sloped_bins
     count = min(bins, multiple * -(-count // multiple))
     # Where the ramp begins follows from the stride's value: found by array operations, since it can
     # be traced.
@@ -59,3 +61,9 @@ def ramp_factors(
         analysis = xp.take(analysis, both, axis=0)
     weighted = synthesis * xp.concat([slope, slope])
     return xp.astype(weighted, dtype, copy=False), xp.astype(analysis, dtype, copy=False)
+
+
+def _bins_in_ramp(slope: Array, axis: AxisPlan) -> int:
+    """Return how many neighbouring bins have all slopes: the plan's are those of any stride."""
+    found = np.flatnonzero(slope)
+    return int(found[-1] - found[0]) + 1 if found.size else min(axis.sloped_bins, 1)

@@ -14,6 +14,7 @@ from diffstride_core.axis_operator import AxisOperator, Others
 from diffstride_core.bases import AxisBasis
 from diffstride_core.blocks import Part, in_blocks
 from diffstride_core.matrix import MatrixOperator, axis_matrix
+from diffstride_core.operation import Operation
 from diffstride_core.ops import Array, ArrayOps, Factors
 from diffstride_core.plan import Plan
 from diffstride_core.ramp import ramp_factors
@@ -23,16 +24,20 @@ from diffstride_core.window import Mask, gather_slopes, spread_strides
 Term: TypeAlias = list[tuple[int, AxisOperator]]
 
 
-def forward(ops: ArrayOps, plan: Plan, x: Array, strides: Array | None = None) -> Array:
+def evaluate(
+    ops: ArrayOps, plan: Plan, factors: Factors, x: Array, strides: Array | None = None
+) -> Array:
     """Resize an array.
 
     Parameters
     ----------
     ops : ArrayOps
     plan : Plan
+    factors : tuple
+        From `operator_weights`.
     x : array, shape (..., N_1, ..., N_d, ...)
     strides : array, shape (), (1,) or (d,), optional
-        The stride parameters, for a window that has strides.
+        The stride parameters, which the factors have been made of.
 
     Returns
     -------
@@ -40,7 +45,7 @@ def forward(ops: ArrayOps, plan: Plan, x: Array, strides: Array | None = None) -
         Of the dtype of `x`.
     """
     plan, (x,), restore = _as_in_memory(ops, plan, x)
-    terms = _operators(ops, plan, x, strides)
+    terms = _operators(ops, plan, factors)
 
     def resize(out: Array | None, x: Array) -> Part:
         wide_x = ops.xp.astype(x, ops.compute_dtype(x), copy=False)
@@ -55,20 +60,25 @@ def forward(ops: ArrayOps, plan: Plan, x: Array, strides: Array | None = None) -
     return restore(y)
 
 
-def vjp(
+def pull_back(
     ops: ArrayOps,
     plan: Plan,
+    factors: Factors,
+    stride_factors: Factors | None,
     g: Array,
     x: Array,
     strides: Array | None = None,
-    needs: tuple[bool, ...] = (True, True),
-) -> tuple[Array | None, ...]:
-    """Return the vector-Jacobian product of `forward`.
+    *,
+    needs: tuple[bool, ...],
+) -> tuple[Array | None, Array | None]:
+    """Return the vector-Jacobian product of `evaluate`.
 
     Parameters
     ----------
-    ops, plan, x, strides
-        As for `forward`.
+    ops, plan, factors, x, strides
+        As for `evaluate`.
+    stride_factors : tuple or None
+        From `operator_slopes`; None where the gradient of the strides is not needed.
     g : array
         Cotangent of the output.
     needs : tuple of bool
@@ -79,14 +89,14 @@ def vjp(
     dx : array or None
         Of the shape and dtype of `x`.
     dstrides : array or None
-        Of the shape and dtype of `strides`; only if there are strides.
+        Of the shape and dtype of `strides`.
     """
     xp = ops.xp
-    needs_x, needs_strides = needs[0], strides is not None and needs[1]
+    needs_x, needs_strides = needs[0], stride_factors is not None
     plan, (x, g), restore = _as_in_memory(ops, plan, x, g)
-    terms = _operators(ops, plan, x, strides, with_slopes=needs_strides)
+    terms = _operators(ops, plan, factors, stride_factors)
 
-    def pull_back(out: Array | None, x: Array, g: Array) -> Part:
+    def pull_back_part(out: Array | None, x: Array, g: Array) -> Part:
         dtype = ops.compute_dtype(x)
         wide_x, wide_g = xp.astype(x, dtype, copy=False), xp.astype(g, dtype, copy=False)
         if len(terms) > 1 or dtype != x.dtype:
@@ -109,11 +119,11 @@ def vjp(
             (xp.stack(slopes),) if needs_strides else (),
         )
 
-    dx, sums = _in_blocks(ops, plan, pull_back, x.shape if needs_x else None, x, g)
-    gradients = (restore(dx) if needs_x else None,)
-    if strides is None:
-        return gradients
-    return (*gradients, gather_slopes(ops, sums[0], strides) if needs_strides else None)
+    dx, sums = _in_blocks(ops, plan, pull_back_part, x.shape if needs_x else None, x, g)
+    return (
+        restore(dx) if needs_x else None,
+        gather_slopes(ops, sums[0], strides) if needs_strides else None,
+    )
 
 
 def _as_in_memory(
@@ -123,7 +133,7 @@ def _as_in_memory(
 
     So that, channels first or last, no product has to copy its input.
     """
-    order = ops.memory_order(arrays[0])
+    order = ops.kernels.memory_order(arrays[0])
     if order is None:
         return plan, arrays, lambda array: array
     back = tuple(order.index(i) for i in range(len(order)))
@@ -159,17 +169,15 @@ def _apply_all(term: Term, x: Array, out: Array | None = None) -> Array:
 
 
 def _operators(
-    ops: ArrayOps, plan: Plan, x: Array, strides: Array | None, *, with_slopes: bool = False
+    ops: ArrayOps, plan: Plan, factors: Factors, stride_factors: Factors | None = None
 ) -> list[Term]:
     """Return, per term, the axis operators with their axis's index in the order of application."""
-    weights = ops.kept(operator_weights, plan, strides, x)
-    slopes = ops.kept(operator_slopes, plan, strides, x) if with_slopes else None
     terms: list[Term] = []
-    for t, of_axes in enumerate(weights):
+    for t, of_axes in enumerate(factors):
         term: Term = []
         for i in plan.order:
             engine = SpectralOperator if plan.axes[i].use_fft else MatrixOperator
-            slope = None if slopes is None else slopes[t][i]
+            slope = None if stride_factors is None else stride_factors[t][i]
             term.append((i, engine(ops, plan.axes[i], of_axes[i], slope)))
         terms.append(term)
     return terms
@@ -216,3 +224,6 @@ def _of_all_axes(plan: Plan, of_axis: Callable[[int, AxisBasis], Any]) -> Factor
         tuple(of_axis(i, basis) for i, basis in enumerate(bases))
         for bases in plan.window.terms(plan.axes)
     )
+
+
+RESIZE = Operation(evaluate, pull_back, operator_weights, operator_slopes, strides=1)

@@ -8,16 +8,17 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from diffstride_backends import host
 from diffstride_backends.functional import Functional
 from diffstride_backends.numpy_backend import BACKEND, WITH_PULLBACK
+from diffstride_backends.protocol import pull_back
 from numpy.typing import NDArray
 
-from diffstride_core import resample
+from diffstride_core import host
 from diffstride_core.arguments import Limits, check_plain
 from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_core.ops import ArrayOps
 from diffstride_core.plan import AxisPlan, Plan
+from diffstride_core.resample import RESIZE
 from diffstride_core.window import Mask, Term, Window, spread_strides
 
 if TYPE_CHECKING:
@@ -308,7 +309,7 @@ def explain(
 
 
 def _plan_and_arrays(
-    backend: Any, forward: Any, vjp: Any, plan: Plan, x: Floats, strides: Floats
+    backend: Any, operation: Any, plan: Plan, x: Floats, strides: Floats
 ) -> tuple[Plan, Floats, Floats]:
     return plan, backend.native(x), strides
 
@@ -472,15 +473,14 @@ def _contributions(
     plan: Plan, index: int, bins: Frequencies, x: Floats, strides: Floats, dy: Floats
 ) -> Doubles:
     """Return the gradient in an axis's stride that each bin alone would give."""
-    name = plan.axes[index].axis
+    name, precise = plan.axes[index].axis, strides.astype(np.float64)
     # One bin is a thin ramp, whatever the whole is.
     thin = replace(plan, axes=tuple(replace(axis, sloped_bins=1) for axis in plan.axes))
 
     def share(bin_: int) -> float:
         window = _OneBin(plan.window, name, bin_)
-        _, slopes = resample.vjp(
-            BACKEND, replace(thin, window=window), dy, x, strides.astype(np.float64), (False, True)
-        )
-        return float(np.sum(slopes))
+        moving = replace(thin, window=window)
+        _, dstrides = pull_back(BACKEND, RESIZE, moving, dy, (x, precise), (False, True))
+        return float(np.sum(dstrides))
 
     return np.array([share(bin_) for bin_ in bins.tolist()], dtype=np.float64)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffstride_backends import host
 from diffstride_backends.torch_backend import (
     BACKEND,
     as_base,
@@ -21,8 +20,9 @@ from diffstride_backends.torch_backend import (
 from numpy.typing import NDArray
 from torch import nn
 
-from diffstride_core import NothingToCropWarning, fused
+from diffstride_core import NothingToCropWarning, fused, host, resample
 from diffstride_core.convolution import ConvPlan
+from diffstride_core.ops import Factors
 from diffstride_core.plan import Plan
 from diffstride_torch.joining import Resize
 from diffstride_torch.modules import DiffStride, SpectralPool
@@ -48,11 +48,10 @@ class FixedResize(KeepsPrecision, Resize):
 
     def __init__(self, plan: Plan, terms: Sequence[Sequence[NDArray[np.floating]]]) -> None:
         super().__init__()
-        self._plan = plan
+        self._plan = plan.by_matrices
         self.axes = tuple(axis.axis for axis in plan.axes)
         self.input_sizes: Size = tuple(axis.size for axis in plan.axes)
         self.output_sizes: Size = plan.output_sizes
-        self._order = plan.order
         self._terms = len(terms)
         for t, matrices in enumerate(terms):
             for i, matrix in enumerate(matrices):
@@ -73,34 +72,23 @@ class FixedResize(KeepsPrecision, Resize):
 
     def _resize(self, x: torch.Tensor) -> torch.Tensor:
         with sizes_untraced():
-            self._plan_for(x)  # Which checks the sizes.
-        with _in_full(x):
-            y = self._term(0, x)
-            for t in range(1, self._terms):
-                y = y + self._term(t, x)
-            return as_base(y.to(x.dtype))
+            plan = self._plan_for(x)
+        with _in_full(x), _quietly_traced():
+            return as_base(resample.evaluate(BACKEND, plan, self._matrices(x), x))
 
     def _convolve(
         self, plan: ConvPlan, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        dtype = BACKEND.compute_dtype(x)
-        terms = [
-            [self.get_buffer(f"matrix_{t}_{i}").to(dtype) for i in range(len(self.axes))]
-            for t in range(self._terms)
-        ]
         with _in_full(x), _quietly_traced():
-            factors = fused.shifted(BACKEND, plan, terms)
-            return as_base(fused.convolve(BACKEND, plan, factors, x, weight, bias))
+            factors = fused.shifted(BACKEND, plan, self._matrices(x))
+            return as_base(fused.evaluate(BACKEND, plan, factors, x, weight, bias=bias))
 
-    def _term(self, t: int, x: torch.Tensor) -> torch.Tensor:
-        for i in self._order:
-            matrix, axis = self.get_buffer(f"matrix_{t}_{i}"), self.axes[i]
-            x = x.to(matrix.dtype)
-            if axis == -2:
-                x = torch.matmul(matrix, x)
-            else:
-                x = torch.matmul(x.movedim(axis, -1), matrix.t()).movedim(-1, axis)
-        return x
+    def _matrices(self, x: torch.Tensor) -> Factors:
+        dtype = BACKEND.compute_dtype(x)
+        return tuple(
+            tuple(self.get_buffer(f"matrix_{t}_{i}").to(dtype) for i in range(len(self.axes)))
+            for t in range(self._terms)
+        )
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"{self.input_sizes} -> {self.output_sizes}, axes={self.axes}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,6 +15,7 @@ from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_backends.registry import Framework
 from diffstride_core import bases
 from diffstride_core.byte_cache import ByteBoundCache
+from diffstride_core.operation import Operation
 
 # Everything can be imported and read about without a GPU; CuPy says only when asked.
 cupy: Any = import_module("cupy") if find_spec("cupy") else None
@@ -94,29 +95,19 @@ class _OnFirstUse:
 
 # CuPy makes arrays on the current device, whatever the device of those they are made from; so it is
 # switched to theirs.
-def value(
-    backend: Any,
-    forward: Callable[..., Any],
-    vjp: Callable[..., tuple[Any, ...]] | None,
-    plan: Any,
-    *arrays: Any,
-) -> Any:
+def value(backend: Any, operation: Operation, plan: Any, *arrays: Any) -> Any:
     """Evaluate the forward pass alone, on the device of the arrays."""
     with arrays[0].device:
-        return eager.value(backend, forward, vjp, plan, *arrays)
+        return eager.value(backend, operation, plan, *arrays)
 
 
 def value_and_pullback(
-    backend: Any,
-    forward: Callable[..., Any],
-    vjp: Callable[..., tuple[Any, ...]] | None,
-    plan: Any,
-    *arrays: Any,
+    backend: Any, operation: Operation, plan: Any, *arrays: Any
 ) -> tuple[Any, Pullback[Any]]:
     """Evaluate the forward pass and return it with its pullback, on the device of the arrays."""
     device = arrays[0].device
     with device:
-        y, on_current_device = eager.value_and_pullback(backend, forward, vjp, plan, *arrays)
+        y, on_current_device = eager.value_and_pullback(backend, operation, plan, *arrays)
 
     def pullback(g: Any) -> tuple[Any, ...]:
         """Return the gradients of the inputs for the cotangent `g` of the output."""

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from diffstride_backends.protocol import HostArray, HostStrides, Pullback
-from diffstride_core import bases
-from diffstride_core._namespace import device_of, namespace_of
+from diffstride_backends.protocol import (
+    Backend,
+    HostArray,
+    HostStrides,
+    Pullback,
+    evaluate,
+    pull_back,
+)
+from diffstride_core._namespace import device_of
 from diffstride_core.arguments import check_float, check_plain
-from diffstride_core.ops import Factors
+from diffstride_core.kernels import Kernels
+from diffstride_core.operation import Operation
 
 # The standard knows no half precision; some frameworks do.
 _FLOATS = ("float16", "float32", "float64")
@@ -23,7 +30,7 @@ _DTYPES = (
 )
 
 
-class EagerBackend:
+class EagerBackend(Backend[Any]):
     """A framework through its array API namespace alone.
 
     Parameters
@@ -32,69 +39,11 @@ class EagerBackend:
         Any array of the framework; gives its type and its namespace.
     """
 
-    def __init__(self, example: Any) -> None:
-        self.xp: Any = namespace_of(example)
+    def __init__(self, example: Any, kernels: type[Kernels] = Kernels) -> None:
+        super().__init__(example, kernels)
         self._type: type = type(example)
         self._names = [name for name in _DTYPES if hasattr(self.xp, name)]
         self._floats = tuple(name for name in _FLOATS if name in self._names)
-        self._precise: dict[Any, Any] = {}
-
-    def precise_dtype(self, array: Any) -> Any:  # noqa: D102
-        device = device_of(array)
-        if device not in self._precise:
-            info = self.xp.__array_namespace_info__()
-            floats = info.dtypes(device=device, kind="real floating")
-            self._precise[device] = floats.get("float64", self.xp.float32)
-        return self._precise[device]
-
-    def frequencies(self, count: int, like: Any) -> Any:  # noqa: D102
-        return self.xp.arange(count, dtype=self.precise_dtype(like), device=device_of(like))
-
-    def compute_dtype(self, array: Any) -> Any:  # noqa: D102
-        return array.dtype if array.dtype == self.xp.float64 else self.xp.float32
-
-    def tables(self, basis: bases.AxisBasis, like: Any) -> tuple[Any, Any]:  # noqa: D102
-        synthesis, analysis = bases.tables(basis)
-        device = device_of(like)
-        return (
-            self.xp.asarray(synthesis, dtype=like.dtype, device=device),
-            self.xp.asarray(analysis, dtype=like.dtype, device=device),
-        )
-
-    def kept(  # noqa: D102
-        self, make: Callable[..., Factors], plan: Hashable, strides: Any, like: Any
-    ) -> Factors:
-        return make(self, plan, strides, like)
-
-    def bins_with_slope(self, slope: Any, most: int) -> int:  # noqa: D102
-        return most
-
-    def memory_order(self, array: Any) -> None:  # noqa: D102
-        return None
-
-    def block_elements(self, array: Any) -> int | None:  # noqa: D102
-        return None
-
-    def matmul(self, a: Any, b: Any, out: None = None) -> Any:  # noqa: D102
-        return a @ b
-
-    def add_matmul(self, total: Any, a: Any, b: Any) -> Any:  # noqa: D102
-        return total + a @ b
-
-    def pointwise(self, x: Any, kernel: Any, total: Any = None) -> Any:  # noqa: D102
-        return x @ kernel if total is None else total + x @ kernel
-
-    def pointwise_kernel(self, x: Any, g: Any) -> Any:  # noqa: D102
-        return self.xp.matrix_transpose(x) @ g
-
-    def stop_gradient(self, array: Any) -> Any:  # noqa: D102
-        return array
-
-    def rfft(self, array: Any, axis: int) -> Any:  # noqa: D102
-        return self.xp.fft.rfft(array, axis=axis)
-
-    def irfft(self, array: Any, size: int, axis: int) -> Any:  # noqa: D102
-        return self.xp.fft.irfft(array, n=size, axis=axis)
 
     @property
     def array_type(self) -> str:
@@ -166,28 +115,17 @@ class EagerBackend:
         return (None,)
 
 
-def value(
-    backend: Any,
-    forward: Callable[..., Any],
-    vjp: Callable[..., tuple[Any, ...]] | None,
-    plan: Any,
-    *arrays: Any,
-) -> Any:
+def value(backend: Any, operation: Operation, plan: Any, *arrays: Any) -> Any:
     """Evaluate the forward pass alone."""
-    return backend.native(forward(backend, plan, *map(backend.native, arrays)))
+    return backend.native(evaluate(backend, operation, plan, _native(backend, arrays)))
 
 
 def value_and_pullback(
-    backend: Any,
-    forward: Callable[..., Any],
-    vjp: Callable[..., tuple[Any, ...]] | None,
-    plan: Any,
-    *arrays: Any,
+    backend: Any, operation: Operation, plan: Any, *arrays: Any
 ) -> tuple[Any, Pullback[Any]]:
     """Evaluate the forward pass and return it with its pullback, which keeps the inputs alone."""
-    assert vjp is not None  # The framework differentiates nothing itself.
-    arrays = tuple(map(backend.native, arrays))
-    y = backend.native(forward(backend, plan, *arrays))
+    arrays = _native(backend, arrays)
+    y = backend.native(evaluate(backend, operation, plan, arrays))
     shape, dtype = tuple(y.shape), backend.dtype_name(y)
 
     def pullback(g: Any) -> tuple[Any, ...]:
@@ -205,7 +143,12 @@ def value_and_pullback(
             )
         if not is_array:
             raise TypeError(f"g must be a {backend.array_type}, got {type(g).__name__}")
-        gradients = vjp(backend, plan, backend.native(g), *arrays, needs=(True,) * len(arrays))
-        return tuple(map(backend.native, gradients))
+        needs = tuple(array is not None for array in arrays)
+        gradients = pull_back(backend, operation, plan, backend.native(g), arrays, needs)
+        return tuple(backend.native(gradient) for gradient in gradients if gradient is not None)
 
     return y, pullback
+
+
+def _native(backend: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(None if array is None else backend.native(array) for array in arrays)

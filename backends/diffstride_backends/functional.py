@@ -8,7 +8,6 @@ from inspect import getdoc
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from diffstride_backends.protocol import ArrayT, Attach, Backend, HostStrides
-from diffstride_core import complexity, fused, resample
 from diffstride_core.arguments import (
     Limits,
     axis_sizes,
@@ -21,7 +20,7 @@ from diffstride_core.arguments import (
     normalized_axes,
     option,
 )
-from diffstride_core.complexity import LayerBounds
+from diffstride_core.complexity import COMPLEXITY, LayerBounds
 from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_core.convolution import (
     CONV_METHODS,
@@ -32,8 +31,11 @@ from diffstride_core.convolution import (
     is_fused_cheaper,
     spatial_axes,
 )
+from diffstride_core.fused import CONVOLVE
+from diffstride_core.operation import Operation
 from diffstride_core.plan import Bounds, Plan
 from diffstride_core.planning import authors_strides, plan_diff_stride, plan_pool, plan_resize
+from diffstride_core.resample import RESIZE
 from diffstride_core.settings import Settings, make_settings
 
 ResultT = TypeVar("ResultT")
@@ -98,9 +100,9 @@ class Functional(Generic[ArrayT, ResultT]):
     attach : Attach
         How an evaluation is joined with its derivative; decides what the functions return. Below
         "array" stands for it.
-    convolve_then_resize : callable, optional
-        ``convolve_then_resize(backend, plan, *arrays)`` by the framework's own convolution, which
-        it differentiates itself; None where it has none.
+    convolve_then_resize : Operation, optional
+        The convolution by the framework's own, which it differentiates itself, and the resize after
+        it; None where it has none.
     units : EvaluationUnits, optional
         By which the method "auto" chooses, where there is `convolve_then_resize`.
     """
@@ -109,7 +111,7 @@ class Functional(Generic[ArrayT, ResultT]):
         self,
         backend: Backend[ArrayT],
         attach: Attach[ResultT],
-        convolve_then_resize: Callable[..., ArrayT] | None = None,
+        convolve_then_resize: Operation | None = None,
         units: EvaluationUnits | None = None,
     ) -> None:
         self._backend = backend
@@ -214,8 +216,7 @@ class Functional(Generic[ArrayT, ResultT]):
         strides : array of shape (), (1,) or (d,), optional
             The stride parameters, for a plan that has strides.
         """
-        arrays = (x,) if strides is None else (x, strides)
-        return self._attach(self._backend, resample.forward, resample.vjp, plan, *arrays)
+        return self._attach(self._backend, RESIZE, plan, x, strides)
 
     def conv_diff_stride(
         self,
@@ -348,7 +349,6 @@ class Functional(Generic[ArrayT, ResultT]):
         ValueError
             For a method that is not possible here.
         """
-        arrays = tuple(array for array in (x, weight, strides, bias) if array is not None)
         if self._convolve_then_resize is None or self._units is None:
             if method == "separate":
                 raise ValueError(
@@ -358,10 +358,11 @@ class Functional(Generic[ArrayT, ResultT]):
             method = "fused"
         elif method == "auto":
             method = "fused" if is_fused_cheaper(plan, self._units) else "separate"
-        if method == "separate":
-            return self._attach(self._backend, self._convolve_then_resize, None, plan, *arrays)  # type: ignore[arg-type]
-        check_fused(plan)
-        return self._attach(self._backend, fused.forward, fused.vjp, plan, *arrays)
+        operation = self._convolve_then_resize
+        if method == "fused" or operation is None:
+            check_fused(plan)
+            operation = CONVOLVE
+        return self._attach(self._backend, operation, plan, x, weight, strides, bias)
 
     def output_sizes(
         self,
@@ -526,7 +527,7 @@ class Functional(Generic[ArrayT, ResultT]):
         """
         if not arrays:
             raise ValueError("strides_per_layer must have at least one layer, got none")
-        return self._attach(self._backend, complexity.forward, complexity.vjp, bounds, *arrays)
+        return self._attach(self._backend, COMPLEXITY, bounds, *arrays)
 
     def authors_strides(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,25 +13,34 @@ import numpy as np
 
 from diffstride_backends.functional import Functional
 from diffstride_backends.plain import PlainAutodiff
-from diffstride_backends.protocol import HostArray, HostStrides, Pullback
+from diffstride_backends.protocol import (
+    Backend,
+    HostArray,
+    HostStrides,
+    Pullback,
+    evaluate,
+    pull_back,
+)
 from diffstride_backends.registry import Framework
-from diffstride_core import bases, fused, resample
-from diffstride_core._namespace import namespace_of
+from diffstride_core import bases
 from diffstride_core.arguments import check_float
 from diffstride_core.byte_cache import ByteBoundCache
 from diffstride_core.complexity import LayerBounds
 from diffstride_core.convolution import ConvPlan, EvaluationUnits, spatial_axes
+from diffstride_core.fused import CONVOLVE
+from diffstride_core.operation import Operation
 from diffstride_core.ops import Factors
 from diffstride_core.plan import Plan
+from diffstride_core.resample import RESIZE
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
-class JaxBackend:
+class JaxBackend(Backend[jax.Array]):
     """JAX arrays, concrete or traced."""
 
     def __init__(self) -> None:
-        self.xp: Any = namespace_of(jnp.empty(0))
+        super().__init__(jnp.empty(0))
 
     def precise_dtype(self, array: jax.Array) -> Any:  # noqa: D102
         return jnp.result_type(float)
@@ -46,48 +55,8 @@ class JaxBackend:
         # Host constants: a device copy made while tracing must not outlive the trace.
         return _tables(basis, like.dtype.name)
 
-    def kept(  # noqa: D102
-        self,
-        make: Callable[..., Factors],
-        plan: Hashable,
-        strides: jax.Array | None,
-        like: jax.Array,
-    ) -> Factors:
-        return make(self, plan, strides, like)
-
-    def bins_with_slope(self, slope: jax.Array, most: int) -> int:  # noqa: D102
-        return most
-
-    def memory_order(self, array: jax.Array) -> None:  # noqa: D102
-        return None
-
-    def block_elements(self, array: jax.Array) -> None:  # noqa: D102
-        return None
-
-    def matmul(self, a: jax.Array, b: jax.Array, out: None = None) -> jax.Array:  # noqa: D102
-        return a @ b
-
-    def add_matmul(  # noqa: D102
-        self, total: jax.Array, a: jax.Array, b: jax.Array
-    ) -> jax.Array:
-        return total + a @ b
-
-    def pointwise(  # noqa: D102
-        self, x: jax.Array, kernel: jax.Array, total: jax.Array | None = None
-    ) -> jax.Array:
-        return x @ kernel if total is None else total + x @ kernel
-
-    def pointwise_kernel(self, x: jax.Array, g: jax.Array) -> jax.Array:  # noqa: D102
-        return x.mT @ g
-
     def stop_gradient(self, array: jax.Array) -> jax.Array:  # noqa: D102
         return jax.lax.stop_gradient(array)
-
-    def rfft(self, array: jax.Array, axis: int) -> jax.Array:  # noqa: D102
-        return jnp.fft.rfft(array, axis=axis)
-
-    def irfft(self, array: jax.Array, size: int, axis: int) -> jax.Array:  # noqa: D102
-        return jnp.fft.irfft(array, n=size, axis=axis)
 
     def is_array(self, x: object) -> bool:  # noqa: D102
         return isinstance(x, jax.Array)
@@ -102,9 +71,6 @@ class JaxBackend:
             raise TypeError(f"{name} must have the dtype of x, {like.dtype}, got {x.dtype}")
         _check_devices(name, x, like)
 
-    def as_convolved(self, *arrays: Any) -> tuple[Any, ...]:  # noqa: D102
-        return arrays
-
     def check_strides(self, strides: jax.Array, like: jax.Array | None) -> None:  # noqa: D102
         if not isinstance(strides, jax.Array):  # as of a module restored on the host
             raise TypeError(f"strides must be a jax.Array, got {type(strides).__name__}")
@@ -116,9 +82,6 @@ class JaxBackend:
         self, strides: HostStrides, like: jax.Array | None
     ) -> jax.Array:
         return jnp.asarray(strides.array())
-
-    def unshared(self, strides: jax.Array) -> jax.Array:  # noqa: D102
-        return strides
 
     def host_values(self, strides: jax.Array) -> tuple[float, ...] | None:  # noqa: D102
         if isinstance(strides, jax.core.Tracer):
@@ -164,33 +127,22 @@ def _tables(basis: bases.AxisBasis, dtype: str) -> tuple[HostArray, HostArray]:
     return synthesis.astype(dtype), analysis.astype(dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attached(
-    forward: Callable[..., jax.Array],
-    vjp: Callable[..., tuple[jax.Array | None, ...]],
-    plan: Any,
-    *arrays: jax.Array,
-) -> jax.Array:
-    return forward(BACKEND, plan, *arrays)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attached(operation: Operation, plan: Any, *arrays: jax.Array | None) -> jax.Array:
+    return evaluate(BACKEND, operation, plan, arrays)
 
 
 def _attached_forward(
-    forward: Callable[..., jax.Array],
-    vjp: Callable[..., tuple[jax.Array | None, ...]],
-    plan: Any,
-    *arrays: jax.Array,
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    return forward(BACKEND, plan, *arrays), arrays
+    operation: Operation, plan: Any, *arrays: jax.Array | None
+) -> tuple[jax.Array, tuple[jax.Array | None, ...]]:
+    return evaluate(BACKEND, operation, plan, arrays), arrays
 
 
 def _attached_backward(
-    forward: Callable[..., jax.Array],
-    vjp: Callable[..., tuple[jax.Array | None, ...]],
-    plan: Any,
-    arrays: tuple[jax.Array, ...],
-    g: jax.Array,
+    operation: Operation, plan: Any, arrays: tuple[jax.Array | None, ...], g: jax.Array
 ) -> tuple[jax.Array | None, ...]:
-    return vjp(BACKEND, plan, g, *arrays, needs=(True,) * len(arrays))
+    needs = tuple(array is not None for array in arrays)
+    return pull_back(BACKEND, operation, plan, g, arrays, needs)
 
 
 _attached.defvjp(_attached_forward, _attached_backward)
@@ -199,25 +151,22 @@ _attached.defvjp(_attached_forward, _attached_backward)
 # Compiled even outside a user's jit: dispatched one by one, the small operations that build the
 # operators would cost more than the products themselves.
 def _program(
-    plain: bool,
-    forward: Callable[..., jax.Array],
-    vjp: Callable[..., tuple[jax.Array | None, ...]],
-    plan: Plan | ConvPlan | LayerBounds,
+    plain: bool, operation: Operation, plan: Plan | ConvPlan | LayerBounds
 ) -> Callable[..., jax.Array]:
     """Return the compiled evaluation of a plan: with it goes what JAX has compiled of it."""
 
-    def evaluate(*arrays: jax.Array) -> jax.Array:
+    def program(*arrays: jax.Array | None) -> jax.Array:
         # The default precision of some devices would round the products' inputs.
         with jax.default_matmul_precision("highest"):
             if plain:
-                return forward(BACKEND, plan, *arrays)
-            return _attached(forward, vjp, plan, *_varying_together(arrays))
+                return evaluate(BACKEND, operation, plan, arrays)
+            return _attached(operation, plan, *_varying_together(arrays))
 
-    compiled: Callable[..., jax.Array] = jax.jit(evaluate)
+    compiled: Callable[..., jax.Array] = jax.jit(program)
     return compiled
 
 
-def _program_bytes(plain: bool, forward: Any, vjp: Any, plan: Plan | ConvPlan | LayerBounds) -> int:
+def _program_bytes(plain: bool, operation: Operation, plan: Plan | ConvPlan | LayerBounds) -> int:
     """Return about what the program of a plan takes, most of it copies of its constant tables."""
     if isinstance(plan, tuple):  # of a penalty, which has no tables
         return _PROGRAM_BYTES
@@ -241,42 +190,45 @@ _MOST_BYTES = 2**27
 _programs = ByteBoundCache(_program, size=_program_bytes, most_bytes=_MOST_BYTES, most_entries=4096)
 
 
-def _varying_together(arrays: tuple[jax.Array, ...]) -> list[jax.Array]:
+def _varying_together(arrays: tuple[jax.Array | None, ...]) -> list[jax.Array | None]:
     """Return arrays that vary over the same axes of a mesh.
 
     Under `jax.shard_map` a stride can be the same on all devices while the batch is not. JAX adds
     its gradient up over the devices, but not inside a custom derivative.
     """
-    varying = [jax.typeof(array).mat.varying for array in arrays]
+    varying = [frozenset() if array is None else jax.typeof(array).mat.varying for array in arrays]
     together = frozenset().union(*varying)
     return [
-        jax.lax.pcast(array, tuple(sorted(together - axes)), to="varying")
+        None
+        if array is None
+        else jax.lax.pcast(array, tuple(sorted(together - axes)), to="varying")
         for array, axes in zip(arrays, varying, strict=True)
     ]
 
 
 def attach(
-    backend: JaxBackend,
-    forward: Callable[..., jax.Array],
-    vjp: Callable[..., tuple[jax.Array | None, ...]] | None,
-    plan: Any,
-    *arrays: jax.Array,
+    backend: JaxBackend, operation: Operation, plan: Any, *arrays: jax.Array | None
 ) -> jax.Array:
     """Evaluate the forward pass, with its derivative known to JAX."""
-    if vjp is None:
-        return forward(backend, plan, *arrays)
-    return _programs(plain_autodiff.enabled, forward, vjp, plan)(*arrays)
+    if operation.pull_back is None:
+        return evaluate(backend, operation, plan, arrays)
+    return _programs(plain_autodiff.enabled, operation, plan)(*arrays)
 
 
-def convolve_then_resize(
-    backend: JaxBackend, plan: ConvPlan, x: jax.Array, weight: jax.Array, *rest: jax.Array
+def _convolve_then_resize(
+    backend: JaxBackend,
+    plan: ConvPlan,
+    factors: Factors,
+    x: jax.Array,
+    weight: jax.Array,
+    strides: jax.Array | None,
+    bias: jax.Array | None,
 ) -> jax.Array:
     """Convolve an array by JAX's own convolution, and resize what comes of it."""
     if x.size == 0:
         # Where nothing is convolved, JAX puts the gradients on the default device.
-        return attach(backend, fused.forward, fused.vjp, plan, x, weight, *rest)
+        return attach(backend, CONVOLVE, plan, x, weight, strides, bias)
     conv = plan.convolution
-    strides, bias = fused.strides_and_bias(plan, rest)
     lead = x.shape[: -conv.rank - 1]
     x = x.reshape(math.prod(lead), *x.shape[len(lead) :])
     spatial = "DHW"[-conv.rank :]
@@ -300,20 +252,21 @@ def convolve_then_resize(
     if bias is not None:
         y = y + (bias if plan.channels_last else bias.reshape(-1, *(1,) * conv.rank))
     y = y.reshape(*lead, *y.shape[1:])
-    arrays = (y,) if strides is None else (y, strides)
-    return attach(backend, resample.forward, resample.vjp, plan.resize, *arrays)
+    return attach(backend, RESIZE, plan.resize, y, strides)
 
 
 def value_and_pullback(
-    backend: JaxBackend,
-    forward: Callable[..., jax.Array],
-    vjp: Callable[..., tuple[jax.Array | None, ...]] | None,
-    plan: Any,
-    *arrays: jax.Array,
+    backend: JaxBackend, operation: Operation, plan: Any, *arrays: jax.Array | None
 ) -> tuple[jax.Array, Pullback[jax.Array]]:
     """Evaluate the forward pass and return it with the pullback of `jax.vjp`."""
-    y, pullback = jax.vjp(partial(attach, backend, forward, vjp, plan), *arrays)
-    return y, pullback
+    y, pullback = jax.vjp(partial(attach, backend, operation, plan), *arrays)
+
+    def of_arrays(g: jax.Array) -> tuple[jax.Array | None, ...]:
+        """Return the gradients of the inputs for the cotangent `g` of the output."""
+        gradients = zip(arrays, pullback(g), strict=True)
+        return tuple(gradient for array, gradient in gradients if array is not None)
+
+    return y, of_arrays
 
 
 plain_autodiff = PlainAutodiff(__name__)
@@ -324,14 +277,15 @@ EVALUATION_UNITS = EvaluationUnits(
     grouped_convolution=16.0, resize=4.0, pointwise=1.5, shifted_resizes=2.0
 )
 
+CONVOLVE_THEN_RESIZE = Operation(_convolve_then_resize, pull_back=None)
 FUNCTIONAL: Functional[jax.Array, jax.Array] = Functional(
-    BACKEND, attach, convolve_then_resize, EVALUATION_UNITS
+    BACKEND, attach, CONVOLVE_THEN_RESIZE, EVALUATION_UNITS
 )
 FRAMEWORK = Framework(
     "jax",
     BACKEND,
     FUNCTIONAL,
-    Functional(BACKEND, value_and_pullback, convolve_then_resize, EVALUATION_UNITS),
+    Functional(BACKEND, value_and_pullback, CONVOLVE_THEN_RESIZE, EVALUATION_UNITS),
     double_precision=partial(jax.enable_x64, True),
     plain_autodiff=plain_autodiff,
 )

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 
 import numpy as np
 import scipy.fft
 
-from diffstride_backends import eager, host
+from diffstride_backends import eager
 from diffstride_backends.functional import Functional
 from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_backends.registry import Framework
-from diffstride_core import bases
+from diffstride_core import host, kernels
+from diffstride_core.kernels import Kernels
+from diffstride_core.operation import MakeFactors
 from diffstride_core.ops import Factors
+
+
+class NumpyKernels(Kernels):
+    """NumPy's products, a part of a batch at a time."""
+
+    def block_elements(self, array: HostArray) -> int:  # noqa: D102
+        return kernels.BLOCK_ELEMENTS
+
+    def matmul(  # noqa: D102
+        self, a: HostArray, b: HostArray, out: HostArray | None = None
+    ) -> HostArray:
+        return np.asarray(np.matmul(a, b, out=out))
 
 
 class NumpyBackend(eager.EagerBackend):
     """NumPy arrays."""
 
     def __init__(self) -> None:
-        super().__init__(np.empty(0))
+        super().__init__(np.empty(0), NumpyKernels)
 
-    def tables(  # noqa: D102
-        self, basis: bases.AxisBasis, like: HostArray
-    ) -> tuple[HostArray, HostArray]:
-        return bases.tables(basis)
-
-    def kept(  # noqa: D102
-        self,
-        make: Callable[..., Factors],
-        plan: Hashable,
-        strides: HostArray | None,
-        like: HostArray,
+    def made(  # noqa: D102
+        self, make: MakeFactors, plan: Hashable, strides: HostArray | None, like: HostArray
     ) -> Factors:
         values = None if strides is None else self.host_values(strides)
         return host.factors(make, plan, values, like.dtype.name)
@@ -45,14 +50,6 @@ class NumpyBackend(eager.EagerBackend):
 
     def unshared(self, strides: HostArray) -> HostArray:  # noqa: D102
         return np.array(self.native(strides))
-
-    def block_elements(self, array: HostArray) -> int:  # noqa: D102
-        return host.BLOCK_ELEMENTS
-
-    def matmul(  # noqa: D102
-        self, a: HostArray, b: HostArray, out: HostArray | None = None
-    ) -> HostArray:
-        return np.asarray(np.matmul(a, b, out=out))
 
     # scipy.fft keeps float32; numpy.fft computes it in double precision.
     def rfft(self, array: HostArray, axis: int) -> HostArray:  # noqa: D102

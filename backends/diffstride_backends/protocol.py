@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffstride_core.ops import ArrayOps
+from diffstride_core.operation import MakeFactors, Operation
+from diffstride_core.ops import ArrayOps, Factors
 
 ArrayT = TypeVar("ArrayT")
 ResultT_co = TypeVar("ResultT_co", covariant=True)
@@ -44,9 +46,17 @@ class HostStrides(NamedTuple):
         return np.reshape(np.asarray(self.values, dtype=self.dtype), self.shape)
 
 
-class Backend(ArrayOps, Protocol[ArrayT]):
+class Backend(ArrayOps, ABC, Generic[ArrayT]):
     """One framework, as the functions common to all adapters need it."""
 
+    def made(self, make: MakeFactors, plan: Any, strides: ArrayT | None, like: ArrayT) -> Factors:
+        """Return ``make(self, plan, strides, like)``, kept from an earlier call where possible.
+
+        `like` gives dtype and device alone.
+        """
+        return make(self, plan, strides, like)
+
+    @abstractmethod
     def check_input(self, x: object, name: str = "x", like: ArrayT | None = None) -> None:
         """Raise TypeError unless `x` is a real floating-point array of the framework.
 
@@ -55,13 +65,17 @@ class Backend(ArrayOps, Protocol[ArrayT]):
 
     def as_convolved(self, *arrays: Any) -> tuple[Any, ...]:
         """Return arrays in the dtype that the framework itself would now convolve them in."""
+        return arrays
 
+    @abstractmethod
     def is_array(self, x: object) -> bool:
         """Return whether `x` is an array of the framework."""
 
+    @abstractmethod
     def strides_from_host(self, strides: HostStrides, like: ArrayT | None) -> ArrayT:
         """Return host strides as an array of the same dtype on the device of `like`."""
 
+    @abstractmethod
     def check_strides(self, strides: ArrayT, like: ArrayT | None) -> None:
         """Check strides that are an array of the framework.
 
@@ -74,41 +88,79 @@ class Backend(ArrayOps, Protocol[ArrayT]):
 
         That array itself, where the framework sees to it.
         """
+        return strides
 
+    @abstractmethod
     def host_values(self, strides: ArrayT) -> tuple[float, ...] | None:
         """Return the values of the strides, None where they are traced."""
 
+    @abstractmethod
     def from_host(self, array: HostArray, dtype: str, device: Any = None) -> ArrayT:
         """Return a copy of a host array in the dtype named, on a device from `devices`."""
 
+    @abstractmethod
     def devices(self) -> Sequence[Any]:
         """Return the devices there are to compute on, the default one first."""
 
+    @abstractmethod
     def device_of(self, array: ArrayT) -> Any:
         """Return the device of an array; None where the framework has no such notion."""
 
+    @abstractmethod
     def dtype_name(self, array: ArrayT) -> str:
         """Return the name of an array's dtype, as NumPy or ml_dtypes spell it."""
 
+    @abstractmethod
     def to_host(self, array: ArrayT) -> HostArray:
         """Return an array's values on the host; bfloat16 as float32."""
 
 
-class Attach(Protocol[ResultT_co]):
-    """A way to join a forward pass with its derivative.
+def evaluate(
+    backend: Backend[ArrayT], operation: Operation, plan: Any, arrays: tuple[ArrayT | None, ...]
+) -> ArrayT:
+    """Return the value of an operation, its factors made or kept by the backend."""
+    factors = _made(backend, operation, operation.make_factors, plan, arrays)
+    value: ArrayT = operation.evaluate(backend, plan, factors, *arrays)
+    return value
 
-    Called with the functions ``forward(backend, plan, *arrays)`` and
-    ``vjp(backend, plan, cotangent, *arrays, needs=...)``, what they are to be given, and returns
-    what the framework's user expects: a differentiable array, or a value and its pullback. Without
-    ``vjp`` the framework differentiates ``forward`` as it is.
+
+def pull_back(
+    backend: Backend[ArrayT],
+    operation: Operation,
+    plan: Any,
+    g: ArrayT,
+    arrays: tuple[ArrayT | None, ...],
+    needs: tuple[bool, ...],
+) -> tuple[ArrayT | None, ...]:
+    """Return the gradients of the arrays that need one, for the cotangent `g` of the value."""
+    assert operation.pull_back is not None
+    factors = _made(backend, operation, operation.make_factors, plan, arrays)
+    stride_factors = None
+    if needs[operation.strides]:
+        stride_factors = _made(backend, operation, operation.make_stride_factors, plan, arrays)
+    return operation.pull_back(backend, plan, factors, stride_factors, g, *arrays, needs=needs)
+
+
+def _made(
+    backend: Backend[ArrayT],
+    operation: Operation,
+    make: MakeFactors | None,
+    plan: Any,
+    arrays: tuple[ArrayT | None, ...],
+) -> Factors:
+    if make is None:
+        return ()
+    x = arrays[0]
+    assert x is not None
+    return backend.made(make, plan, arrays[operation.strides], x)
+
+
+class Attach(Protocol[ResultT_co]):
+    """A way to join an operation with its derivative.
+
+    Called with an operation, what it is to be given, and returns what the framework's user expects:
+    a differentiable array, or a value and its pullback.
     """
 
-    def __call__(
-        self,
-        backend: Any,
-        forward: Callable[..., Any],
-        vjp: Callable[..., tuple[Any, ...]] | None,
-        plan: Any,
-        *arrays: Any,
-    ) -> ResultT_co:
-        """Evaluate ``forward`` and attach ``vjp``."""
+    def __call__(self, backend: Any, operation: Operation, plan: Any, *arrays: Any) -> ResultT_co:
+        """Evaluate the operation and attach its derivative."""

@@ -13,59 +13,32 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
-from diffstride_backends import host
 from diffstride_backends.functional import Functional
 from diffstride_backends.plain import PlainAutodiff
-from diffstride_backends.protocol import HostArray, HostStrides, Pullback
+from diffstride_backends.protocol import (
+    Backend,
+    HostArray,
+    HostStrides,
+    Pullback,
+    evaluate,
+    pull_back,
+)
 from diffstride_backends.registry import Framework
-from diffstride_core import bases, fused, resample
-from diffstride_core._namespace import namespace_of
+from diffstride_core import bases, host, kernels
 from diffstride_core.byte_cache import ByteBoundCache
 from diffstride_core.convolution import ConvPlan, EvaluationUnits
+from diffstride_core.kernels import Kernels
+from diffstride_core.operation import MakeFactors, Operation
 from diffstride_core.ops import Factors
 from diffstride_core.planning import warn_of_nothing_to_crop
+from diffstride_core.resample import RESIZE
 
 _AUTOCAST = (torch.float16, torch.bfloat16, torch.float32)
 _FLOATS = (*_AUTOCAST, torch.float64)
 
 
-class TorchBackend:
-    """PyTorch tensors on any device."""
-
-    def __init__(self) -> None:
-        self.xp: Any = namespace_of(torch.empty(0))
-
-    def precise_dtype(self, array: torch.Tensor) -> torch.dtype:  # noqa: D102
-        return _precise_dtype(array.device.type)
-
-    def frequencies(self, count: int, like: torch.Tensor) -> torch.Tensor:  # noqa: D102
-        return torch.arange(count, dtype=self.precise_dtype(like), device=like.device)
-
-    def compute_dtype(self, array: torch.Tensor) -> torch.dtype:  # noqa: D102
-        return torch.float32 if array.dtype.itemsize == 2 else array.dtype
-
-    def tables(  # noqa: D102
-        self, basis: bases.AxisBasis, like: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        # In parts: torch.compile has no constant for an object made inside what it traces.
-        return _constant_tables(
-            basis.size, basis.output_size, basis.bins, basis.quadrature, like.dtype, like.device
-        )
-
-    def kept(  # noqa: D102
-        self,
-        make: Callable[..., Factors],
-        plan: Hashable,
-        strides: torch.Tensor | None,
-        like: torch.Tensor,
-    ) -> Factors:
-        if _is_followed() or (strides is not None and not _is_on_host(strides)):
-            return make(self, plan, strides, like)
-        values = None if strides is None else tuple(strides.reshape(-1).tolist())
-        return _factors(make, plan, values, self.compute_dtype(like), like.device)
-
-    def bins_with_slope(self, slope: torch.Tensor, most: int) -> int:  # noqa: D102
-        return most
+class TorchKernels(Kernels):
+    """PyTorch's products, in place and a part of a batch at a time on the host."""
 
     def memory_order(self, array: torch.Tensor) -> tuple[int, ...] | None:  # noqa: D102
         # A compiler lays arrays out by itself, and cannot follow the question.
@@ -79,7 +52,7 @@ class TorchBackend:
         return (0, *range(2, rank), 1)
 
     def block_elements(self, array: torch.Tensor) -> int | None:  # noqa: D102
-        return None if _is_followed() or not _is_on_host(array) else host.BLOCK_ELEMENTS
+        return None if _is_followed() or not _is_on_host(array) else kernels.BLOCK_ELEMENTS
 
     def matmul(  # noqa: D102
         self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None
@@ -114,6 +87,38 @@ class TorchBackend:
             _as_images(x, lines), shape, images
         )
         return weight[None, :, :, 0, 0].mT
+
+
+class TorchBackend(Backend[torch.Tensor]):
+    """PyTorch tensors on any device."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.empty(0), TorchKernels)
+
+    def precise_dtype(self, array: torch.Tensor) -> torch.dtype:  # noqa: D102
+        return _precise_dtype(array.device.type)
+
+    def frequencies(self, count: int, like: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        return torch.arange(count, dtype=self.precise_dtype(like), device=like.device)
+
+    def compute_dtype(self, array: torch.Tensor) -> torch.dtype:  # noqa: D102
+        return torch.float32 if array.dtype.itemsize == 2 else array.dtype
+
+    def tables(  # noqa: D102
+        self, basis: bases.AxisBasis, like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # In parts: torch.compile has no constant for an object made inside what it traces.
+        return _constant_tables(
+            basis.size, basis.output_size, basis.bins, basis.quadrature, like.dtype, like.device
+        )
+
+    def made(  # noqa: D102
+        self, make: MakeFactors, plan: Hashable, strides: torch.Tensor | None, like: torch.Tensor
+    ) -> Factors:
+        if _is_followed() or (strides is not None and not _is_on_host(strides)):
+            return make(self, plan, strides, like)
+        values = None if strides is None else tuple(strides.reshape(-1).tolist())
+        return _factors(make, plan, values, self.compute_dtype(like), like.device)
 
     def stop_gradient(self, array: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return array.detach()
@@ -371,7 +376,7 @@ def _is_on_host(tensor: torch.Tensor) -> bool:
 
 @ByteBoundCache
 def _factors(
-    make: Callable[..., Factors],
+    make: MakeFactors,
     plan: Hashable,
     strides: tuple[float, ...] | None,
     dtype: torch.dtype,
@@ -461,59 +466,53 @@ class _Attached(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        backend: TorchBackend,
-        forward: Callable[..., torch.Tensor],
-        vjp: Callable[..., tuple[torch.Tensor | None, ...]],
-        plan: Any,
-        *arrays: torch.Tensor,
+        backend: TorchBackend, operation: Operation, plan: Any, *arrays: torch.Tensor | None
     ) -> torch.Tensor:
         # No view of a temporary: autograd lets nobody write to a view that was made in here. Views
         # made without autograd share memory all the same, so that nothing is copied.
-        return forward(backend, plan, *arrays).detach()
+        return evaluate(backend, operation, plan, arrays).detach()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        ctx.backend, _, ctx.vjp, ctx.plan, *arrays = inputs
+        ctx.backend, ctx.operation, ctx.plan, *arrays = inputs
         ctx.save_for_backward(*arrays)
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> Any:
         if not torch.compiler.is_compiling():  # which lets nobody ask in a backward pass
             _check_dense("the gradient of the output", g)
-        needs = ctx.needs_input_grad[4:]
+        needs = ctx.needs_input_grad[3:]
         # The backward pass can run inside autocast too.
         with _no_autocast(g.device), _noted_if_batched(g):
-            gradients = ctx.vjp(ctx.backend, ctx.plan, g, *ctx.saved_tensors, needs=needs)
-        return None, None, None, None, *gradients
+            gradients = pull_back(ctx.backend, ctx.operation, ctx.plan, g, ctx.saved_tensors, needs)
+        return None, None, None, *gradients
 
 
 def attach(
-    backend: TorchBackend,
-    forward: Callable[..., torch.Tensor],
-    vjp: Callable[..., tuple[torch.Tensor | None, ...]] | None,
-    plan: Any,
-    *arrays: torch.Tensor,
+    backend: TorchBackend, operation: Operation, plan: Any, *arrays: torch.Tensor | None
 ) -> torch.Tensor:
     """Evaluate the forward pass, with its derivative known to autograd.
 
     Forward-mode differentiation finds no attached derivative and so takes that of the forward pass.
     """
     check_not_traced()
-    if vjp is None:
-        return forward(backend, plan, *arrays)
+    if operation.pull_back is None:
+        return evaluate(backend, operation, plan, arrays)
+    x = arrays[0]
+    assert x is not None
     # Autocast would run the small products that build the operator in half precision.
-    with _no_autocast(arrays[0].device):
+    with _no_autocast(x.device):
         if (
             plain_autodiff.enabled
             or _is_forward_mode()
             or (torch.compiler.is_compiling() and not _has_gradient(arrays))
         ):
-            return forward(backend, plan, *arrays)
+            return evaluate(backend, operation, plan, arrays)
         if torch.compiler.is_compiling():
             # With dynamic sizes a compiler makes a symbol of each number of the plan when it first
             # meets it. Met within an autograd function, it would be unknown to the next one.
             hash(plan)
-        y: torch.Tensor = _Attached.apply(backend, forward, vjp, plan, *arrays)
+        y: torch.Tensor = _Attached.apply(backend, operation, plan, *arrays)
         return y
 
 
@@ -556,20 +555,23 @@ def as_base(result: torch.Tensor) -> torch.Tensor:
 
 
 # torch.compile cannot trace a function with `setup_context` that nobody differentiates.
-def _has_gradient(arrays: tuple[torch.Tensor, ...]) -> bool:
-    return torch.is_grad_enabled() and any(array.requires_grad for array in arrays)
+def _has_gradient(arrays: tuple[torch.Tensor | None, ...]) -> bool:
+    return torch.is_grad_enabled() and any(
+        array is not None and array.requires_grad for array in arrays
+    )
 
 
-def convolve_then_resize(
+def _convolve_then_resize(
     backend: TorchBackend,
     plan: ConvPlan,
+    factors: Factors,
     x: torch.Tensor,
     weight: torch.Tensor,
-    *rest: torch.Tensor,
+    strides: torch.Tensor | None,
+    bias: torch.Tensor | None,
 ) -> torch.Tensor:
     """Convolve an array by PyTorch's own convolution, and resize what comes of it."""
     conv = plan.convolution
-    strides, bias = fused.strides_and_bias(plan, rest)
     lead = x.shape[: -conv.rank - 1]
     x = x.reshape(math.prod(lead), *x.shape[len(lead) :])
     if plan.channels_last:
@@ -583,8 +585,7 @@ def convolve_then_resize(
     if plan.channels_last:
         y = y.movedim(1, -1)
     y = y.reshape(*lead, *y.shape[1:])
-    arrays = (y,) if strides is None else (y, strides)
-    return attach(backend, resample.forward, resample.vjp, plan.resize, *arrays)
+    return attach(backend, RESIZE, plan.resize, y, strides)
 
 
 _CONVOLUTIONS: dict[int, Callable[..., torch.Tensor]] = {
@@ -595,15 +596,12 @@ _CONVOLUTIONS: dict[int, Callable[..., torch.Tensor]] = {
 
 
 def value_and_pullback(
-    backend: TorchBackend,
-    forward: Callable[..., torch.Tensor],
-    vjp: Callable[..., tuple[torch.Tensor | None, ...]] | None,
-    plan: Any,
-    *arrays: torch.Tensor,
+    backend: TorchBackend, operation: Operation, plan: Any, *arrays: torch.Tensor | None
 ) -> tuple[torch.Tensor, Pullback[torch.Tensor]]:
     """Evaluate the forward pass and return it with the pullback that autograd computes."""
-    leaves = [array.detach().requires_grad_() for array in arrays]
-    y = attach(backend, forward, vjp, plan, *leaves)
+    copies = [None if array is None else array.detach().requires_grad_() for array in arrays]
+    leaves = [array for array in copies if array is not None]
+    y = attach(backend, operation, plan, *copies)
 
     def pullback(g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of the inputs for the cotangent `g` of the output."""
@@ -619,13 +617,14 @@ EVALUATION_UNITS = EvaluationUnits(
     grouped_convolution=1.0, resize=4.0, pointwise=1.5, shifted_resizes=4.0
 )
 
+CONVOLVE_THEN_RESIZE = Operation(_convolve_then_resize, pull_back=None)
 FUNCTIONAL: Functional[torch.Tensor, torch.Tensor] = Functional(
-    BACKEND, attach, convolve_then_resize, EVALUATION_UNITS
+    BACKEND, attach, CONVOLVE_THEN_RESIZE, EVALUATION_UNITS
 )
 FRAMEWORK = Framework(
     "torch",
     BACKEND,
     FUNCTIONAL,
-    Functional(BACKEND, value_and_pullback, convolve_then_resize, EVALUATION_UNITS),
+    Functional(BACKEND, value_and_pullback, CONVOLVE_THEN_RESIZE, EVALUATION_UNITS),
     plain_autodiff=plain_autodiff,
 )

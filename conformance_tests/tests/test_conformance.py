@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 from amounts import quick_every, quick_where
-from diffstride_backends import host
 from diffstride_conformance.cases import all_cases
 from diffstride_conformance.implementation import offers
 from diffstride_conformance.problems import is_posed, pose
 from diffstride_conformance.run import agree, judge, run_case, solve
 from diffstride_conformance.selection import paired_cases, representative_cases
 from subjects import CONVOLVING, EAGER, subject
+
+from diffstride_core import kernels
 
 # The quick tests go through these, and through fewer where each is compiled.
 SELECTED = representative_cases()
@@ -56,7 +57,7 @@ def test_every_case(case, name, dtype):
 
 @over_cases_offered(["numpy", "torch"], SELECTED)
 def test_case_in_blocks(name, case, monkeypatch):
-    monkeypatch.setattr(host, "BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr(kernels, "BLOCK_ELEMENTS", 1)
     assert run_case(subject(name), case, "float64")
 
 

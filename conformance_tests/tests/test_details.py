@@ -165,7 +165,7 @@ def test_the_penalty_has_a_gradient_only_where_one_is_asked_for():
     ops, layers = registry.get("numpy").backend, [np.array([2.0, 3.0]), np.array([1.5, 1.2])]
     bounds = ((Bounds(),) * 2,) * 2
     for needs in ((True, False), (False, True), (False, False)):
-        gradients = complexity.vjp(ops, bounds, np.array(1.0), *layers, needs=needs)
+        gradients = complexity.pull_back(ops, bounds, (), None, np.array(1.0), *layers, needs=needs)
         assert tuple(gradient is not None for gradient in gradients) == needs
 
 

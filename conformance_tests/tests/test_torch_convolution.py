@@ -8,7 +8,6 @@ import re
 
 import pytest
 import torch
-from diffstride_backends import torch_backend
 from diffstride_torch import (
     DiffStride1d,
     DiffStride2d,
@@ -35,6 +34,8 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from torch_values import assert_close, loss, random, strides_of
+
+from diffstride_core import kernels
 
 METHODS = ("fused", "separate")
 
@@ -468,7 +469,7 @@ def test_large_batches_are_taken_in_blocks(name, kind, dtype, monkeypatch):
 
     whole = run()
     for elements in (1, 3 * x[0].numel(), 10 * x[0].numel()):
-        monkeypatch.setattr(torch_backend.host, "BLOCK_ELEMENTS", elements)
+        monkeypatch.setattr(kernels, "BLOCK_ELEMENTS", elements)
         for part, expected in zip(run(), whole, strict=True):
             # Sums in another order, which bfloat16 rounds.
             limits = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 2**-7}
@@ -636,7 +637,7 @@ def test_meta_tensors_give_shapes(method):
 @pytest.mark.parametrize("name", ["2d", "channels-last", "groups-dilated-circular", "pointwise"])
 @pytest.mark.parametrize("elements", [1, 2**19])
 def test_operations_in_place(name, method, elements, monkeypatch):
-    monkeypatch.setattr(torch_backend.host, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(kernels, "BLOCK_ELEMENTS", elements)
     arrays, f = case(name, method)
     y, expected = f(*arrays).relu_(), f(*arrays).relu()
     assert_close(y, expected)
@@ -676,7 +677,7 @@ def test_vmap(method):
 @each_method
 @pytest.mark.parametrize("elements", [1, 2**19])
 def test_many_cotangents_at_once(method, elements, monkeypatch):
-    monkeypatch.setattr(torch_backend.host, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(kernels, "BLOCK_ELEMENTS", elements)
     arrays, f = case("2d", method)
     y = f(*arrays)
     many = random(3, *y.shape)

@@ -26,7 +26,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_values import assert_close, loss, random, strides_of
 
-from diffstride_core import bases
+from diffstride_core import bases, kernels
 
 ENGINES = ("matmul", "fft")
 
@@ -509,7 +509,7 @@ def shifted_in_place(y):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "in blocks", "no batch"])
 @pytest.mark.parametrize("strides", [(1.7, 2.4), (1.0, 1.0)])
 def test_operations_in_place(layout, strides, method, monkeypatch):
-    monkeypatch.setattr(torch_backend.host, "BLOCK_ELEMENTS", 1 if layout == "in blocks" else 2**19)
+    monkeypatch.setattr(kernels, "BLOCK_ELEMENTS", 1 if layout == "in blocks" else 2**19)
     x, s = random(2, 3, 12, 15), strides_of(*strides, requires_grad=True)
     if layout == "channels_last":
         x = x.to(memory_format=torch.channels_last)
@@ -594,7 +594,7 @@ def test_vmap_over_strides(method):
 
 @each_engine
 def test_vmap_over_strides_of_a_batch_that_would_be_taken_in_blocks(method, monkeypatch):
-    monkeypatch.setattr(torch_backend.host, "BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr(kernels, "BLOCK_ELEMENTS", 1)
     x, many = random(3, 20, 18), torch.tensor([[1.7, 2.4], [1.75, 2.3]])
 
     def f(strides):
@@ -957,7 +957,7 @@ def test_large_batches_are_resized_in_blocks(convention, dtype, kind, monkeypatc
 
     whole = run()
     for elements in (1, 3 * 3 * 12 * 16, 6 * 3 * 12 * 16):
-        monkeypatch.setattr(torch_backend.host, "BLOCK_ELEMENTS", elements)
+        monkeypatch.setattr(kernels, "BLOCK_ELEMENTS", elements)
         for part, expected in zip(run(), whole, strict=True):
             assert part.dtype == expected.dtype
             assert part.stride() == expected.stride()

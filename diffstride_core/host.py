@@ -7,40 +7,34 @@ nothing at all where the values of the strides, compared themselves, have not ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from dataclasses import replace
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffstride_backends.eager import EagerBackend
 from diffstride_core import bases
 from diffstride_core.byte_cache import ByteBoundCache
-from diffstride_core.ops import Factors
+from diffstride_core.operation import MakeFactors
+from diffstride_core.ops import ArrayOps, Factors
 from diffstride_core.plan import Plan
 from diffstride_core.resample import operator_weights
 
-BLOCK_ELEMENTS = 2**19
-"""How much of a batch to resize at a time: 2 MiB in single precision, near a core's cache."""
 
+class _HostOps(ArrayOps):
+    # Of a ramp, the bins that hold it at these strides; a plan knows those of the widest one.
+    reads_values = True
 
-class _Host(EagerBackend):
     def tables(self, basis: bases.AxisBasis, like: Any) -> tuple[Any, Any]:
         return bases.tables(basis)
 
-    def bins_with_slope(self, slope: Any, most: int) -> int:
-        # The bound is that of the widest ramp of all strides.
-        found = np.flatnonzero(slope)
-        return int(found[-1] - found[0]) + 1 if found.size else min(most, 1)
 
-
-_HOST = _Host(np.empty(0))
+_HOST = _HostOps(np.empty(0))
 
 
 @ByteBoundCache
 def factors(
-    make: Callable[..., Factors],
+    make: MakeFactors,
     plan: Hashable,
     strides: tuple[float, ...] | None,
     dtype: str,
@@ -50,7 +44,7 @@ def factors(
     Parameters
     ----------
     make : callable
-        As for `ArrayOps.kept`.
+        Of an `Operation`.
     plan : hashable
     strides : tuple of float, or None
     dtype : str
@@ -76,8 +70,7 @@ def matrices(
     -------
     tuple of tuple of ndarray, shape (M, N)
     """
-    axes = tuple(replace(axis, use_fft=False) for axis in plan.axes)
     found: tuple[tuple[NDArray[np.floating], ...], ...] = factors(
-        operator_weights, replace(plan, axes=axes), strides, dtype
+        operator_weights, plan.by_matrices, strides, dtype
     )
     return found
