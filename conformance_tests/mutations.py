@@ -54,8 +54,7 @@ FUSED = "diffstride_core/fused.py"
 PLAN = "diffstride_core/plan.py"
 PLAN_CACHE = "diffstride_core/plan_cache.py"
 PLANNING = "diffstride_core/planning.py"
-AXIS_OPERATOR = "diffstride_core/axis_operator.py"
-RAMP = "diffstride_core/ramp.py"
+OPERATORS = "diffstride_core/operators.py"
 RESAMPLE = "diffstride_core/resample.py"
 SPECTRUM = "diffstride_core/spectrum.py"
 WINDOW = "diffstride_core/window.py"
@@ -209,7 +208,7 @@ _TABLE = (
          "lo % 2 == 0 and lo == output_size", "lo == output_size",
          "the highest bin of an odd size keeps its sine"),
         ("fft-slope-without-counts",
-         "self._slope * counts * per_bin", "self._slope * 2 * per_bin",
+         "slope * counts * per_bin", "slope * 2 * per_bin",
          "the unpaired bin counts once in the stride's gradient too"),
     )),
     ("unpaired bin", SPECTRUM, DETAILS, (
@@ -229,7 +228,7 @@ _TABLE = (
          '"backward": shrinkage', '"backward": 1 / shrinkage',
          "the factor is a power of N/M"),
     )),
-    ("norm", RESAMPLE, CORE, (
+    ("norm", OPERATORS, CORE, (
         ("scale-on-every-axis",
          "masks[first] = masks[first].scaled(plan.scale)",
          "masks = [mask.scaled(plan.scale) for mask in masks]",
@@ -363,13 +362,12 @@ _TABLE = (
     )),
     ("cotangent scale", SPECTRUM, CORE, (
         ("fft-adjoint-not-scaled",
-         "self._resize(g, output_size, size, output_size / size)",
-         "self._resize(g, output_size, size, 1.0)",
+         "g, output_size, size, output_size / size)", "g, output_size, size, 1.0)",
          "the resize back has 1/M, the adjoint 1/N"),
     )),
     ("cotangent scale", RESAMPLE, GOLDEN, (
         ("terms-of-dstrides-replaced",
-         "slope if previous is None else previous + slope", "slope",
+         "own if total is None else total + own", "own",
          "the terms' slopes are added"),
     )),
     ("order of axes", PLAN, CORE, (
@@ -383,8 +381,8 @@ _TABLE = (
     )),
     ("order of axes", RESAMPLE, CORE, (
         ("gradients-in-the-order-of-application",
-         "(index, operator) in reversed(list(enumerate(term)))",
-         "(_, operator), index in reversed([(s, o, s) for s, o in enumerate(term)])",
+         "total = stride_factors[term][i], dstrides[i]",
+         "total, i = stride_factors[term][i], dstrides[step], step",
          "a gradient belongs to its axis, wherever that was applied"),
     )),
     ("shared stride", WINDOW, CONFORMANCE, (
@@ -538,15 +536,15 @@ _TABLE = (
     )),
     ("dtype", SPECTRUM, DETAILS, (
         ("fft-slope-accumulated-in-float32",
-         "axis=but_own, dtype=precise)", "axis=but_own)",
+         "axis=but_own, dtype=slope.dtype)", "axis=but_own)",
          "long sums of the stride's gradient are made in double precision"),
     )),
-    ("dtype", AXIS_OPERATOR, DETAILS, (
+    ("dtype", RESAMPLE, DETAILS, (
         ("slope-accumulated-in-float32",
-         "xp.sum(parts, dtype=self._ops.precise_dtype(x))", "xp.sum(parts)",
+         "xp.sum(parts, dtype=ops.precise_dtype(x))", "xp.sum(parts)",
          "long sums of the stride's gradient are made in double precision"),
     )),
-    ("ramp", RAMP, CONFORMANCE, (
+    ("ramp", OPERATORS, CONFORMANCE, (
         ("ramp-from-the-next-bin",
          "first, bins - count) + steps", "first + 1, bins - count) + steps",
          "the slope takes in the ramp's first bin"),
@@ -620,7 +618,7 @@ _TABLE = (
          "xp.stack(taps, axis=3)", "xp.stack(taps[::-1], axis=3)",
          "the gradient of a tap goes to its own place"),
         ("slope-of-the-first-tap",
-         "slope = synthesis, analysis[tap, ...]", "slope = synthesis, analysis[0, ...]",
+         "ramp = synthesis, analysis[tap, ...]", "ramp = synthesis, analysis[0, ...]",
          "the operator's derivative is shifted as the operator is"),
         ("bias-not-resized",
          "layout.per_group(bias) * _of_constant(xp, row_sums)[..., None]", "layout.per_group(bias)",
@@ -629,7 +627,7 @@ _TABLE = (
          "summed_g * _of_constant(xp, row_sums)[..., None]", "summed_g",
          "the gradient of a bias is that of a constant"),
         ("gradient-of-the-weight-of-one-term",
-         "dkernels[tap] = _plus(dkernels[tap], own)", "dkernels[tap] = own",
+         "dkernels[tap] = _plus(dkernels[tap], of_term)", "dkernels[tap] = of_term",
          "the gradient of a weight is the sum over the operator's terms"),
     )),
     ("convolution", FUSED, CONFORMANCE, (
@@ -649,7 +647,7 @@ _TABLE = (
     )),
     ("needs", RESAMPLE, TORCH, (
         ("everything-computed",
-         "needs_strides = needs[0], stride_factors", "needs_strides = True, stride_factors",
+         "xp, needs_x = ops.xp, needs[0]", "xp, needs_x = ops.xp, True",
          "gradients that nobody needs cost nothing"),
         ("one-adjoint-too-many",
          "if needs_x or step:", "if True:",

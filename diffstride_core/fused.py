@@ -17,15 +17,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from diffstride_core.axis_operator import Others
 from diffstride_core.blocks import Part, in_blocks
 from diffstride_core.convolution import ConvPlan
-from diffstride_core.matrix import MatrixOperator
 from diffstride_core.operation import Operation
+from diffstride_core.operators import ramp_operators, resize_operators
 from diffstride_core.ops import Array, ArrayOps, Factors
-from diffstride_core.resample import operator_slopes, operator_weights
+from diffstride_core.plan import AxisPlan
+from diffstride_core.resample import multiply, stride_gradient
 from diffstride_core.window import gather_slopes
 
 
@@ -61,7 +61,7 @@ def evaluate(
     """
     xp, layout = ops.xp, _Layout(ops, plan, x)
     weights, row_sums = factors
-    terms = [_taps(ops, plan, own) for own in weights]
+    terms = [_taps(plan, own) for own in weights]
     kernels = _kernels(ops, plan, weight)
     can_write = ops.kernels.block_elements(layout.x) is not None
     offset = None
@@ -71,8 +71,8 @@ def evaluate(
     def convolve(_: Array | None, x: Array) -> Part:
         made, y = [layout.canonical(x)], None
         for term in terms:
-            for kernel, operators in zip(kernels, term, strict=True):
-                made = _applied(operators, made, can_write=can_write)
+            for kernel, taps in zip(kernels, term, strict=True):
+                made = _resized(ops, taps, made, can_write=can_write)
                 y = ops.kernels.pointwise(layout.rows(made[-1], kernel.shape[1]), kernel, y)
         assert y is not None
         y = xp.reshape(y, (*made[0].shape[:2], *layout.output_sizes, kernels[0].shape[2]))
@@ -121,7 +121,7 @@ def pull_back(
     sums_g = plan.convolution.has_bias and (needs_bias or needs_strides)
     weights, row_sums = factors
     slopes, slope_sums = ((None,) * len(weights), ()) if stride_factors is None else stride_factors
-    terms = [_taps(ops, plan, *own) for own in zip(weights, slopes, strict=True)]
+    terms = [_taps(plan, *own) for own in zip(weights, slopes, strict=True)]
     kernels = _kernels(ops, plan, weight)
     can_write = ops.kernels.block_elements(layout.x) is not None
 
@@ -135,26 +135,28 @@ def pull_back(
         dkernels: list[Array | None] = [None] * len(kernels)
         dstrides: list[Array | None] = [None] * plan.convolution.rank
         for term in terms:
-            for tap, operators in enumerate(term):
+            for tap, axes in enumerate(term):
                 if needs_weight or needs_strides:
-                    needed = operators if needs_weight else operators[:-1]
-                    seen = _applied(needed, seen, can_write=can_write)
+                    needed = axes if needs_weight else axes[:-1]
+                    seen = _resized(ops, needed, seen, can_write=can_write)
                 if needs_weight:
                     rows = layout.rows(seen[-1], kernels[tap].shape[1])
-                    own = ops.kernels.pointwise_kernel(rows, g_rows)
-                    dkernels[tap] = _plus(dkernels[tap], own)
+                    of_term = ops.kernels.pointwise_kernel(rows, g_rows)
+                    dkernels[tap] = _plus(dkernels[tap], of_term)
                 if not (needs_x or needs_strides):
                     continue
                 u = ops.kernels.pointwise(g_rows, xp.matrix_transpose(kernels[tap]))
                 u = xp.reshape(u, u_shape)
-                for step, operator in reversed(list(enumerate(operators))):
+                for step, own in reversed(list(enumerate(axes))):
                     if needs_strides:
-                        slope = operator.slope(u, seen[step], _no_others)
-                        dstrides[step] = _plus(dstrides[step], slope)
+                        found = own.stride_gradient(ops, u, seen[step])
+                        dstrides[step] = _plus(dstrides[step], found)
+                    back = xp.matrix_transpose(own.matrix)
                     if step:
-                        u = dseen[step] = operator.adjoint(u, dseen[step] if can_write else None)
+                        place = dseen[step] if can_write else None
+                        u = dseen[step] = multiply(ops, back, u, own.axis.axis, out=place)
                     elif needs_x:
-                        dx = operator.add_adjoint(dx, u)
+                        dx = multiply(ops, back, u, own.axis.axis, total=dx)
         return (
             xp.astype(layout.original(dx), x.dtype, copy=False) if needs_x else None,
             (
@@ -272,62 +274,77 @@ class _Layout:
         return self._ops.xp.reshape(wide, shape)
 
 
-class _AllTaps(MatrixOperator):
-    """The shifted resizes along the last axis at once: to (..., M * taps, channels)."""
+class _ShiftedAxis(NamedTuple):
+    """The resize along one axis, shifted by a tap of the kernel, or by all taps of the last axis.
 
-    def slope(self, u: Array, x: Array, others: Others) -> Array:
+    Attributes
+    ----------
+    axis : AxisPlan
+    matrix : array, shape (M, N) or (M * taps, N)
+    ramp : (array, array) or None
+        The factors of its derivative.
+    taps : int
+        How many are taken at once.
+    """
+
+    axis: AxisPlan
+    matrix: Array
+    ramp: tuple[Array, Array] | None
+    taps: int = 1
+
+    def stride_gradient(self, ops: ArrayOps, u: Array, x: Array) -> Array:
         """Return <u, (dA/dS) x>, summed over the taps."""
-        xp, taps = self._ops.xp, u.shape[-2] // self._plan.output_size
 
         def with_channels(array: Array) -> Array:
             """Count the taps to the channels: dA/dS is the same for all but for the shift."""
+            if self.taps == 1:
+                return array
             *before, rows, channels = array.shape
-            return xp.reshape(array, (*before, rows // taps, taps * channels))
+            shape = (*before, rows // self.taps, self.taps * channels)
+            return ops.xp.reshape(array, shape)
 
-        return super().slope(with_channels(u), x, with_channels)
-
-
-def _no_others(x: Array) -> Array:
-    return x
+        return stride_gradient(ops, self.axis, self.ramp, with_channels(u), x, with_channels)
 
 
-def _applied(
-    operators: Sequence[MatrixOperator], before: Sequence[Array], *, can_write: bool
+def _resized(
+    ops: ArrayOps, axes: Sequence[_ShiftedAxis], before: Sequence[Array], *, can_write: bool
 ) -> list[Array]:
-    """Return an array and what each operator makes of it in turn.
+    """Return an array and what each axis makes of it in turn.
 
     Parameters
     ----------
-    operators : sequence of MatrixOperator
+    ops : ArrayOps
+    axes : sequence of _ShiftedAxis
     before : sequence of array
         The array, then what was made of it for the tap before, if anything.
     can_write : bool
         Whether that may be overwritten: new memory would take as long as the products.
     """
     made = [before[0]]
-    for step, operator in enumerate(operators, start=1):
+    for step, own in enumerate(axes, start=1):
         out = before[step] if can_write and step < len(before) else None
-        made.append(operator.apply(made[-1], out))
+        made.append(multiply(ops, own.matrix, made[-1], own.axis.axis, out=out))
     return made
 
 
 def _taps(
-    ops: ArrayOps, plan: ConvPlan, weights: Factors, slopes: Factors | None = None
-) -> list[list[MatrixOperator]]:
-    """Return the operators of each tap of all axes but the last, whose taps are taken at once."""
+    plan: ConvPlan, weights: Factors, slopes: Factors | None = None
+) -> list[list[_ShiftedAxis]]:
+    """Return the axes of each tap of all axes but the last, whose taps are taken at once."""
     resized = plan.by_matrices.axes
     axes = [resized[i] for i in plan.spatial_order]
     found = []
     for taps in itertools.product(*map(range, plan.convolution.kernel[:-1])):
-        operators: list[MatrixOperator] = []
+        own: list[_ShiftedAxis] = []
         for step, tap in enumerate(taps):
-            slope = None
+            ramp = None
             if slopes is not None:
                 synthesis, analysis = slopes[step]
-                slope = synthesis, analysis[tap, ...]
-            operators.append(MatrixOperator(ops, axes[step], weights[step][tap, ...], slope))
+                ramp = synthesis, analysis[tap, ...]
+            own.append(_ShiftedAxis(axes[step], weights[step][tap, ...], ramp))
         last = None if slopes is None else slopes[-1]
-        found.append([*operators, _AllTaps(ops, axes[-1], weights[-1], last)])
+        at_once = plan.convolution.kernel[-1]
+        found.append([*own, _ShiftedAxis(axes[-1], weights[-1], last, at_once)])
     return found
 
 
@@ -342,7 +359,7 @@ def shifted_weights(ops: ArrayOps, plan: ConvPlan, strides: Array | None, like: 
     row_sums : tuple of tuple of array, shape (M,)
         The sums of the rows of the matrices without a shift.
     """
-    return shifted(ops, plan, operator_weights(ops, plan.by_matrices, strides, like))
+    return shifted(ops, plan, resize_operators(ops, plan.by_matrices, strides, like))
 
 
 def shifted(ops: ArrayOps, plan: ConvPlan, weights: Sequence[Sequence[Array]]) -> Factors:
@@ -357,7 +374,7 @@ def shifted(ops: ArrayOps, plan: ConvPlan, weights: Sequence[Sequence[Array]]) -
 def shifted_slopes(ops: ArrayOps, plan: ConvPlan, strides: Array | None, like: Array) -> Factors:
     """Return the factors of the derivatives of `shifted_weights`, in the same order."""
     xp, order = ops.xp, plan.spatial_order
-    slopes = operator_slopes(ops, plan.by_matrices, strides, like)
+    slopes = ramp_operators(ops, plan.by_matrices, strides, like)
     terms, row_sums = [], []
     for term in slopes:
         factors, sums = [], []

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from diffstride_core import bases
 from diffstride_core.byte_cache import ByteBoundCache
 from diffstride_core.operation import MakeFactors
+from diffstride_core.operators import resize_operators
 from diffstride_core.ops import ArrayOps, Factors
 from diffstride_core.plan import Plan
-from diffstride_core.resample import operator_weights
 
 
 class _HostOps(ArrayOps):
@@ -71,6 +71,6 @@ def matrices(
     tuple of tuple of ndarray, shape (M, N)
     """
     found: tuple[tuple[NDArray[np.floating], ...], ...] = factors(
-        operator_weights, plan.by_matrices, strides, dtype
+        resize_operators, plan.by_matrices, strides, dtype
     )
     return found

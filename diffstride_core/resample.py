@@ -1,27 +1,27 @@
-r"""Applying a plan: the forward pass and its vector-Jacobian product.
+r"""Resizing an array by the operators of a plan: the forward pass and its derivative.
 
-A resize is a sum of separable real operators, y = scale * sum_t (A_t1 x A_t2 x ...) x. An axis
-operator has three uses, whichever engine evaluates it: apply it (A), apply its adjoint (A^T), and
-the slope <u, (dA/dS) x> that the stride's gradient is made of.
+A resize is a sum of separable real operators, y = scale * sum_t (A_t1 x A_t2 x ...) x. An axis has
+three uses, whichever engine evaluates it: resize along it (A), resize back (A^T), and the product
+<u, (dA/dS) x> that the stride's gradient is made of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
-from diffstride_core.axis_operator import AxisOperator, Others
-from diffstride_core.bases import AxisBasis
+from diffstride_core import spectrum
 from diffstride_core.blocks import Part, in_blocks
-from diffstride_core.matrix import MatrixOperator, axis_matrix
 from diffstride_core.operation import Operation
+from diffstride_core.operators import ramp_operators, resize_operators
 from diffstride_core.ops import Array, ArrayOps, Factors
-from diffstride_core.plan import Plan
-from diffstride_core.ramp import ramp_factors
-from diffstride_core.spectrum import SpectralOperator
-from diffstride_core.window import Mask, gather_slopes, spread_strides
+from diffstride_core.plan import AxisPlan, Plan
+from diffstride_core.window import gather_slopes
 
-Term: TypeAlias = list[tuple[int, AxisOperator]]
+Others: TypeAlias = Callable[[Array], Array]
+"""Applies the operators of other axes."""
 
 
 def evaluate(
@@ -34,7 +34,7 @@ def evaluate(
     ops : ArrayOps
     plan : Plan
     factors : tuple
-        From `operator_weights`.
+        From `resize_operators`.
     x : array, shape (..., N_1, ..., N_d, ...)
     strides : array, shape (), (1,) or (d,), optional
         The stride parameters, which the factors have been made of.
@@ -45,15 +45,15 @@ def evaluate(
         Of the dtype of `x`.
     """
     plan, (x,), restore = _as_in_memory(ops, plan, x)
-    terms = _operators(ops, plan, factors)
 
     def resize(out: Array | None, x: Array) -> Part:
         wide_x = ops.xp.astype(x, ops.compute_dtype(x), copy=False)
-        if len(terms) > 1 or wide_x.dtype != x.dtype:
+        if len(factors) > 1 or wide_x.dtype != x.dtype:
             out = None
-        y = _apply_all(terms[0], wide_x, out)
-        for term in terms[1:]:
-            y = y + _apply_all(term, wide_x)
+        y = None
+        for operators in factors:
+            part = _resize_axes(ops, plan, operators, plan.order, wide_x, out)
+            y = part if y is None else y + part
         return ops.xp.astype(y, x.dtype, copy=False), ()
 
     y, _ = _in_blocks(ops, plan, resize, plan.output_shape(x.shape), x)
@@ -78,7 +78,7 @@ def pull_back(
     ops, plan, factors, x, strides
         As for `evaluate`.
     stride_factors : tuple or None
-        From `operator_slopes`; None where the gradient of the strides is not needed.
+        From `ramp_operators`; None where the gradient of the strides is not needed.
     g : array
         Cotangent of the output.
     needs : tuple of bool
@@ -91,38 +91,38 @@ def pull_back(
     dstrides : array or None
         Of the shape and dtype of `strides`.
     """
-    xp = ops.xp
-    needs_x, needs_strides = needs[0], stride_factors is not None
+    xp, needs_x = ops.xp, needs[0]
     plan, (x, g), restore = _as_in_memory(ops, plan, x, g)
-    terms = _operators(ops, plan, factors, stride_factors)
+    order = plan.order
 
     def pull_back_part(out: Array | None, x: Array, g: Array) -> Part:
         dtype = ops.compute_dtype(x)
         wide_x, wide_g = xp.astype(x, dtype, copy=False), xp.astype(g, dtype, copy=False)
-        if len(terms) > 1 or dtype != x.dtype:
+        if len(factors) > 1 or dtype != x.dtype:
             out = None
         dx = None
-        slopes: list[Array | None] = [None] * len(plan.axes)
-        for term in terms:
+        dstrides: list[Array | None] = [None] * len(order)
+        for term, operators in enumerate(factors):
             u = wide_g
-            for step, (index, operator) in reversed(list(enumerate(term))):
-                if needs_strides:
-                    before = _applying(term[:step])
-                    slope, previous = operator.slope(u, wide_x, before), slopes[index]
-                    slopes[index] = slope if previous is None else previous + slope
+            for step, i in reversed(list(enumerate(order))):
+                if stride_factors is not None:
+                    before = partial(_resize_axes, ops, plan, operators, order[:step])
+                    ramp, total = stride_factors[term][i], dstrides[i]
+                    own = stride_gradient(ops, plan.axes[i], ramp, u, wide_x, before)
+                    dstrides[i] = own if total is None else total + own
                 if needs_x or step:
-                    u = operator.adjoint(u, None if step else out)
+                    u = _resize_back(ops, plan.axes[i], operators[i], u, None if step else out)
             if needs_x:
                 dx = u if dx is None else dx + u
         return (
             xp.astype(dx, x.dtype, copy=False) if needs_x else None,
-            (xp.stack(slopes),) if needs_strides else (),
+            () if stride_factors is None else (xp.stack(dstrides),),
         )
 
     dx, sums = _in_blocks(ops, plan, pull_back_part, x.shape if needs_x else None, x, g)
     return (
         restore(dx) if needs_x else None,
-        gather_slopes(ops, sums[0], strides) if needs_strides else None,
+        None if stride_factors is None else gather_slopes(ops, sums[0], strides),
     )
 
 
@@ -158,72 +158,110 @@ def _in_blocks(
     return in_blocks(ops, function, shape, arrays)
 
 
-def _applying(term: Term) -> Others:
-    return lambda x: _apply_all(term, x)
-
-
-def _apply_all(term: Term, x: Array, out: Array | None = None) -> Array:
-    for step, (_, operator) in enumerate(term, start=1):
-        x = operator.apply(x, out if step == len(term) else None)
+def _resize_axes(
+    ops: ArrayOps,
+    plan: Plan,
+    operators: Sequence[Array],
+    steps: Sequence[int],
+    x: Array,
+    out: Array | None = None,
+) -> Array:
+    """Return what an array becomes along some axes, in the order given; in `out` if possible."""
+    for step, i in enumerate(steps, start=1):
+        axis, place = plan.axes[i], out if step == len(steps) else None
+        if axis.use_fft:
+            x = spectrum.resized(ops, axis, operators[i], x)
+        else:
+            x = multiply(ops, operators[i], x, axis.axis, out=place)
     return x
 
 
-def _operators(
-    ops: ArrayOps, plan: Plan, factors: Factors, stride_factors: Factors | None = None
-) -> list[Term]:
-    """Return, per term, the axis operators with their axis's index in the order of application."""
-    terms: list[Term] = []
-    for t, of_axes in enumerate(factors):
-        term: Term = []
-        for i in plan.order:
-            engine = SpectralOperator if plan.axes[i].use_fft else MatrixOperator
-            slope = None if stride_factors is None else stride_factors[t][i]
-            term.append((i, engine(ops, plan.axes[i], of_axes[i], slope)))
-        terms.append(term)
-    return terms
+def _resize_back(
+    ops: ArrayOps, axis: AxisPlan, operator: Array, g: Array, out: Array | None
+) -> Array:
+    if axis.use_fft:
+        return spectrum.resized_back(ops, axis, operator, g)
+    return multiply(ops, ops.xp.matrix_transpose(operator), g, axis.axis, out=out)
 
 
-def operator_weights(ops: ArrayOps, plan: Plan, strides: Array | None, like: Array) -> Factors:
-    """Return what each axis operator of each term is applied with."""
-    masks = _masks(ops, plan, strides, like)
+def stride_gradient(
+    ops: ArrayOps, axis: AxisPlan, ramp: Any, u: Array, x: Array, others: Others
+) -> Array:
+    """Return <u, (dA/dS) B x>, shape (), in the precise dtype, where B is `others`.
 
-    def of_axis(i: int, basis: AxisBasis) -> Array:
-        if plan.axes[i].use_fft:
-            return masks[i].value
-        return axis_matrix(ops, basis, masks[i], like)
-
-    return _of_all_axes(plan, of_axis)
-
-
-def operator_slopes(ops: ArrayOps, plan: Plan, strides: Array | None, like: Array) -> Factors:
-    """Return what the slope of each axis operator of each term is taken with."""
-    masks = _masks(ops, plan, strides, like)
-
-    def of_axis(i: int, basis: AxisBasis) -> Array | tuple[Array, Array]:
-        if not plan.axes[i].has_thin_ramp:
-            return masks[i].slope
-        return ramp_factors(ops, plan.axes[i], basis, masks[i], like)
-
-    return _of_all_axes(plan, of_axis)
-
-
-def _masks(ops: ArrayOps, plan: Plan, strides: Array | None, like: Array) -> list[Mask]:
-    count = len(plan.axes)
-    per_axis = [None] * count if strides is None else spread_strides(ops, strides, count)
-    masks = [
-        plan.window.mask(ops, axis, plan.smoothness, stride, like)
-        for axis, stride in zip(plan.axes, per_axis, strict=True)
-    ]
-    first = plan.order[0]
-    masks[first] = masks[first].scaled(plan.scale)
-    return masks
+    Parameters
+    ----------
+    ops : ArrayOps
+    axis : AxisPlan
+    ramp : (array, array) or array
+        Of the axis, from `operators.ramp_operators`.
+    u : array
+        Cotangent of what the axis is resized to.
+    x : array
+    others : callable
+        Applies the operators of other axes.
+    """
+    if not axis.has_thin_ramp:
+        return spectrum.stride_gradient(ops, axis, ramp, u, others(x))
+    xp, (synthesis, analysis) = ops.xp, ramp
+    # The projection first: what is left of x is thin, and the other axes cost little.
+    of_x = others(multiply(ops, analysis, x, axis.axis))
+    of_u = multiply(ops, xp.matrix_transpose(synthesis), u, axis.axis)
+    # In parts: short sums lose nothing in single precision, their many results would.
+    is_short = math.prod(of_u.shape[-2:]) <= _SHORT
+    parts = xp.sum(of_u * of_x, axis=(-2, -1) if is_short and x.ndim > 1 else -1)
+    return xp.sum(parts, dtype=ops.precise_dtype(x))
 
 
-def _of_all_axes(plan: Plan, of_axis: Callable[[int, AxisBasis], Any]) -> Factors:
-    return tuple(
-        tuple(of_axis(i, basis) for i, basis in enumerate(bases))
-        for bases in plan.window.terms(plan.axes)
-    )
+_SHORT = 2048
 
 
-RESIZE = Operation(evaluate, pull_back, operator_weights, operator_slopes, strides=1)
+def multiply(
+    ops: ArrayOps,
+    matrix: Array,
+    x: Array,
+    axis: int,
+    *,
+    out: Array | None = None,
+    total: Array | None = None,
+) -> Array:
+    """Multiply every vector along an axis by a matrix, without transposing the array.
+
+    Parameters
+    ----------
+    ops : ArrayOps
+    matrix : array, shape (M, N)
+    x : array, shape (..., N, ...)
+    axis : int
+        Counted from the end.
+    out : array, shape (..., M, ...), optional
+        Where to write what comes of it.
+    total : array, shape (..., M, ...), optional
+        What to add it to, which may be overwritten.
+
+    Returns
+    -------
+    array, shape (..., M, ...)
+    """
+    xp, shape = ops.xp, tuple(x.shape)
+    at = len(shape) + axis
+    before, after = math.prod(shape[:at]), math.prod(shape[at + 1 :])
+    # One large product along the last axis; a small one per entry of the batch elsewhere.
+    rest = () if after == 1 else (after,)
+    vectors = xp.reshape(x, (before, shape[at], *rest))
+    if after == 1:
+        a, b = vectors, xp.matrix_transpose(matrix)
+    else:
+        a, b = matrix[None, :, :], vectors
+    made = (before, matrix.shape[0], *rest)
+    if out is not None:
+        ops.kernels.matmul(a, b, xp.reshape(out, made))
+        return out
+    if total is not None:
+        y = ops.kernels.add_matmul(xp.reshape(total, made), a, b)
+    else:
+        y = ops.kernels.matmul(a, b)
+    return xp.reshape(y, (*shape[:at], matrix.shape[0], *shape[at + 1 :]))
+
+
+RESIZE = Operation(evaluate, pull_back, resize_operators, ramp_operators, strides=1)

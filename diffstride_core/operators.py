@@ -1,0 +1,154 @@
+"""The operators of a resize: what arrays are multiplied by, made of tables and a window.
+
+Along one axis a resize is A = synthesis @ diag(mu, mu) @ analysis, with the tables of
+`diffstride_core.bases` and the mask mu of a window. The matrix engine multiplies by A itself, the
+FFT engine (`diffstride_core.spectrum`) by mu between two transforms. The stride's gradient needs
+dA/dS, which has a rank of two for each bin on the ramp: two thin matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from diffstride_core.bases import AxisBasis, bin_counts, tables_of_bins
+from diffstride_core.ops import Array, ArrayOps, Factors
+from diffstride_core.plan import AxisPlan, Plan
+from diffstride_core.window import Mask, spread_strides
+
+
+def resize_operators(ops: ArrayOps, plan: Plan, strides: Array | None, like: Array) -> Factors:
+    """Return what each axis of each term is resized by.
+
+    Parameters
+    ----------
+    ops : ArrayOps
+    plan : Plan
+    strides : array, shape (), (1,) or (d,), or None
+        The stride parameters; None for a window without strides.
+    like : array
+        Gives dtype and device.
+
+    Returns
+    -------
+    tuple of tuple of array
+        Per term, one per axis: the matrix A, shape (M, N), or for the FFT engine the mask, shape
+        (K,). The norm's factor is in those of the axis that is resized first.
+    """
+    masks = _masks(ops, plan, strides, like)
+
+    def of_axis(i: int, basis: AxisBasis) -> Array:
+        if plan.axes[i].use_fft:
+            return masks[i].value
+        return _matrix(ops, basis, masks[i], like)
+
+    return _of_all_axes(plan, of_axis)
+
+
+def ramp_operators(ops: ArrayOps, plan: Plan, strides: Array | None, like: Array) -> Factors:
+    """Return what the gradient in the stride of each axis of each term is taken by.
+
+    The parameters are those of `resize_operators`.
+
+    Returns
+    -------
+    tuple of tuple
+        Per term, one per axis: the two factors of dA/dS over the bins on the ramp, of shapes
+        (M, 2K) and (2K, N), or where the plan has no thin ramp the mask's slope, shape (K,).
+    """
+    masks = _masks(ops, plan, strides, like)
+
+    def of_axis(i: int, basis: AxisBasis) -> Array | tuple[Array, Array]:
+        if not plan.axes[i].has_thin_ramp:
+            return masks[i].slope
+        return _ramp_factors(ops, plan.axes[i], basis, masks[i], like)
+
+    return _of_all_axes(plan, of_axis)
+
+
+def _masks(ops: ArrayOps, plan: Plan, strides: Array | None, like: Array) -> list[Mask]:
+    count = len(plan.axes)
+    per_axis = [None] * count if strides is None else spread_strides(ops, strides, count)
+    masks = [
+        plan.window.mask(ops, axis, plan.smoothness, stride, like)
+        for axis, stride in zip(plan.axes, per_axis, strict=True)
+    ]
+    first = plan.order[0]
+    masks[first] = masks[first].scaled(plan.scale)
+    return masks
+
+
+def _of_all_axes(plan: Plan, of_axis: Callable[[int, AxisBasis], Any]) -> Factors:
+    return tuple(
+        tuple(of_axis(i, basis) for i, basis in enumerate(bases))
+        for bases in plan.window.terms(plan.axes)
+    )
+
+
+def _matrix(ops: ArrayOps, basis: AxisBasis, mask: Mask, like: Array) -> Array:
+    """Return A, shape (M, N), for arrays like `like`."""
+    xp = ops.xp
+    synthesis, analysis = ops.tables(basis, mask.value)
+    matrix = (synthesis * xp.concat([mask.value, mask.value])) @ analysis
+    return xp.astype(matrix, ops.compute_dtype(like), copy=False)
+
+
+def _ramp_factors(
+    ops: ArrayOps, axis: AxisPlan, basis: AxisBasis, mask: Mask, like: Array
+) -> tuple[Array, Array]:
+    """Return the two factors of dA/dS over bins that hold the ramp, for arrays like `like`.
+
+    Parameters
+    ----------
+    ops : ArrayOps
+    axis : AxisPlan
+    basis : AxisBasis
+        Its tables are not made where the FFT engine takes the axis: they would be too large.
+    mask : Mask
+    like : array
+        Gives dtype and device.
+
+    Returns
+    -------
+    synthesis : array, shape (M, 2K)
+        Times the mask's slope.
+    analysis : array, shape (2K, N)
+    """
+    xp, dtype, slope = ops.xp, ops.compute_dtype(like), mask.slope
+    assert slope is not None
+    bins = slope.shape[0]
+    # In multiples that the kernels of matrix products divide by.
+    multiple = 4 if axis.axis == -1 else 2
+    count = _bins_in_ramp(slope, axis) if ops.reads_values else axis.sloped_bins
+    count = min(bins, multiple * -(-count // multiple))
+    # Where the ramp begins follows from the stride's value: found by array operations, since it can
+    # be traced.
+    first = xp.argmax(xp.astype(slope != 0, slope.dtype))
+    steps = xp.astype(ops.frequencies(count, like), first.dtype)
+    chosen = xp.where(first < bins - count, first, bins - count) + steps
+    slope = xp.take(slope, chosen, axis=0)
+    if axis.use_fft:
+        lo = min(axis.size, axis.output_size)
+        counts = bin_counts(xp, xp.astype(chosen, slope.dtype), lo)
+
+        def indices(count: int) -> Array:
+            return xp.astype(ops.frequencies(count, like), chosen.dtype)
+
+        synthesis, analysis = tables_of_bins(
+            xp, (chosen, chosen, counts), axis.size, axis.output_size, indices
+        )
+    else:
+        both = xp.concat([chosen, bins + chosen])
+        synthesis, analysis = ops.tables(basis, slope)
+        synthesis = xp.take(synthesis, both, axis=1)
+        analysis = xp.take(analysis, both, axis=0)
+    weighted = synthesis * xp.concat([slope, slope])
+    return xp.astype(weighted, dtype, copy=False), xp.astype(analysis, dtype, copy=False)
+
+
+def _bins_in_ramp(slope: Array, axis: AxisPlan) -> int:
+    """Return how many neighbouring bins have all slopes: the plan's are those of any stride."""
+    found = np.flatnonzero(slope)
+    return int(found[-1] - found[0]) + 1 if found.size else min(axis.sloped_bins, 1)
