@@ -62,7 +62,7 @@ ARGUMENTS = "diffstride_core/arguments.py"
 HOST = "diffstride_core/host.py"
 OPS = "diffstride_core/ops.py"
 PROTOCOL = "backends/diffstride_backends/protocol.py"
-FUNCTIONAL = "backends/diffstride_backends/functional.py"
+PREPARE = "backends/diffstride_backends/prepare.py"
 JAX_BACKEND = "backends/diffstride_backends/jax_backend.py"
 TORCH_BACKEND = "backends/diffstride_backends/torch_backend.py"
 
@@ -372,17 +372,15 @@ _TABLE = (
     )),
     ("order of axes", PLAN, CORE, (
         ("costliest-order",
-         "1 / self.axes[i].size - 1 / self.axes[i].output_size",
-         "1 / self.axes[i].output_size - 1 / self.axes[i].size",
+         "1 / axes[i].size - 1 / axes[i].output_size", "1 / axes[i].output_size - 1 / axes[i].size",
          "the axis that shrinks most comes first"),
         ("equals-from-the-front",
-         "-self.axes[i].axis,", "self.axes[i].axis,",
+         "output_size, -axes[i].axis)", "output_size, axes[i].axis)",
          "among equals the axis nearest to the end comes first"),
     )),
     ("order of axes", RESAMPLE, CORE, (
         ("gradients-in-the-order-of-application",
-         "total = stride_factors[term][i], dstrides[i]",
-         "total, i = stride_factors[term][i], dstrides[step], step",
+         "dstrides[i] = own", "dstrides[step] = own",
          "a gradient belongs to its axis, wherever that was applied"),
     )),
     ("shared stride", WINDOW, CONFORMANCE, (
@@ -723,7 +721,7 @@ _TABLE = (
          "            or _is_forward_mode()\n", "",
          "forward mode differentiates the forward pass"),
         ("torch-forward-mode-not-followed",
-         "        or _is_forward_mode()\n        or torch._C", "        or torch._C",
+         "        or forward_ad._current_level >= 0\n", "",
          "the operator of a forward pass in forward mode is not the one kept for others"),
         ("torch-autocast-in-the-forward-pass",
          "with _no_autocast(x.device):", "with nullcontext():",
@@ -761,9 +759,9 @@ _TABLE = (
          "torch.tensor(strides.values, dtype=torch.float32, device=device)",
          "Python's numbers are double precision"),
     )),
-    ("numbers and arrays", FUNCTIONAL, TORCH, (
+    ("numbers and arrays", PREPARE, TORCH, (
         ("strides-read-where-sizes-are-given",
-         "self._values(strides) if given is None else None", "self._values(strides)",
+         "values_of(backend, strides) if sizes is None else None", "values_of(backend, strides)",
          "strides that decide nothing are not read"),
     )),
 )

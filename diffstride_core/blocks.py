@@ -7,10 +7,14 @@ import operator
 from collections.abc import Callable
 from typing import TypeAlias
 
+from diffstride_core import kernels
 from diffstride_core.ops import Array, ArrayOps
 
 Part: TypeAlias = tuple[Array | None, tuple[Array, ...]]
 """What is computed of a part: that part of the result, and contributions to sums."""
+
+
+_shape = operator.attrgetter("shape")
 
 
 def in_blocks(
@@ -40,10 +44,10 @@ def in_blocks(
     result : array or None
     sums : tuple of array
     """
-    count, limit = arrays[0].shape[0], ops.kernels.block_elements(arrays[0])
+    count, limit = arrays[0].shape[0], kernels.BLOCK_ELEMENTS
     if elements is None:
-        elements = max(math.prod(array.shape) for array in arrays)
-    if limit is None or count < 2 or elements <= limit:
+        elements = max(map(math.prod, map(_shape, arrays)))
+    if count < 2 or elements <= limit or not ops.kernels.can_write(arrays[0]):
         return function(None, *arrays)
     # Equal parts: a small last one would be as slow as a large one.
     step = -(-count // min(count, -(-elements // limit)))

@@ -424,6 +424,37 @@ class EvaluationUnits:
         }
 
 
+def chosen_method(plan: ConvPlan, method: str, units: EvaluationUnits | None) -> str:
+    """Return how a convolution and the resize after it are evaluated, "fused" or "separate".
+
+    Parameters
+    ----------
+    plan : ConvPlan
+    method : {"auto", "fused", "separate"}
+        "auto" takes what is expected to take less time.
+    units : EvaluationUnits or None
+        Of the framework; None for one without a convolution.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an unknown method, and for one that is not possible.
+    """
+    option("method", method, CONV_METHODS)
+    if units is None:
+        if method == "separate":
+            raise ValueError(
+                "method must be 'fused' or 'auto' for a framework without a convolution, got "
+                "'separate'"
+            )
+        method = "fused"
+    elif method == "auto":
+        return "fused" if is_fused_cheaper(plan, units) else "separate"
+    if method == "fused":
+        _check_fused(plan)
+    return method
+
+
 def is_fused_cheaper(plan: ConvPlan, units: EvaluationUnits) -> bool:
     """Return whether the fused evaluation is expected to take less time than the separate one."""
     if not can_fuse(plan):
@@ -444,7 +475,7 @@ def can_fuse(plan: ConvPlan) -> bool:
     return True
 
 
-def check_fused(plan: ConvPlan) -> None:
+def _check_fused(plan: ConvPlan) -> None:
     """Raise ValueError unless the fused evaluation is possible."""
     if not can_fuse(plan):
         axes = [plan.resize.axes[i] for i in plan.spatial_order]

@@ -63,7 +63,7 @@ def evaluate(
     weights, row_sums = factors
     terms = [_taps(plan, own) for own in weights]
     kernels = _kernels(ops, plan, weight)
-    can_write = ops.kernels.block_elements(layout.x) is not None
+    can_write = ops.kernels.can_write(layout.x)
     offset = None
     if bias is not None:
         offset = layout.per_group(bias) * _of_constant(xp, row_sums)[..., None]
@@ -123,7 +123,7 @@ def pull_back(
     slopes, slope_sums = ((None,) * len(weights), ()) if stride_factors is None else stride_factors
     terms = [_taps(plan, *own) for own in zip(weights, slopes, strict=True)]
     kernels = _kernels(ops, plan, weight)
-    can_write = ops.kernels.block_elements(layout.x) is not None
+    can_write = ops.kernels.can_write(layout.x)
 
     def pull_back_part(_: Array | None, x: Array, g: Array) -> Part:
         wide_x, wide_g = layout.canonical(x), layout.canonical(g)

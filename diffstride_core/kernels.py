@@ -29,12 +29,9 @@ class Kernels:
         """Return the permutation of the axes into the order of memory; None for their own."""
         return None
 
-    def block_elements(self, array: Array) -> int | None:
-        """Return of how many elements to take at a time, so that caches hold what is made of them.
-
-        None for all at once, where arrays cannot be assigned to or gain nothing.
-        """
-        return None
+    def can_write(self, array: Array) -> bool:
+        """Return whether to write to arrays, and so to take large ones a part at a time."""
+        return False
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return a @ b, written to `out` if that is given, as only code in blocks does.

@@ -7,6 +7,7 @@ framework can reuse what it compiled.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -98,12 +99,15 @@ class Plan:
         In the order given by the caller.
     scale : float
         The norm's factor on the output.
+    order : tuple of int
+        The indices of `axes` in the order of application, from `order_of_application`.
     """
 
     window: Window
     smoothness: float
     axes: tuple[AxisPlan, ...]
     scale: float
+    order: tuple[int, ...]
 
     @property
     def output_sizes(self) -> tuple[int, ...]:
@@ -129,20 +133,17 @@ class Plan:
         axes = tuple(replace(axis, use_fft=False) for axis in self.axes)
         return replace(self, axes=axes)
 
-    @property
-    def order(self) -> tuple[int, ...]:
-        """The indices of `axes` in the order of application that costs least.
 
-        Axis a goes before b where it needs fewer multiply-adds, N_a N_b M_a + M_a N_b M_b <
-        N_a N_b M_b + M_b N_a M_a, that is 1/N_a - 1/M_a < 1/N_b - 1/M_b. Among equals the axis
-        nearest to the end comes first: while the array is largest its products are widest.
-        """
-        return tuple(
-            sorted(
-                range(len(self.axes)),
-                key=lambda i: (
-                    1 / self.axes[i].size - 1 / self.axes[i].output_size,
-                    -self.axes[i].axis,
-                ),
-            )
+def order_of_application(axes: Sequence[AxisPlan]) -> tuple[int, ...]:
+    """Return the indices of axes in the order of application that costs least.
+
+    Axis a goes before b where it needs fewer multiply-adds, N_a N_b M_a + M_a N_b M_b <
+    N_a N_b M_b + M_b N_a M_a, that is 1/N_a - 1/M_a < 1/N_b - 1/M_b. Among equals the axis nearest
+    to the end comes first: while the array is largest its products are widest.
+    """
+    return tuple(
+        sorted(
+            range(len(axes)),
+            key=lambda i: (1 / axes[i].size - 1 / axes[i].output_size, -axes[i].axis),
         )
+    )

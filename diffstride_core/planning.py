@@ -19,7 +19,7 @@ from diffstride_core.arguments import (
     normalized_axes,
     within_float32,
 )
-from diffstride_core.plan import AxisPlan, Bounds, Plan
+from diffstride_core.plan import AxisPlan, Bounds, Plan, order_of_application
 from diffstride_core.settings import Settings
 from diffstride_core.window import FlatWindow, Window
 
@@ -106,7 +106,8 @@ def plan_diff_stride(
             map(partial(_output_size, settings), sizes, used, _is_last(axes), settings.size_offset)
         )
         if warn:
-            _warn_where_nothing_can_be_cropped(settings, axes, sizes)
+            for message in nothing_to_crop(settings, axes, sizes):
+                warn_of_nothing_to_crop(message)
     return _make_plan(
         settings.convention,
         settings.smoothness,
@@ -194,16 +195,15 @@ def _double(ordinal: int) -> float:
     return float(np.int64(ordinal).view(np.float64))
 
 
-def _warn_where_nothing_can_be_cropped(
-    settings: Settings, axes: tuple[int, ...], sizes: tuple[int, ...]
-) -> None:
-    for axis, size, never in zip(axes, sizes, never_cropped(settings, sizes), strict=True):
-        if never:
-            warn_of_nothing_to_crop(
-                f"axis {axis} of size {size} can never be cropped with smoothness "
-                f"{settings.smoothness:g} in the {settings.convention.name} convention: no stride "
-                "makes the output smaller"
-            )
+def nothing_to_crop(settings: Settings, axes: tuple[int, ...], sizes: tuple[int, ...]) -> list[str]:
+    """Return what to say of each axis that no stride makes smaller."""
+    return [
+        f"axis {axis} of size {size} can never be cropped with smoothness "
+        f"{settings.smoothness:g} in the {settings.convention.name} convention: no stride makes "
+        "the output smaller"
+        for axis, size, never in zip(axes, sizes, never_cropped(settings, sizes), strict=True)
+        if never
+    ]
 
 
 def warn_of_nothing_to_crop(message: str) -> None:
@@ -318,24 +318,21 @@ def _make_plan(
     # An index, also where a compiler traces a stride as a symbol: see `axis_sizes`.
     output_sizes = tuple(map(operator.index, output_sizes))
     shrinkage = math.prod(sizes) / math.prod(output_sizes)
-    return Plan(
-        window,
-        smoothness,
-        tuple(
-            AxisPlan(
-                axis=axis,
-                size=sizes[i],
-                output_size=output_sizes[i],
-                is_last=is_last,
-                bounds=bounds[i],
-                use_fft=_use_fft(window, method, axis, max(sizes[i], output_sizes[i])),
-                sloped_bins=operator.index(window.sloped_bins(sizes[i], smoothness, bounds[i])),
-                size_offset=size_offset[i],
-            )
-            for i, (axis, is_last) in enumerate(zip(axes, _is_last(axes), strict=True))
-        ),
-        scale={"forward": 1.0, "ortho": math.sqrt(shrinkage), "backward": shrinkage}[norm],
+    planned = tuple(
+        AxisPlan(
+            axis=axis,
+            size=sizes[i],
+            output_size=output_sizes[i],
+            is_last=is_last,
+            bounds=bounds[i],
+            use_fft=_use_fft(window, method, axis, max(sizes[i], output_sizes[i])),
+            sloped_bins=operator.index(window.sloped_bins(sizes[i], smoothness, bounds[i])),
+            size_offset=size_offset[i],
+        )
+        for i, (axis, is_last) in enumerate(zip(axes, _is_last(axes), strict=True))
     )
+    scale = {"forward": 1.0, "ortho": math.sqrt(shrinkage), "backward": shrinkage}[norm]
+    return Plan(window, smoothness, planned, scale, order_of_application(planned))
 
 
 def _use_fft(window: Window, method: str, axis: int, size: int) -> bool:

@@ -44,7 +44,11 @@ def evaluate(
     array, shape (..., M_1, ..., M_d, ...)
         Of the dtype of `x`.
     """
-    plan, (x,), restore = _as_in_memory(ops, plan, x)
+    if (memory := ops.kernels.memory_order(x)) is not None:
+        # So that, channels first or last, no product has to copy its input.
+        permute = ops.xp.permute_dims
+        y = evaluate(ops, plan.permuted(memory), factors, permute(x, memory), strides)
+        return permute(y, _inverse(memory))
 
     def resize(out: Array | None, x: Array) -> Part:
         wide_x = ops.xp.astype(x, ops.compute_dtype(x), copy=False)
@@ -57,7 +61,7 @@ def evaluate(
         return ops.xp.astype(y, x.dtype, copy=False), ()
 
     y, _ = _in_blocks(ops, plan, resize, plan.output_shape(x.shape), x)
-    return restore(y)
+    return y
 
 
 def pull_back(
@@ -92,7 +96,12 @@ def pull_back(
         Of the shape and dtype of `strides`.
     """
     xp, needs_x = ops.xp, needs[0]
-    plan, (x, g), restore = _as_in_memory(ops, plan, x, g)
+    if (memory := ops.kernels.memory_order(x)) is not None:
+        x, g = (xp.permute_dims(array, memory) for array in (x, g))
+        permuted = plan.permuted(memory)
+        dx, dstrides = pull_back(ops, permuted, factors, stride_factors, g, x, strides, needs=needs)
+        return None if dx is None else xp.permute_dims(dx, _inverse(memory)), dstrides
+
     order = plan.order
 
     def pull_back_part(out: Array | None, x: Array, g: Array) -> Part:
@@ -121,28 +130,13 @@ def pull_back(
 
     dx, sums = _in_blocks(ops, plan, pull_back_part, x.shape if needs_x else None, x, g)
     return (
-        restore(dx) if needs_x else None,
+        dx,
         None if stride_factors is None else gather_slopes(ops, sums[0], strides),
     )
 
 
-def _as_in_memory(
-    ops: ArrayOps, plan: Plan, *arrays: Array
-) -> tuple[Plan, tuple[Array, ...], Callable[[Array], Array]]:
-    """Return plan and arrays with the axes in the order they have in memory, and the way back.
-
-    So that, channels first or last, no product has to copy its input.
-    """
-    order = ops.kernels.memory_order(arrays[0])
-    if order is None:
-        return plan, arrays, lambda array: array
-    back = tuple(order.index(i) for i in range(len(order)))
-    permute = ops.xp.permute_dims
-    return (
-        plan.permuted(order),
-        tuple(permute(array, order) for array in arrays),
-        lambda array: permute(array, back),
-    )
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(order.index, range(len(order))))
 
 
 def _in_blocks(
@@ -153,8 +147,9 @@ def _in_blocks(
     *arrays: Array,
 ) -> Part:
     """Call `in_blocks`, but for arrays whose first axis is resized, which have no batch."""
-    if arrays[0].ndim <= max(-axis.axis for axis in plan.axes):
-        return function(None, *arrays)
+    for axis in plan.axes:
+        if axis.axis == -arrays[0].ndim:
+            return function(None, *arrays)
     return in_blocks(ops, function, shape, arrays)
 
 

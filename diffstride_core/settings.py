@@ -5,11 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from diffstride_core.arguments import METHODS, NORMS, Limits, checked_limits, integers, option, real
 from diffstride_core.conventions import CONVENTIONS, DEFAULT_CONVENTION, Convention
 from diffstride_core.plan import Bounds
+
+
+class WindowOptions(TypedDict, total=False):
+    """The options of a resize that do not depend on its axes, see `diff_stride`."""
+
+    smoothness: float | None
+    limits: Limits | None
+    cropping: bool
+    norm: str | None
+    convention: str
+
+
+class ResizeOptions(WindowOptions, total=False):
+    """All options of a resize, see `diff_stride`."""
+
+    axes: int | Sequence[int]
+    method: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +90,7 @@ class Settings:
 
 def make_settings(
     *,
-    axes: int | Sequence[int],
+    axes: int | Sequence[int] = (-2, -1),
     smoothness: float | None = None,
     limits: Limits | None = (None, None),
     cropping: bool = True,

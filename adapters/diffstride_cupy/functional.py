@@ -1,21 +1,209 @@
 """The functions for CuPy arrays."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias, Unpack
+
 from diffstride_backends.cupy_backend import FUNCTIONAL, WITH_PULLBACK
-from diffstride_backends.functional import public
+from diffstride_backends.documentation import documented
+from diffstride_backends.protocol import Pullback
 
-diff_stride = public(FUNCTIONAL.diff_stride, __name__)
-conv_diff_stride = public(FUNCTIONAL.conv_diff_stride, __name__)
-output_sizes = public(FUNCTIONAL.output_sizes, __name__)
-spectral_resize = public(FUNCTIONAL.spectral_resize, __name__)
-spectral_pool = public(FUNCTIONAL.spectral_pool, __name__)
-complexity = public(FUNCTIONAL.complexity, __name__)
-authors_strides = public(FUNCTIONAL.authors_strides, __name__)
+from diffstride_core.arguments import Limits
+from diffstride_core.conventions import DEFAULT_CONVENTION
+from diffstride_core.settings import ResizeOptions, WindowOptions
 
-# The same functions, which return (value, pullback).
-diff_stride_with_pullback = public(WITH_PULLBACK.diff_stride, __name__, with_pullback=True)
-conv_diff_stride_with_pullback = public(
-    WITH_PULLBACK.conv_diff_stride, __name__, with_pullback=True
-)
-spectral_resize_with_pullback = public(WITH_PULLBACK.spectral_resize, __name__, with_pullback=True)
-spectral_pool_with_pullback = public(WITH_PULLBACK.spectral_pool, __name__, with_pullback=True)
-complexity_with_pullback = public(WITH_PULLBACK.complexity, __name__, with_pullback=True)
+Strides: TypeAlias = Any
+"""Numbers, or an array of NumPy's or CuPy's."""
+
+Array: TypeAlias = Any
+
+
+@documented("cupy.ndarray")
+def diff_stride(
+    x: Array,
+    strides: Strides,
+    *,
+    sizes: Sequence[int] | None = None,
+    axes: int | Sequence[int] = (-2, -1),
+    smoothness: float | None = None,
+    limits: Limits | None = (None, None),
+    cropping: bool = True,
+    norm: str | None = None,
+    convention: str = DEFAULT_CONVENTION,
+    method: str = "auto",
+) -> Array:
+    return FUNCTIONAL.diff_stride(
+        x,
+        strides,
+        sizes=sizes,
+        axes=axes,
+        smoothness=smoothness,
+        limits=limits,
+        cropping=cropping,
+        norm=norm,
+        convention=convention,
+        method=method,
+    )
+
+
+@documented("cupy.ndarray")
+def conv_diff_stride(
+    x: Array,
+    weight: Array,
+    strides: Strides,
+    *,
+    bias: Array | None = None,
+    sizes: Sequence[int] | None = None,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    channels_last: bool = False,
+    method: str = "auto",
+    **options: Unpack[WindowOptions],
+) -> Array:
+    return FUNCTIONAL.conv_diff_stride(
+        x,
+        weight,
+        strides,
+        bias=bias,
+        sizes=sizes,
+        dilation=dilation,
+        groups=groups,
+        padding_mode=padding_mode,
+        channels_last=channels_last,
+        method=method,
+        **options,
+    )
+
+
+@documented("cupy.ndarray")
+def output_sizes(
+    shape: Sequence[int],
+    strides: Strides,
+    *,
+    axes: int | Sequence[int] = (-2, -1),
+    smoothness: float | None = None,
+    limits: Limits | None = (None, None),
+    cropping: bool = True,
+    convention: str = DEFAULT_CONVENTION,
+) -> tuple[int, ...]:
+    return FUNCTIONAL.output_sizes(
+        shape,
+        strides,
+        axes=axes,
+        smoothness=smoothness,
+        limits=limits,
+        cropping=cropping,
+        convention=convention,
+    )
+
+
+@documented("cupy.ndarray")
+def spectral_resize(
+    x: Array,
+    sizes: int | Sequence[int],
+    *,
+    axes: int | Sequence[int] = (-2, -1),
+    norm: str = "forward",
+) -> Array:
+    return FUNCTIONAL.spectral_resize(x, sizes, axes=axes, norm=norm)
+
+
+@documented("cupy.ndarray")
+def spectral_pool(
+    x: Array,
+    strides: Strides,
+    *,
+    axes: int | Sequence[int] = (-2, -1),
+    norm: str | None = None,
+    convention: str = DEFAULT_CONVENTION,
+) -> Array:
+    return FUNCTIONAL.spectral_pool(x, strides, axes=axes, norm=norm, convention=convention)
+
+
+@documented("cupy.ndarray")
+def complexity(strides_per_layer: Sequence[Strides]) -> Array:
+    return FUNCTIONAL.complexity(strides_per_layer)
+
+
+@documented("cupy.ndarray")
+def authors_strides(
+    shape: Sequence[int],
+    strides: Strides,
+    *,
+    axes: int | Sequence[int] = (-2, -1),
+    smoothness: float = 4.0,
+) -> tuple[float, ...]:
+    return FUNCTIONAL.authors_strides(shape, strides, axes=axes, smoothness=smoothness)
+
+
+@documented("cupy.ndarray")
+def diff_stride_with_pullback(
+    x: Array,
+    strides: Strides,
+    *,
+    sizes: Sequence[int] | None = None,
+    **options: Unpack[ResizeOptions],
+) -> tuple[Array, Pullback[Array]]:
+    return WITH_PULLBACK.diff_stride(x, strides, sizes=sizes, **options)
+
+
+@documented("cupy.ndarray")
+def conv_diff_stride_with_pullback(
+    x: Array,
+    weight: Array,
+    strides: Strides,
+    *,
+    bias: Array | None = None,
+    sizes: Sequence[int] | None = None,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    channels_last: bool = False,
+    method: str = "auto",
+    **options: Unpack[WindowOptions],
+) -> tuple[Array, Pullback[Array]]:
+    return WITH_PULLBACK.conv_diff_stride(
+        x,
+        weight,
+        strides,
+        bias=bias,
+        sizes=sizes,
+        dilation=dilation,
+        groups=groups,
+        padding_mode=padding_mode,
+        channels_last=channels_last,
+        method=method,
+        **options,
+    )
+
+
+@documented("cupy.ndarray")
+def spectral_resize_with_pullback(
+    x: Array,
+    sizes: int | Sequence[int],
+    *,
+    axes: int | Sequence[int] = (-2, -1),
+    norm: str = "forward",
+) -> tuple[Array, Pullback[Array]]:
+    return WITH_PULLBACK.spectral_resize(x, sizes, axes=axes, norm=norm)
+
+
+@documented("cupy.ndarray")
+def spectral_pool_with_pullback(
+    x: Array,
+    strides: Strides,
+    *,
+    axes: int | Sequence[int] = (-2, -1),
+    norm: str | None = None,
+    convention: str = DEFAULT_CONVENTION,
+) -> tuple[Array, Pullback[Array]]:
+    return WITH_PULLBACK.spectral_pool(x, strides, axes=axes, norm=norm, convention=convention)
+
+
+@documented("cupy.ndarray")
+def complexity_with_pullback(
+    strides_per_layer: Sequence[Strides],
+) -> tuple[Array, Pullback[Array]]:
+    return WITH_PULLBACK.complexity(strides_per_layer)

@@ -1,13 +1,136 @@
 """The functions for JAX arrays, concrete or traced."""
 
-from diffstride_backends.functional import public
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias, Unpack
+
+import jax
+from diffstride_backends.documentation import documented
 from diffstride_backends.jax_backend import FUNCTIONAL
 from diffstride_backends.jax_backend import plain_autodiff as plain_autodiff
 
-diff_stride = public(FUNCTIONAL.diff_stride, __name__)
-conv_diff_stride = public(FUNCTIONAL.conv_diff_stride, __name__)
-output_sizes = public(FUNCTIONAL.output_sizes, __name__)
-spectral_resize = public(FUNCTIONAL.spectral_resize, __name__)
-spectral_pool = public(FUNCTIONAL.spectral_pool, __name__)
-complexity = public(FUNCTIONAL.complexity, __name__)
-authors_strides = public(FUNCTIONAL.authors_strides, __name__)
+from diffstride_core.arguments import Limits
+from diffstride_core.conventions import DEFAULT_CONVENTION
+from diffstride_core.settings import WindowOptions
+
+Strides: TypeAlias = float | Sequence[float] | jax.Array
+
+
+@documented("jax.Array")
+def diff_stride(
+    x: jax.Array,
+    strides: Strides,
+    *,
+    sizes: Sequence[int] | None = None,
+    axes: int | Sequence[int] = (-2, -1),
+    smoothness: float | None = None,
+    limits: Limits | None = (None, None),
+    cropping: bool = True,
+    norm: str | None = None,
+    convention: str = DEFAULT_CONVENTION,
+    method: str = "auto",
+) -> jax.Array:
+    return FUNCTIONAL.diff_stride(
+        x,
+        strides,
+        sizes=sizes,
+        axes=axes,
+        smoothness=smoothness,
+        limits=limits,
+        cropping=cropping,
+        norm=norm,
+        convention=convention,
+        method=method,
+    )
+
+
+@documented("jax.Array")
+def conv_diff_stride(
+    x: jax.Array,
+    weight: jax.Array,
+    strides: Strides,
+    *,
+    bias: jax.Array | None = None,
+    sizes: Sequence[int] | None = None,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    channels_last: bool = False,
+    method: str = "auto",
+    **options: Unpack[WindowOptions],
+) -> jax.Array:
+    return FUNCTIONAL.conv_diff_stride(
+        x,
+        weight,
+        strides,
+        bias=bias,
+        sizes=sizes,
+        dilation=dilation,
+        groups=groups,
+        padding_mode=padding_mode,
+        channels_last=channels_last,
+        method=method,
+        **options,
+    )
+
+
+@documented("jax.Array")
+def output_sizes(
+    shape: Sequence[int],
+    strides: Strides,
+    *,
+    axes: int | Sequence[int] = (-2, -1),
+    smoothness: float | None = None,
+    limits: Limits | None = (None, None),
+    cropping: bool = True,
+    convention: str = DEFAULT_CONVENTION,
+) -> tuple[int, ...]:
+    return FUNCTIONAL.output_sizes(
+        shape,
+        strides,
+        axes=axes,
+        smoothness=smoothness,
+        limits=limits,
+        cropping=cropping,
+        convention=convention,
+    )
+
+
+@documented("jax.Array")
+def spectral_resize(
+    x: jax.Array,
+    sizes: int | Sequence[int],
+    *,
+    axes: int | Sequence[int] = (-2, -1),
+    norm: str = "forward",
+) -> jax.Array:
+    return FUNCTIONAL.spectral_resize(x, sizes, axes=axes, norm=norm)
+
+
+@documented("jax.Array")
+def spectral_pool(
+    x: jax.Array,
+    strides: Strides,
+    *,
+    axes: int | Sequence[int] = (-2, -1),
+    norm: str | None = None,
+    convention: str = DEFAULT_CONVENTION,
+) -> jax.Array:
+    return FUNCTIONAL.spectral_pool(x, strides, axes=axes, norm=norm, convention=convention)
+
+
+@documented("jax.Array")
+def complexity(strides_per_layer: Sequence[Strides]) -> jax.Array:
+    return FUNCTIONAL.complexity(strides_per_layer)
+
+
+@documented("jax.Array")
+def authors_strides(
+    shape: Sequence[int],
+    strides: Strides,
+    *,
+    axes: int | Sequence[int] = (-2, -1),
+    smoothness: float = 4.0,
+) -> tuple[float, ...]:
+    return FUNCTIONAL.authors_strides(shape, strides, axes=axes, smoothness=smoothness)

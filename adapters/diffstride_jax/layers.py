@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from diffstride_backends.jax_backend import BACKEND, FLOATS, FUNCTIONAL
+from diffstride_backends.prepare import convolved_arrays
 
 from diffstride_core.arguments import check_float, checked_shape, initial_strides
 from diffstride_core.convolution import (
@@ -128,10 +129,7 @@ def convolve_and_downsample(
         For `checked_convolution`.
     """
     placement = checked_placement(placement, method)
-    BACKEND.check_input(x)
-    BACKEND.check_input(weight, "weight", x)
-    if bias is not None:
-        BACKEND.check_input(bias, "bias", x)
+    x, weight, bias = convolved_arrays(BACKEND, x, weight, bias)
     BACKEND.check_strides(strides, x)
     convolution = checked_convolution(
         x.shape,

@@ -8,8 +8,8 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from diffstride_backends.functional import Functional
 from diffstride_backends.numpy_backend import BACKEND, WITH_PULLBACK
+from diffstride_backends.prepare import prepare
 from diffstride_backends.protocol import pull_back
 from numpy.typing import NDArray
 
@@ -265,18 +265,17 @@ def explain(
     >>> bool(np.allclose(axis.A @ x, e.y))
     True
     """
-    plan, x, parameters = _CHECKED.diff_stride(
-        x,
-        strides,
-        sizes=sizes,
-        axes=axes,
-        smoothness=smoothness,
-        limits=limits,
-        cropping=cropping,
-        norm=norm,
-        convention=convention,
-        method=method,
-    )
+    options = {
+        "axes": axes,
+        "smoothness": smoothness,
+        "limits": limits,
+        "cropping": cropping,
+        "norm": norm,
+        "convention": convention,
+        "method": method,
+    }
+    plan, parameters = prepare(BACKEND, x, strides, sizes, options)
+    x = BACKEND.native(x)
     dy = None if dy is None else _checked_cotangent(dy, plan.output_shape(x.shape), x.dtype)
     norm = plan.window.default_norm if norm is None else norm
     y, pullback = WITH_PULLBACK.resample(plan, x, parameters)
@@ -306,16 +305,6 @@ def explain(
         dx=dx,
         dS=dstrides,
     )
-
-
-def _plan_and_arrays(
-    backend: Any, operation: Any, plan: Plan, x: Floats, strides: Floats
-) -> tuple[Plan, Floats, Floats]:
-    return plan, backend.native(x), strides
-
-
-# The checks of `diff_stride`, and what it would go on with.
-_CHECKED: Functional[Floats, tuple[Plan, Floats, Floats]] = Functional(BACKEND, _plan_and_arrays)
 
 
 def _checked_cotangent(dy: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Floats:

@@ -1,13 +1,141 @@
 """The functions for PyTorch tensors."""
 
-from diffstride_backends.functional import public
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias, Unpack
+
+import torch
+from diffstride_backends.documentation import documented
 from diffstride_backends.torch_backend import FUNCTIONAL, check_not_traced
 from diffstride_backends.torch_backend import plain_autodiff as plain_autodiff
 
-diff_stride = public(FUNCTIONAL.diff_stride, __name__, first=check_not_traced)
-conv_diff_stride = public(FUNCTIONAL.conv_diff_stride, __name__, first=check_not_traced)
-output_sizes = public(FUNCTIONAL.output_sizes, __name__)
-spectral_resize = public(FUNCTIONAL.spectral_resize, __name__, first=check_not_traced)
-spectral_pool = public(FUNCTIONAL.spectral_pool, __name__, first=check_not_traced)
-complexity = public(FUNCTIONAL.complexity, __name__, first=check_not_traced)
-authors_strides = public(FUNCTIONAL.authors_strides, __name__)
+from diffstride_core.arguments import Limits
+from diffstride_core.conventions import DEFAULT_CONVENTION
+from diffstride_core.settings import WindowOptions
+
+Strides: TypeAlias = float | Sequence[float] | torch.Tensor
+
+
+@documented("torch.Tensor")
+def diff_stride(
+    x: torch.Tensor,
+    strides: Strides,
+    *,
+    sizes: Sequence[int] | None = None,
+    axes: int | Sequence[int] = (-2, -1),
+    smoothness: float | None = None,
+    limits: Limits | None = (None, None),
+    cropping: bool = True,
+    norm: str | None = None,
+    convention: str = DEFAULT_CONVENTION,
+    method: str = "auto",
+) -> torch.Tensor:
+    check_not_traced()
+    return FUNCTIONAL.diff_stride(
+        x,
+        strides,
+        sizes=sizes,
+        axes=axes,
+        smoothness=smoothness,
+        limits=limits,
+        cropping=cropping,
+        norm=norm,
+        convention=convention,
+        method=method,
+    )
+
+
+@documented("torch.Tensor")
+def conv_diff_stride(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    strides: Strides,
+    *,
+    bias: torch.Tensor | None = None,
+    sizes: Sequence[int] | None = None,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    channels_last: bool = False,
+    method: str = "auto",
+    **options: Unpack[WindowOptions],
+) -> torch.Tensor:
+    check_not_traced()
+    return FUNCTIONAL.conv_diff_stride(
+        x,
+        weight,
+        strides,
+        bias=bias,
+        sizes=sizes,
+        dilation=dilation,
+        groups=groups,
+        padding_mode=padding_mode,
+        channels_last=channels_last,
+        method=method,
+        **options,
+    )
+
+
+@documented("torch.Tensor")
+def output_sizes(
+    shape: Sequence[int],
+    strides: Strides,
+    *,
+    axes: int | Sequence[int] = (-2, -1),
+    smoothness: float | None = None,
+    limits: Limits | None = (None, None),
+    cropping: bool = True,
+    convention: str = DEFAULT_CONVENTION,
+) -> tuple[int, ...]:
+    return FUNCTIONAL.output_sizes(
+        shape,
+        strides,
+        axes=axes,
+        smoothness=smoothness,
+        limits=limits,
+        cropping=cropping,
+        convention=convention,
+    )
+
+
+@documented("torch.Tensor")
+def spectral_resize(
+    x: torch.Tensor,
+    sizes: int | Sequence[int],
+    *,
+    axes: int | Sequence[int] = (-2, -1),
+    norm: str = "forward",
+) -> torch.Tensor:
+    check_not_traced()
+    return FUNCTIONAL.spectral_resize(x, sizes, axes=axes, norm=norm)
+
+
+@documented("torch.Tensor")
+def spectral_pool(
+    x: torch.Tensor,
+    strides: Strides,
+    *,
+    axes: int | Sequence[int] = (-2, -1),
+    norm: str | None = None,
+    convention: str = DEFAULT_CONVENTION,
+) -> torch.Tensor:
+    check_not_traced()
+    return FUNCTIONAL.spectral_pool(x, strides, axes=axes, norm=norm, convention=convention)
+
+
+@documented("torch.Tensor")
+def complexity(strides_per_layer: Sequence[Strides]) -> torch.Tensor:
+    check_not_traced()
+    return FUNCTIONAL.complexity(strides_per_layer)
+
+
+@documented("torch.Tensor")
+def authors_strides(
+    shape: Sequence[int],
+    strides: Strides,
+    *,
+    axes: int | Sequence[int] = (-2, -1),
+    smoothness: float = 4.0,
+) -> tuple[float, ...]:
+    return FUNCTIONAL.authors_strides(shape, strides, axes=axes, smoothness=smoothness)

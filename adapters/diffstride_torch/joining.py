@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any, NoReturn, TypeAlias
 
 import torch
+from diffstride_backends.prepare import convolved_arrays
 from diffstride_backends.torch_backend import BACKEND, EVALUATION_UNITS, sizes_untraced
 from torch import nn
 
@@ -15,9 +16,8 @@ from diffstride_core.convolution import (
     CONV_METHODS,
     PADDING_MODES,
     ConvPlan,
-    check_fused,
     checked_convolution,
-    is_fused_cheaper,
+    chosen_method,
 )
 from diffstride_core.plan import Plan
 
@@ -73,11 +73,9 @@ class Resize(nn.Module):
             plan = fused_plan(conv, x.shape, self._axes, lambda: self._plan_for(x), method)
         if plan is None:
             return self._resize(_convolved(conv, x))
-        x, weight, bias = BACKEND.as_convolved(x, conv.weight, conv.bias)
-        BACKEND.check_input(weight, "conv.weight", x)
-        if bias is not None:
-            BACKEND.check_input(bias, "conv.bias", x)
-        return self._convolve(plan, x, weight, bias)
+        return self._convolve(
+            plan, *convolved_arrays(BACKEND, x, conv.weight, conv.bias, prefix="conv.")
+        )
 
     def __prepare_scriptable__(self) -> NoReturn:  # what torch.jit.script calls first
         raise NotImplementedError(
@@ -172,10 +170,7 @@ def _decide(
         x, weight, dilation=dilation, groups=groups, padding_mode=padding_mode, bias_shape=bias
     )
     plan = ConvPlan(conv, resize)
-    if method == "fused":
-        check_fused(plan)
-        return plan
-    return plan if is_fused_cheaper(plan, EVALUATION_UNITS) else None
+    return plan if chosen_method(plan, method, EVALUATION_UNITS) == "fused" else None
 
 
 # It takes as long as a small layer, and is the same in every step.

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffstride_backends.functional import Functional
+from diffstride_backends.functional import Functional, SeparateEvaluation
 from diffstride_backends.plain import PlainAutodiff
 from diffstride_backends.protocol import (
     Backend,
@@ -277,15 +277,13 @@ EVALUATION_UNITS = EvaluationUnits(
     grouped_convolution=16.0, resize=4.0, pointwise=1.5, shifted_resizes=2.0
 )
 
-CONVOLVE_THEN_RESIZE = Operation(_convolve_then_resize, pull_back=None)
-FUNCTIONAL: Functional[jax.Array, jax.Array] = Functional(
-    BACKEND, attach, CONVOLVE_THEN_RESIZE, EVALUATION_UNITS
-)
+SEPARATE = SeparateEvaluation(Operation(_convolve_then_resize, pull_back=None), EVALUATION_UNITS)
+FUNCTIONAL: Functional[jax.Array, jax.Array] = Functional(BACKEND, attach, SEPARATE)
 FRAMEWORK = Framework(
     "jax",
     BACKEND,
     FUNCTIONAL,
-    Functional(BACKEND, value_and_pullback, CONVOLVE_THEN_RESIZE, EVALUATION_UNITS),
+    Functional(BACKEND, value_and_pullback, SEPARATE),
     double_precision=partial(jax.enable_x64, True),
     plain_autodiff=plain_autodiff,
 )

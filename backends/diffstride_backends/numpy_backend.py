@@ -11,7 +11,7 @@ from diffstride_backends import eager
 from diffstride_backends.functional import Functional
 from diffstride_backends.protocol import HostArray, Pullback
 from diffstride_backends.registry import Framework
-from diffstride_core import host, kernels
+from diffstride_core import host
 from diffstride_core.kernels import Kernels
 from diffstride_core.operation import MakeFactors
 from diffstride_core.ops import Factors
@@ -20,8 +20,8 @@ from diffstride_core.ops import Factors
 class NumpyKernels(Kernels):
     """NumPy's products, a part of a batch at a time."""
 
-    def block_elements(self, array: HostArray) -> int:  # noqa: D102
-        return kernels.BLOCK_ELEMENTS
+    def can_write(self, array: HostArray) -> bool:  # noqa: D102
+        return True
 
     def matmul(  # noqa: D102
         self, a: HostArray, b: HostArray, out: HostArray | None = None

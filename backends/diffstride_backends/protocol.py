@@ -56,6 +56,10 @@ class Backend(ArrayOps, ABC, Generic[ArrayT]):
         """
         return make(self, plan, strides, like)
 
+    def is_compiling(self) -> bool:
+        """Return whether a compiler follows the Python code, and would keep nothing for later."""
+        return False
+
     @abstractmethod
     def check_input(self, x: object, name: str = "x", like: ArrayT | None = None) -> None:
         """Raise TypeError unless `x` is a real floating-point array of the framework.
@@ -119,7 +123,10 @@ def evaluate(
     backend: Backend[ArrayT], operation: Operation, plan: Any, arrays: tuple[ArrayT | None, ...]
 ) -> ArrayT:
     """Return the value of an operation, its factors made or kept by the backend."""
-    factors = _made(backend, operation, operation.make_factors, plan, arrays)
+    factors: Factors = ()
+    if operation.make_factors is not None:
+        strides = arrays[operation.strides]
+        factors = backend.made(operation.make_factors, plan, strides, arrays[0])  # type: ignore[arg-type]
     value: ArrayT = operation.evaluate(backend, plan, factors, *arrays)
     return value
 
@@ -134,25 +141,15 @@ def pull_back(
 ) -> tuple[ArrayT | None, ...]:
     """Return the gradients of the arrays that need one, for the cotangent `g` of the value."""
     assert operation.pull_back is not None
-    factors = _made(backend, operation, operation.make_factors, plan, arrays)
+    factors: Factors = ()
     stride_factors = None
-    if needs[operation.strides]:
-        stride_factors = _made(backend, operation, operation.make_stride_factors, plan, arrays)
+    if operation.make_factors is not None:
+        x, strides = arrays[0], arrays[operation.strides]
+        factors = backend.made(operation.make_factors, plan, strides, x)  # type: ignore[arg-type]
+        if needs[operation.strides]:
+            assert operation.make_stride_factors is not None
+            stride_factors = backend.made(operation.make_stride_factors, plan, strides, x)  # type: ignore[arg-type]
     return operation.pull_back(backend, plan, factors, stride_factors, g, *arrays, needs=needs)
-
-
-def _made(
-    backend: Backend[ArrayT],
-    operation: Operation,
-    make: MakeFactors | None,
-    plan: Any,
-    arrays: tuple[ArrayT | None, ...],
-) -> Factors:
-    if make is None:
-        return ()
-    x = arrays[0]
-    assert x is not None
-    return backend.made(make, plan, arrays[operation.strides], x)
 
 
 class Attach(Protocol[ResultT_co]):

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
-from diffstride_backends.functional import Functional
+from diffstride_backends.functional import Functional, SeparateEvaluation
 from diffstride_backends.plain import PlainAutodiff
 from diffstride_backends.protocol import (
     Backend,
@@ -24,7 +24,7 @@ from diffstride_backends.protocol import (
     pull_back,
 )
 from diffstride_backends.registry import Framework
-from diffstride_core import bases, host, kernels
+from diffstride_core import bases, host
 from diffstride_core.byte_cache import ByteBoundCache
 from diffstride_core.convolution import ConvPlan, EvaluationUnits
 from diffstride_core.kernels import Kernels
@@ -51,8 +51,8 @@ class TorchKernels(Kernels):
             return None
         return (0, *range(2, rank), 1)
 
-    def block_elements(self, array: torch.Tensor) -> int | None:  # noqa: D102
-        return None if _is_followed() or not _is_on_host(array) else kernels.BLOCK_ELEMENTS
+    def can_write(self, array: torch.Tensor) -> bool:  # noqa: D102
+        return not _is_followed() and _is_on_host(array)
 
     def matmul(  # noqa: D102
         self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None
@@ -141,13 +141,17 @@ class TorchBackend(Backend[torch.Tensor]):
     def is_array(self, x: object) -> bool:  # noqa: D102
         return isinstance(x, torch.Tensor)
 
+    def is_compiling(self) -> bool:  # noqa: D102
+        return torch.compiler.is_compiling()
+
     def check_input(  # noqa: D102
         self, x: object, name: str = "x", like: torch.Tensor | None = None
     ) -> None:
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-        _check_dense(name, x)
-        if is_distributed(x):
+        if type(x) is not torch.Tensor or x.is_nested or x.layout != torch.strided:
+            _check_dense(name, x)
+        if type(x) is not torch.Tensor and is_distributed(x):
             raise TypeError(
                 f"{name} must be a tensor of one process, got a DTensor: give {name}.to_local() "
                 f"where every process has a part of the batch, else {name}.full_tensor()"
@@ -193,11 +197,9 @@ class TorchBackend(Backend[torch.Tensor]):
     def strides_from_host(  # noqa: D102
         self, strides: HostStrides, like: torch.Tensor | None
     ) -> torch.Tensor:
-        dtype = torch.float32 if strides.dtype == "float32" else torch.float64
-        device = None
-        if like is not None:
-            dtype = min(dtype, self.precise_dtype(like), key=lambda dtype: dtype.itemsize)
-            device = like.device
+        dtype, device = getattr(torch, strides.dtype), None if like is None else like.device
+        if device is not None and dtype == torch.float64:
+            dtype = _precise_dtype(device.type)
         return torch.tensor(strides.values, dtype=dtype, device=device).reshape(strides.shape)
 
     def unshared(self, strides: torch.Tensor) -> torch.Tensor:  # noqa: D102
@@ -315,9 +317,9 @@ def _is_followed() -> bool:
     """Return whether operations are recorded: by autograd, a compiler, a mode or a transform."""
     return (
         torch.compiler.is_compiling()
-        or is_traced()
+        or torch._C._is_tracing()
         or torch.is_grad_enabled()
-        or _is_forward_mode()
+        or forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
         or _cotangents.are_batched
@@ -495,7 +497,6 @@ def attach(
 
     Forward-mode differentiation finds no attached derivative and so takes that of the forward pass.
     """
-    check_not_traced()
     if operation.pull_back is None:
         return evaluate(backend, operation, plan, arrays)
     x = arrays[0]
@@ -518,7 +519,8 @@ def attach(
 
 def check_not_traced() -> None:
     """Raise NotImplementedError within `torch.jit.trace`: what it would record has fixed sizes."""
-    if is_traced():
+    # A compiler cannot follow the question.
+    if not torch.compiler.is_compiling() and torch._C._is_tracing():
         raise NotImplementedError(
             "torch.jit.trace, which records the operations of one evaluation, is not supported "
             "where strides decide the sizes: use torch.export or torch.compile, or trace "
@@ -617,14 +619,12 @@ EVALUATION_UNITS = EvaluationUnits(
     grouped_convolution=1.0, resize=4.0, pointwise=1.5, shifted_resizes=4.0
 )
 
-CONVOLVE_THEN_RESIZE = Operation(_convolve_then_resize, pull_back=None)
-FUNCTIONAL: Functional[torch.Tensor, torch.Tensor] = Functional(
-    BACKEND, attach, CONVOLVE_THEN_RESIZE, EVALUATION_UNITS
-)
+SEPARATE = SeparateEvaluation(Operation(_convolve_then_resize, pull_back=None), EVALUATION_UNITS)
+FUNCTIONAL: Functional[torch.Tensor, torch.Tensor] = Functional(BACKEND, attach, SEPARATE)
 FRAMEWORK = Framework(
     "torch",
     BACKEND,
     FUNCTIONAL,
-    Functional(BACKEND, value_and_pullback, CONVOLVE_THEN_RESIZE, EVALUATION_UNITS),
+    Functional(BACKEND, value_and_pullback, SEPARATE),
     plain_autodiff=plain_autodiff,
 )

@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from diffstride_backends import functional, registry
+from diffstride_backends import registry
 from diffstride_torch import SpectralPool2d, diff_stride, freeze
 
 FUNCTIONS = (
@@ -41,16 +41,47 @@ def test_a_function_is_copied_and_pickled_by_its_name(adapter, name):
     assert copy.copy(function) is copy.deepcopy(function) is function
 
 
+ARRAYS = {"numpy": "HostArray", "torch": "torch.Tensor", "jax": "jax.Array"}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_adapters_have_one_signature_with_their_own_arrays(name):
+    signatures = {
+        adapter: str(inspect.signature(public(adapter, name))).replace(array, "Array")
+        for adapter, array in ARRAYS.items()
+    }
+    assert len(set(signatures.values())) == 1
+    if name not in ("output_sizes", "authors_strides"):
+        annotation = inspect.signature(public("torch", name)).return_annotation
+        assert annotation == "torch.Tensor"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS[:-2])
+def test_a_function_with_a_pullback_takes_the_same_arguments(name):
+    plain = inspect.signature(public("numpy", name)).parameters
+    parameters = inspect.signature(public("numpy", f"{name}_with_pullback")).parameters
+    named = {key: p.default for key, p in parameters.items() if p.kind != p.VAR_KEYWORD}
+    assert named.items() <= {key: p.default for key, p in plain.items()}.items()
+
+
 @pytest.mark.parametrize(("adapter", "name"), NAMES)
-def test_a_function_has_the_signature_of_its_method(adapter, name):
-    method = getattr(registry.get(adapter).functional, name.removesuffix("_with_pullback"))
-    assert inspect.signature(public(adapter, name)) == inspect.signature(method)
+def test_a_docstring_says_what_this_form_returns(adapter, name):
+    text = public(adapter, name).__doc__
+    assert "ARRAY" not in text
+    assert ("pullback : callable" in text) == name.endswith("_with_pullback")
+    if name not in ("output_sizes", "authors_strides"):
+        array = {"numpy": "numpy.ndarray", "torch": "torch.Tensor", "jax": "jax.Array"}[adapter]
+        returned = text[text.index("Returns\n") :]
+        assert array in returned.split("\n")[2]
 
 
-def test_a_function_with_a_pullback_says_so():
-    method = functional.Functional.diff_stride
-    assert "pullback(g)" in public("numpy", "diff_stride_with_pullback").__doc__
-    assert public("numpy", "diff_stride").__doc__ == method.__doc__
+@pytest.mark.parametrize("adapter", ARRAYS)
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("diff_stride", (None, 2.0)), ("conv_diff_stride", (None, None, 2.0))]
+)
+def test_an_unknown_option_is_refused_by_the_function_that_was_called(adapter, name, arguments):
+    with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword.*'smothness'"):
+        public(adapter, name)(*arguments, smothness=1.0)
 
 
 @pytest.mark.parametrize("adapter", ["torch", "jax"])

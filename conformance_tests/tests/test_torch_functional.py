@@ -1,6 +1,7 @@
 """The PyTorch functions: derivatives of every kind, transforms, layouts, precision, compilation."""
 
 import math
+import sys
 import threading
 
 import numpy as np
@@ -1087,3 +1088,28 @@ def test_default_dtype_and_device_do_not_reach_inside():
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(y, expected)
+
+
+def calls_of(function):
+    """The file and name of each of the project's Python functions that a call runs through."""
+    calls = []
+
+    def note(frame, event, _):
+        if event == "call" and frame.f_globals["__name__"].startswith("diffstride_"):
+            calls.append((frame.f_code.co_filename, frame.f_code.co_name))
+
+    sys.setprofile(note)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@torch.no_grad()
+def test_a_call_as_the_one_before_runs_through_few_functions_and_files():
+    x = random(1, 1, 16, 16)
+    for _ in range(2):
+        calls = calls_of(lambda: diff_stride(x, 2.0))
+    assert len(calls) <= 40
+    assert len({file for file, _ in calls}) <= 8
