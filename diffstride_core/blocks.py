@@ -20,7 +20,7 @@ _shape = operator.attrgetter("shape")
 def in_blocks(
     ops: ArrayOps,
     function: Callable[..., Part],
-    shape: tuple[int, ...] | None,
+    shape: Callable[[], tuple[int, ...]] | None,
     arrays: tuple[Array, ...],
     elements: int | None = None,
 ) -> Part:
@@ -32,8 +32,8 @@ def in_blocks(
     function : callable
         Maps where a part of the result may be written, which it may ignore, and parts of the
         arrays to a `Part`.
-    shape : tuple of int, or None
-        Of the result; None if there is none.
+    shape : callable or None
+        Returns that of the result; None if there is none.
     arrays : tuple of array
         Taken apart along their first axis.
     elements : int, optional
@@ -54,7 +54,7 @@ def in_blocks(
     result: Array | None = None
     sums: tuple[Array, ...] = ()
     if shape is not None:
-        result = ops.xp.empty(shape, dtype=arrays[0].dtype)
+        result = ops.xp.empty(shape(), dtype=arrays[0].dtype)
     for start in range(0, count, step):
         block = slice(start, start + step)
         out = None if result is None else result[block]

@@ -80,7 +80,7 @@ def evaluate(
             y = y + offset
         return xp.astype(layout.original(y), x.dtype, copy=False), ()
 
-    y, _ = in_blocks(ops, convolve, layout.output_shape, (layout.x,), layout.elements)
+    y, _ = in_blocks(ops, convolve, lambda: layout.output_shape, (layout.x,), layout.elements)
     return layout.restored(y)
 
 
@@ -166,7 +166,7 @@ def pull_back(
             ),
         )
 
-    shape, arrays = layout.x.shape if needs_x else None, (layout.x, layout.flattened(g))
+    shape, arrays = (lambda: layout.x.shape) if needs_x else None, (layout.x, layout.flattened(g))
     dx, sums = in_blocks(ops, pull_back_part, shape, arrays, layout.elements)
     remaining = iter(sums)
     dweight = dbias = None

@@ -60,7 +60,7 @@ def evaluate(
             y = part if y is None else y + part
         return ops.xp.astype(y, x.dtype, copy=False), ()
 
-    y, _ = _in_blocks(ops, plan, resize, plan.output_shape(x.shape), x)
+    y, _ = _in_blocks(ops, plan, resize, partial(plan.output_shape, x.shape), x)
     return y
 
 
@@ -128,7 +128,8 @@ def pull_back(
             () if stride_factors is None else (xp.stack(dstrides),),
         )
 
-    dx, sums = _in_blocks(ops, plan, pull_back_part, x.shape if needs_x else None, x, g)
+    shape = (lambda: x.shape) if needs_x else None
+    dx, sums = _in_blocks(ops, plan, pull_back_part, shape, x, g)
     return (
         dx,
         None if stride_factors is None else gather_slopes(ops, sums[0], strides),
@@ -143,7 +144,7 @@ def _in_blocks(
     ops: ArrayOps,
     plan: Plan,
     function: Callable[..., Part],
-    shape: tuple[int, ...] | None,
+    shape: Callable[[], tuple[int, ...]] | None,
     *arrays: Array,
 ) -> Part:
     """Call `in_blocks`, but for arrays whose first axis is resized, which have no batch."""
