@@ -125,7 +125,7 @@ _TABLE = (
     )),
     ("mask", WINDOW, CORE, (
         ("slope-outside-the-ramp",
-         "slope=xp.where(in_ramp, slope, xp.zeros_like(v))", "slope=slope + xp.zeros_like(v)",
+         "dmask=xp.where(in_ramp, dv, xp.zeros_like(v))", "dmask=dv + xp.zeros_like(v)",
          "bins that are passed or cut whole have no derivative"),
         ("autodiff-outside-the-ramp",
          "clamp(ops, v, 0.0, 1.0), v, in_ramp)", "clamp(ops, v, 0.0, 1.0), v)",
@@ -133,7 +133,7 @@ _TABLE = (
     )),
     ("straight-through bound", WINDOW, TORCH, (
         ("gradient-stops-at-the-bounds",
-         "return with_slope(ops, bounded, stride)", "return bounded",
+         "return with_derivative_of(ops, bounded, stride)", "return bounded",
          "automatic differentiation sees the same slope outside the bounds"),
     )),
     ("straight-through bound", WINDOW, CORE, (
@@ -208,7 +208,7 @@ _TABLE = (
          "lo % 2 == 0 and lo == output_size", "lo == output_size",
          "the highest bin of an odd size keeps its sine"),
         ("fft-slope-without-counts",
-         "slope * counts * per_bin", "slope * 2 * per_bin",
+         "dmask * counts * per_bin", "dmask * 2 * per_bin",
          "the unpaired bin counts once in the stride's gradient too"),
     )),
     ("unpaired bin", SPECTRUM, DETAILS, (
@@ -317,14 +317,14 @@ _TABLE = (
          "q + 0.5 - k)", "q - k)",
          "the window reaches 0 half a bin beyond the band"),
         ("nominal-wide-ramp-half-a-bin-too-low",
-         "slope_wide = (1 - 2 * k)", "slope_wide = (0 - 2 * k)",
+         "dv_wide = (1 - 2 * k)", "dv_wide = (0 - 2 * k)",
          "the window reaches 0 half a bin beyond the band"),
         ("nominal-ramp-outside-the-band",
-         "1 / smoothness + slope_wide * used", "1 + 1 / smoothness + slope_wide * used",
+         "1 / smoothness + dv_wide * used", "1 + 1 / smoothness + dv_wide * used",
          "the stride counts to the outer edge of the ramp"),
         ("nominal-slopes-exchanged",
-         "where(is_wide, slope_wide, -axis.size / (2 * used**2))",
-         "where(is_wide, -axis.size / (2 * used**2), slope_wide)",
+         "where(is_wide, dv_wide, -axis.size / (2 * used**2))",
+         "where(is_wide, -axis.size / (2 * used**2), dv_wide)",
          "each ramp has its own derivative"),
         ("nominal-slope-at-the-parameter",
          "-axis.size / (2 * used**2)", "-axis.size / (2 * stride**2)",
@@ -357,7 +357,7 @@ _TABLE = (
     )),
     ("cotangent scale", WINDOW, CONFORMANCE, (
         ("slope-not-scaled",
-         "self.slope * factor", "self.slope",
+         "self.dmask * factor", "self.dmask",
          "the norm scales the stride's gradient too"),
     )),
     ("cotangent scale", SPECTRUM, CORE, (
@@ -385,7 +385,7 @@ _TABLE = (
     )),
     ("shared stride", WINDOW, CONFORMANCE, (
         ("shared-gradient-of-one-axis",
-         "slopes = xp.sum(slopes)", "slopes = slopes[0]",
+         "per_axis = xp.sum(per_axis)", "per_axis = per_axis[0]",
          "a shared stride's gradient is the sum over its axes"),
     )),
     ("shared stride", PLANNING, CORE, (
@@ -534,7 +534,7 @@ _TABLE = (
     )),
     ("dtype", SPECTRUM, DETAILS, (
         ("fft-slope-accumulated-in-float32",
-         "axis=but_own, dtype=slope.dtype)", "axis=but_own)",
+         "axis=but_own, dtype=dmask.dtype)", "axis=but_own)",
          "long sums of the stride's gradient are made in double precision"),
     )),
     ("dtype", RESAMPLE, DETAILS, (
@@ -630,7 +630,7 @@ _TABLE = (
     )),
     ("convolution", FUSED, CONFORMANCE, (
         ("constant-without-slope",
-         "dstrides + _slopes_of_constant(", "dstrides + 0 * _slopes_of_constant(",
+         "dstrides + _stride_gradients_of_", "dstrides + 0 * _stride_gradients_of_",
          "the stride's gradient takes in what becomes of the bias"),
     )),
     ("convolution", TORCH_BACKEND, TORCH_CONVOLUTION, (

@@ -12,7 +12,7 @@ from typing import TypeAlias
 from diffstride_core.operation import Operation
 from diffstride_core.ops import Array, ArrayOps, Factors
 from diffstride_core.plan import Bounds
-from diffstride_core.window import gather_slopes, spread_strides, straight_through
+from diffstride_core.window import gather_stride_gradients, spread_strides, straight_through
 
 LayerBounds: TypeAlias = tuple[tuple[Bounds, ...], ...]
 """Per layer, the bounds of the stride of each resized axis."""
@@ -62,8 +62,8 @@ def pull_back(
     for layer in reversed(range(len(strides))):
         tail = products[layer] + tail
         if needs[layer]:
-            slopes = ops.xp.stack([-g * tail / stride for stride in used[layer]])
-            gradients[layer] = gather_slopes(ops, slopes, strides[layer])
+            per_axis = ops.xp.stack([-g * tail / stride for stride in used[layer]])
+            gradients[layer] = gather_stride_gradients(ops, per_axis, strides[layer])
     return tuple(gradients)
 
 

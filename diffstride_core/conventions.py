@@ -1,7 +1,7 @@
 r"""The three conventions: which window a stride S, a size N and a smoothness stand for.
 
 A convention is one object. It owns the bounds of the stride, the output size, the mask and the
-mask's derivative; the engines see bins and weights, never a convention. To add one, subclass
+mask's derivative; the engines see bins and masks, never a convention. To add one, subclass
 `Convention` here and enter an instance in `CONVENTIONS`.
 """
 
@@ -26,7 +26,7 @@ from diffstride_core.window import (
     clamp,
     clipped_ramp,
     straight_through,
-    with_slope,
+    with_derivative_of,
 )
 
 # Beyond these a product with a smoothness may leave the range of float32.
@@ -90,7 +90,7 @@ class Convention(Window):
     def cutoff(self, size: int, smoothness: float, stride: float) -> float:
         """Return the frequency at which the mask without offset reaches 0."""
 
-    def cutoff_slope(self, size: int, smoothness: float, stride: float) -> float:
+    def cutoff_derivative(self, size: int, smoothness: float, stride: float) -> float:
         """Return by how much the cutoff grows with N/(2S)."""
         return 1.0
 
@@ -148,7 +148,7 @@ class Paper(Convention):
         # The guard makes strides rounded to float32 give the size of the exact ones.
         return min(size, 2 * math.ceil(q - 1e-5 - 1e-7 * q))
 
-    def sloped_bins(self, size: int, smoothness: float, bounds: Bounds) -> int:  # noqa: D102
+    def ramp_bins(self, size: int, smoothness: float, bounds: Bounds) -> int:  # noqa: D102
         return math.ceil(smoothness) + 1  # one more, for rounding at the two ends
 
     def mask(  # noqa: D102
@@ -196,7 +196,7 @@ class Nominal(Convention):
         # The guard makes strides rounded to float32 give the size of the exact ones.
         return max(1, min(size, math.floor(t + 0.75 + 1e-5 + 1e-7 * t)))
 
-    def sloped_bins(self, size: int, smoothness: float, bounds: Bounds) -> int:  # noqa: D102
+    def ramp_bins(self, size: int, smoothness: float, bounds: Bounds) -> int:  # noqa: D102
         widest = smoothness * size / (2 * bounds.apply(0.0))
         return math.ceil(max(widest, 1.0)) + 1  # one more, for rounding at the two ends
 
@@ -210,11 +210,11 @@ class Nominal(Convention):
         # Rounding must not decide between the two ramps. No number of the module, for the reason
         # in `clipped_ramp`.
         is_wide = smoothness * q >= 1 - 1e-6
-        slope_wide = (1 - 2 * k) / (smoothness * axis.size)
-        v = where(is_wide, 1 / smoothness + slope_wide * used, q + 0.5 - k)
+        dv_wide = (1 - 2 * k) / (smoothness * axis.size)
+        v = where(is_wide, 1 / smoothness + dv_wide * used, q + 0.5 - k)
         # The window never touches frequency 0, not even where the band holds nothing else.
         v = where(k == 0, 2.0, v)
-        return clipped_ramp(ops, v, where(is_wide, slope_wide, -axis.size / (2 * used**2)))
+        return clipped_ramp(ops, v, where(is_wide, dv_wide, -axis.size / (2 * used**2)))
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ class TensorFlow(Convention):
         _, threshold = self._threshold(np, size, used, is_last=False)
         return float(np.float32(smoothness) + threshold)
 
-    def cutoff_slope(self, size: int, smoothness: float, stride: float) -> float:  # noqa: D102
+    def cutoff_derivative(self, size: int, smoothness: float, stride: float) -> float:  # noqa: D102
         return 1.0 if size / stride >= 2 else 0.0
 
     def output_size(self, size: int, smoothness: float, stride: float, is_last: bool) -> int:  # noqa: D102
@@ -290,7 +290,7 @@ class TensorFlow(Convention):
     def uncropped_size(self, size: int, is_last: bool) -> int:  # noqa: D102
         return 2 * (size // 2) if is_last else size
 
-    def sloped_bins(self, size: int, smoothness: float, bounds: Bounds) -> int:  # noqa: D102
+    def ramp_bins(self, size: int, smoothness: float, bounds: Bounds) -> int:  # noqa: D102
         return size  # the two ends of a height's spectrum have a ramp each
 
     def mask(  # noqa: D102
@@ -317,12 +317,12 @@ class TensorFlow(Convention):
             & (raised >= bounds.lower)
             & (raised <= bounds.upper)
         )
-        precise = with_slope(ops, xp.astype(used, stride.dtype), stride)
+        precise = with_derivative_of(ops, xp.astype(used, stride.dtype), stride)
         formula = axis.size / (2 * smoothness * precise) + xp.zeros_like(raw, dtype=stride.dtype)
-        slope = -axis.size / (2 * smoothness * precise**2)
+        dmask = -axis.size / (2 * smoothness * precise**2)
         return Mask(
-            value=with_slope(ops, xp.astype(clipped, stride.dtype), formula, active),
-            slope=xp.where(active, slope, xp.zeros_like(formula)),
+            value=with_derivative_of(ops, xp.astype(clipped, stride.dtype), formula, active),
+            dmask=xp.where(active, dmask, xp.zeros_like(formula)),
         )
 
     @staticmethod

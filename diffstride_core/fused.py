@@ -26,7 +26,7 @@ from diffstride_core.operators import ramp_operators, resize_operators
 from diffstride_core.ops import Array, ArrayOps, Factors
 from diffstride_core.plan import AxisPlan
 from diffstride_core.resample import multiply, stride_gradient
-from diffstride_core.window import gather_slopes
+from diffstride_core.window import gather_stride_gradients
 
 
 def evaluate(
@@ -45,7 +45,7 @@ def evaluate(
     ops : ArrayOps
     plan : ConvPlan
     factors : tuple
-        From `shifted_weights`.
+        From `shifted_operators`.
     x : array, shape (..., C, N_1, ..., N_d)
         Channels last where the plan says so.
     weight : array, shape (O, C / groups, k_1, ..., k_d)
@@ -60,8 +60,8 @@ def evaluate(
         Channels last if the input is; of its dtype.
     """
     xp, layout = ops.xp, _Layout(ops, plan, x)
-    weights, row_sums = factors
-    terms = [_taps(plan, own) for own in weights]
+    operators, row_sums = factors
+    terms = [_taps(plan, own) for own in operators]
     kernels = _kernels(ops, plan, weight)
     can_write = ops.kernels.can_write(layout.x)
     offset = None
@@ -104,7 +104,7 @@ def pull_back(
     ops, plan, factors, x, weight, strides, bias
         As for `evaluate`.
     stride_factors : tuple or None
-        From `shifted_slopes`; None where the gradient of the strides is not needed.
+        From `shifted_ramps`; None where the gradient of the strides is not needed.
     g : array
         Cotangent of the output.
     needs : tuple of bool
@@ -119,9 +119,9 @@ def pull_back(
     needs_x, needs_weight, _, needs_bias = needs
     needs_strides, needs_bias = stride_factors is not None, needs_bias and bias is not None
     sums_g = plan.convolution.has_bias and (needs_bias or needs_strides)
-    weights, row_sums = factors
-    slopes, slope_sums = ((None,) * len(weights), ()) if stride_factors is None else stride_factors
-    terms = [_taps(plan, *own) for own in zip(weights, slopes, strict=True)]
+    operators, row_sums = factors
+    ramps, ramp_sums = ((None,) * len(operators), ()) if stride_factors is None else stride_factors
+    terms = [_taps(plan, *own) for own in zip(operators, ramps, strict=True)]
     kernels = _kernels(ops, plan, weight)
     can_write = ops.kernels.can_write(layout.x)
 
@@ -177,11 +177,11 @@ def pull_back(
     if needs_strides and bias is not None:
         assert summed_g is not None
         g_of_constant = xp.sum(summed_g * layout.per_group(bias)[:, 0, ...], axis=(0, -1))
-        dstrides = dstrides + _slopes_of_constant(ops, g_of_constant, row_sums, slope_sums)
+        dstrides = dstrides + _stride_gradients_of_constant(ops, g_of_constant, row_sums, ramp_sums)
     if dstrides is not None:
         order = plan.spatial_order
         dstrides = xp.stack([dstrides[order.index(i)] for i in range(len(order))])
-        dstrides = gather_slopes(ops, dstrides, strides)
+        dstrides = gather_stride_gradients(ops, dstrides, strides)
     if needs_bias:
         assert summed_g is not None
         assert bias is not None
@@ -328,7 +328,7 @@ def _resized(
 
 
 def _taps(
-    plan: ConvPlan, weights: Factors, slopes: Factors | None = None
+    plan: ConvPlan, operators: Factors, ramps: Factors | None = None
 ) -> list[list[_ShiftedAxis]]:
     """Return the axes of each tap of all axes but the last, whose taps are taken at once."""
     resized = plan.by_matrices.axes
@@ -338,17 +338,17 @@ def _taps(
         own: list[_ShiftedAxis] = []
         for step, tap in enumerate(taps):
             ramp = None
-            if slopes is not None:
-                synthesis, analysis = slopes[step]
+            if ramps is not None:
+                synthesis, analysis = ramps[step]
                 ramp = synthesis, analysis[tap, ...]
-            own.append(_ShiftedAxis(axes[step], weights[step][tap, ...], ramp))
-        last = None if slopes is None else slopes[-1]
+            own.append(_ShiftedAxis(axes[step], operators[step][tap, ...], ramp))
+        last = None if ramps is None else ramps[-1]
         at_once = plan.convolution.kernel[-1]
-        found.append([*own, _ShiftedAxis(axes[-1], weights[-1], last, at_once)])
+        found.append([*own, _ShiftedAxis(axes[-1], operators[-1], last, at_once)])
     return found
 
 
-def shifted_weights(ops: ArrayOps, plan: ConvPlan, strides: Array | None, like: Array) -> Factors:
+def shifted_operators(ops: ArrayOps, plan: ConvPlan, strides: Array | None, like: Array) -> Factors:
     """Return the shifted operators, and what a constant is resized to.
 
     Returns
@@ -362,21 +362,22 @@ def shifted_weights(ops: ArrayOps, plan: ConvPlan, strides: Array | None, like: 
     return shifted(ops, plan, resize_operators(ops, plan.by_matrices, strides, like))
 
 
-def shifted(ops: ArrayOps, plan: ConvPlan, weights: Sequence[Sequence[Array]]) -> Factors:
-    """Return `shifted_weights` for the matrices of a resize: per term, one per axis."""
+def shifted(ops: ArrayOps, plan: ConvPlan, operators: Sequence[Sequence[Array]]) -> Factors:
+    """Return `shifted_operators` for the matrices of a resize: per term, one per axis."""
     xp, order = ops.xp, plan.spatial_order
     terms = tuple(
-        tuple(_shifted(xp, plan, step, term[i]) for step, i in enumerate(order)) for term in weights
+        tuple(_shifted(xp, plan, step, term[i]) for step, i in enumerate(order))
+        for term in operators
     )
-    return terms, tuple(tuple(xp.sum(term[i], axis=-1) for i in order) for term in weights)
+    return terms, tuple(tuple(xp.sum(term[i], axis=-1) for i in order) for term in operators)
 
 
-def shifted_slopes(ops: ArrayOps, plan: ConvPlan, strides: Array | None, like: Array) -> Factors:
-    """Return the factors of the derivatives of `shifted_weights`, in the same order."""
+def shifted_ramps(ops: ArrayOps, plan: ConvPlan, strides: Array | None, like: Array) -> Factors:
+    """Return the factors of the derivatives of `shifted_operators`, in the same order."""
     xp, order = ops.xp, plan.spatial_order
-    slopes = ramp_operators(ops, plan.by_matrices, strides, like)
+    ramps = ramp_operators(ops, plan.by_matrices, strides, like)
     terms, row_sums = [], []
-    for term in slopes:
+    for term in ramps:
         factors, sums = [], []
         for step, i in enumerate(order):
             synthesis, analysis = term[i]
@@ -443,14 +444,17 @@ def _of_constant(xp: Any, row_sums: Sequence[Sequence[Array]]) -> Array:
     return resized
 
 
-def _slopes_of_constant(
-    ops: ArrayOps, g: Array, row_sums: Sequence[Sequence[Array]], slopes: Sequence[Sequence[Array]]
+def _stride_gradients_of_constant(
+    ops: ArrayOps,
+    g: Array,
+    row_sums: Sequence[Sequence[Array]],
+    ramp_sums: Sequence[Sequence[Array]],
 ) -> Array:
     """Return the gradients in the strides, shape (d,), for the cotangent of what ones become."""
     xp, found = ops.xp, []
     for step in range(g.ndim):
         total = None
-        for sums, own in zip(row_sums, slopes, strict=True):
+        for sums, own in zip(row_sums, ramp_sums, strict=True):
             varied = _outer(xp, [*sums[:step], own[step], *sums[step + 1 :]])
             total = _plus(total, xp.sum(g * varied, dtype=ops.precise_dtype(g)))
         found.append(total)
@@ -468,4 +472,4 @@ def _plus(total: Array | None, summand: Array) -> Array:
     return summand if total is None else total + summand
 
 
-CONVOLVE = Operation(evaluate, pull_back, shifted_weights, shifted_slopes, strides=2)
+CONVOLVE = Operation(evaluate, pull_back, shifted_operators, shifted_ramps, strides=2)

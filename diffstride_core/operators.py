@@ -56,13 +56,13 @@ def ramp_operators(ops: ArrayOps, plan: Plan, strides: Array | None, like: Array
     -------
     tuple of tuple
         Per term, one per axis: the two factors of dA/dS over the bins on the ramp, of shapes
-        (M, 2K) and (2K, N), or where the plan has no thin ramp the mask's slope, shape (K,).
+        (M, 2K) and (2K, N), or where the plan has no thin ramp dmu/dS, shape (K,).
     """
     masks = _masks(ops, plan, strides, like)
 
     def of_axis(i: int, basis: AxisBasis) -> Array | tuple[Array, Array]:
         if not plan.axes[i].has_thin_ramp:
-            return masks[i].slope
+            return masks[i].dmask
         return _ramp_factors(ops, plan.axes[i], basis, masks[i], like)
 
     return _of_all_axes(plan, of_axis)
@@ -113,25 +113,25 @@ def _ramp_factors(
     Returns
     -------
     synthesis : array, shape (M, 2K)
-        Times the mask's slope.
+        Times dmu/dS.
     analysis : array, shape (2K, N)
     """
-    xp, dtype, slope = ops.xp, ops.compute_dtype(like), mask.slope
-    assert slope is not None
-    bins = slope.shape[0]
+    xp, dtype, dmask = ops.xp, ops.compute_dtype(like), mask.dmask
+    assert dmask is not None
+    bins = dmask.shape[0]
     # In multiples that the kernels of matrix products divide by.
     multiple = 4 if axis.axis == -1 else 2
-    count = _bins_in_ramp(slope, axis) if ops.reads_values else axis.sloped_bins
+    count = _bins_in_ramp(dmask, axis) if ops.reads_values else axis.ramp_bins
     count = min(bins, multiple * -(-count // multiple))
     # Where the ramp begins follows from the stride's value: found by array operations, since it can
     # be traced.
-    first = xp.argmax(xp.astype(slope != 0, slope.dtype))
+    first = xp.argmax(xp.astype(dmask != 0, dmask.dtype))
     steps = xp.astype(ops.frequencies(count, like), first.dtype)
     chosen = xp.where(first < bins - count, first, bins - count) + steps
-    slope = xp.take(slope, chosen, axis=0)
+    dmask = xp.take(dmask, chosen, axis=0)
     if axis.use_fft:
         lo = min(axis.size, axis.output_size)
-        counts = bin_counts(xp, xp.astype(chosen, slope.dtype), lo)
+        counts = bin_counts(xp, xp.astype(chosen, dmask.dtype), lo)
 
         def indices(count: int) -> Array:
             return xp.astype(ops.frequencies(count, like), chosen.dtype)
@@ -141,14 +141,14 @@ def _ramp_factors(
         )
     else:
         both = xp.concat([chosen, bins + chosen])
-        synthesis, analysis = ops.tables(basis, slope)
+        synthesis, analysis = ops.tables(basis, dmask)
         synthesis = xp.take(synthesis, both, axis=1)
         analysis = xp.take(analysis, both, axis=0)
-    weighted = synthesis * xp.concat([slope, slope])
+    weighted = synthesis * xp.concat([dmask, dmask])
     return xp.astype(weighted, dtype, copy=False), xp.astype(analysis, dtype, copy=False)
 
 
-def _bins_in_ramp(slope: Array, axis: AxisPlan) -> int:
-    """Return how many neighbouring bins have all slopes: the plan's are those of any stride."""
-    found = np.flatnonzero(slope)
-    return int(found[-1] - found[0]) + 1 if found.size else min(axis.sloped_bins, 1)
+def _bins_in_ramp(dmask: Array, axis: AxisPlan) -> int:
+    """Return how many neighbouring bins hold the ramp: the plan's are those of any stride."""
+    found = np.flatnonzero(dmask)
+    return int(found[-1] - found[0]) + 1 if found.size else min(axis.ramp_bins, 1)

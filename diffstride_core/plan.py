@@ -60,7 +60,7 @@ class AxisPlan:
         The stride's bounds on this axis; those of all axes together where they share one stride.
     use_fft : bool
         Whether the FFT engine resizes the axis rather than the matrix engine.
-    sloped_bins : int
+    ramp_bins : int
         How many neighbouring bins hold the window's ramp, at any stride within the bounds.
     size_offset : int
         What the layer adds to the output size that follows from the stride.
@@ -72,17 +72,17 @@ class AxisPlan:
     is_last: bool = False
     bounds: Bounds = Bounds()
     use_fft: bool = False
-    sloped_bins: int = 0
+    ramp_bins: int = 0
     size_offset: int = 0
 
     @property
     def has_thin_ramp(self) -> bool:
-        """Whether the slope is taken over the ramp's bins alone, by two thin matrices.
+        """Whether the stride's gradient is taken over the ramp's bins alone, by two thin matrices.
 
         Always by the matrix engine; by the FFT engine while their rows are few, and while their
         phases, products of a frequency and an index, fit integers of 32 bits.
         """
-        return not self.use_fft or (self.sloped_bins <= 8 and self.size <= 2**16)
+        return not self.use_fft or (self.ramp_bins <= 8 and self.size <= 2**16)
 
 
 @dataclass(frozen=True, slots=True)

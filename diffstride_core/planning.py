@@ -326,7 +326,7 @@ def _make_plan(
             is_last=is_last,
             bounds=bounds[i],
             use_fft=_use_fft(window, method, axis, max(sizes[i], output_sizes[i])),
-            sloped_bins=operator.index(window.sloped_bins(sizes[i], smoothness, bounds[i])),
+            ramp_bins=operator.index(window.ramp_bins(sizes[i], smoothness, bounds[i])),
             size_offset=size_offset[i],
         )
         for i, (axis, is_last) in enumerate(zip(axes, _is_last(axes), strict=True))

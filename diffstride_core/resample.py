@@ -18,7 +18,7 @@ from diffstride_core.operation import Operation
 from diffstride_core.operators import ramp_operators, resize_operators
 from diffstride_core.ops import Array, ArrayOps, Factors
 from diffstride_core.plan import AxisPlan, Plan
-from diffstride_core.window import gather_slopes
+from diffstride_core.window import gather_stride_gradients
 
 Others: TypeAlias = Callable[[Array], Array]
 """Applies the operators of other axes."""
@@ -132,7 +132,7 @@ def pull_back(
     dx, sums = _in_blocks(ops, plan, pull_back_part, shape, x, g)
     return (
         dx,
-        None if stride_factors is None else gather_slopes(ops, sums[0], strides),
+        None if stride_factors is None else gather_stride_gradients(ops, sums[0], strides),
     )
 
 
@@ -260,4 +260,4 @@ def multiply(
     return xp.reshape(y, (*shape[:at], matrix.shape[0], *shape[at + 1 :]))
 
 
-RESIZE = Operation(evaluate, pull_back, resize_operators, ramp_operators, strides=1)
+RESAMPLE = Operation(evaluate, pull_back, resize_operators, ramp_operators, strides=1)

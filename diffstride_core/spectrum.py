@@ -31,8 +31,8 @@ def resized_back(ops: ArrayOps, axis: AxisPlan, mask: Array, g: Array) -> Array:
     return _resized(ops, axis.axis, mask, g, output_size, size, output_size / size)
 
 
-def stride_gradient(ops: ArrayOps, axis: AxisPlan, slope: Array, u: Array, x: Array) -> Array:
-    """Return <u, (dA/dS) x>, shape (), in the dtype of the mask's slope, shape (K,)."""
+def stride_gradient(ops: ArrayOps, axis: AxisPlan, dmask: Array, u: Array, x: Array) -> Array:
+    """Return <u, (dA/dS) x>, shape (), in the dtype of `dmask`, shape (K,)."""
     xp, size = ops.xp, axis.size
     lo = min(size, axis.output_size)
     of_x, of_u = (_half_spectrum(ops, array, axis.axis, lo) for array in (x, u))
@@ -40,9 +40,9 @@ def stride_gradient(ops: ArrayOps, axis: AxisPlan, slope: Array, u: Array, x: Ar
     # so the second product is 0 there.
     product = xp.real(of_u) * xp.real(of_x) + xp.imag(of_u) * xp.imag(of_x)
     but_own = tuple(i for i in range(x.ndim) if i != x.ndim + axis.axis)
-    per_bin = xp.sum(product, axis=but_own, dtype=slope.dtype)
+    per_bin = xp.sum(product, axis=but_own, dtype=dmask.dtype)
     counts = bin_counts(xp, ops.frequencies(lo // 2 + 1, x), lo)
-    return xp.sum(slope * counts * per_bin) / size
+    return xp.sum(dmask * counts * per_bin) / size
 
 
 def _resized(

@@ -20,16 +20,16 @@ class Mask(NamedTuple):
     ----------
     value : array, shape (K,)
         mu.
-    slope : array, shape (K,), or None
+    dmask : array, shape (K,), or None
         d mu/dS; None where no stride is involved.
     """
 
     value: Array
-    slope: Array | None
+    dmask: Array | None
 
     def scaled(self, factor: float) -> Mask:
         """Return the mask times a factor."""
-        return Mask(self.value * factor, None if self.slope is None else self.slope * factor)
+        return Mask(self.value * factor, None if self.dmask is None else self.dmask * factor)
 
 
 class Window(ABC):
@@ -65,7 +65,7 @@ class Window(ABC):
         Mask
         """
 
-    def sloped_bins(self, size: int, smoothness: float, bounds: Bounds) -> int:
+    def ramp_bins(self, size: int, smoothness: float, bounds: Bounds) -> int:
         """Return how many neighbouring bins hold the ramp, at any stride within the bounds."""
         return 0
 
@@ -114,13 +114,13 @@ def spread_strides(ops: ArrayOps, strides: Array, count: int) -> list[Array]:
     return [flat[i if flat.shape[0] > 1 else 0] for i in range(count)]
 
 
-def gather_slopes(ops: ArrayOps, slopes: Array, strides: Array) -> Array:
+def gather_stride_gradients(ops: ArrayOps, per_axis: Array, strides: Array) -> Array:
     """Return the gradient in the parameters that `spread_strides` took apart.
 
     Parameters
     ----------
     ops : ArrayOps
-    slopes : array, shape (count,)
+    per_axis : array, shape (count,)
         The gradient in the stride of each axis.
     strides : array, shape (), (1,) or (count,)
         The parameters.
@@ -132,8 +132,8 @@ def gather_slopes(ops: ArrayOps, slopes: Array, strides: Array) -> Array:
     """
     xp = ops.xp
     if strides.shape in ((), (1,)):
-        slopes = xp.sum(slopes)
-    return xp.astype(xp.reshape(slopes, strides.shape), strides.dtype, copy=False)
+        per_axis = xp.sum(per_axis)
+    return xp.astype(xp.reshape(per_axis, strides.shape), strides.dtype, copy=False)
 
 
 def straight_through(ops: ArrayOps, stride: Array, bounds: Bounds) -> Array:
@@ -143,7 +143,7 @@ def straight_through(ops: ArrayOps, stride: Array, bounds: Bounds) -> Array:
     come back.
     """
     bounded = clamp(ops, stride, max(bounds.floor, bounds.lower), bounds.upper)
-    return with_slope(ops, bounded, stride)
+    return with_derivative_of(ops, bounded, stride)
 
 
 def clamp(ops: ArrayOps, array: Array, lower: float, upper: float) -> Array:
@@ -153,7 +153,9 @@ def clamp(ops: ArrayOps, array: Array, lower: float, upper: float) -> Array:
     return xp.where(raised > upper, xp.full_like(array, upper), raised)
 
 
-def with_slope(ops: ArrayOps, value: Array, formula: Array, active: Array | None = None) -> Array:
+def with_derivative_of(
+    ops: ArrayOps, value: Array, formula: Array, active: Array | None = None
+) -> Array:
     """Return `value`, which automatic differentiation sees as `formula`.
 
     Parameters
@@ -171,7 +173,7 @@ def with_slope(ops: ArrayOps, value: Array, formula: Array, active: Array | None
     return ops.stop_gradient(value) + change
 
 
-def clipped_ramp(ops: ArrayOps, v: Array, slope: Array) -> Mask:
+def clipped_ramp(ops: ArrayOps, v: Array, dv: Array) -> Mask:
     """Return clip(v, 0, 1) with the right-hand derivative at its corners.
 
     Frameworks differ in the derivative of their own clip exactly at 0 and 1, where integer strides
@@ -183,7 +185,7 @@ def clipped_ramp(ops: ArrayOps, v: Array, slope: Array) -> Mask:
     ops : ArrayOps
     v : array, shape (K,)
         The unclipped mask, differentiable in the stride.
-    slope : array, broadcastable to (K,)
+    dv : array, broadcastable to (K,)
         dv/dS.
 
     Returns
@@ -195,6 +197,6 @@ def clipped_ramp(ops: ArrayOps, v: Array, slope: Array) -> Mask:
     tie = 1e-4
     in_ramp = (v > tie) & (v <= 1 + tie)
     return Mask(
-        value=with_slope(ops, clamp(ops, v, 0.0, 1.0), v, in_ramp),
-        slope=xp.where(in_ramp, slope, xp.zeros_like(v)),
+        value=with_derivative_of(ops, clamp(ops, v, 0.0, 1.0), v, in_ramp),
+        dmask=xp.where(in_ramp, dv, xp.zeros_like(v)),
     )

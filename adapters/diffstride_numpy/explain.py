@@ -18,7 +18,7 @@ from diffstride_core.arguments import Limits, check_plain
 from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_core.ops import ArrayOps
 from diffstride_core.plan import AxisPlan, Plan
-from diffstride_core.resample import RESIZE
+from diffstride_core.resample import RESAMPLE
 from diffstride_core.window import Mask, Term, Window, spread_strides
 
 if TYPE_CHECKING:
@@ -328,7 +328,7 @@ def _explain_axis(
     uncropped = plan.window.uncropped_size(axis.size, axis.is_last)
     every_k, _, everywhere = _bins(_with_size(plan, index, uncropped), index, strides)
     k, j, mask = _bins(plan, index, strides)
-    on_ramp = np.flatnonzero(((mask.value > 0) & (mask.value < 1)) | (mask.slope != 0))
+    on_ramp = np.flatnonzero(((mask.value > 0) & (mask.value < 1)) | (mask.dmask != 0))
     # Rows are numbered from 0 to N - 1; a half spectrum can be written by negative frequencies.
     signed = _centred(axis.size)[(k + axis.size // 2) % axis.size]
     return AxisExplanation(
@@ -339,12 +339,12 @@ def _explain_axis(
         q=plan.window.cutoff(axis.size, plan.smoothness, used),
         k=_frequencies(plan, index, axis.size),
         mask=_at_frequencies(plan, index, axis.size, every_k, everywhere.value),
-        dmask=_at_frequencies(plan, index, axis.size, every_k, everywhere.slope),
+        dmask=_at_frequencies(plan, index, axis.size, every_k, everywhere.dmask),
         k_cropped=_frequencies(plan, index, axis.output_size),
         mask_cropped=_at_frequencies(plan, index, axis.output_size, j, mask.value),
         ramp=(signed if _has_rows(plan, index) else np.abs(k))[on_ramp],
         ramp_mask=mask.value[on_ramp],
-        ramp_dmask=mask.slope[on_ramp],
+        ramp_dmask=mask.dmask[on_ramp],
         contributions=_contributions(plan, index, on_ramp, x, strides, dy),
         _make_matrix=partial(_matrix, plan, index, strides, x.dtype.name),
     )
@@ -464,12 +464,12 @@ def _contributions(
     """Return the gradient in an axis's stride that each bin alone would give."""
     name, precise = plan.axes[index].axis, strides.astype(np.float64)
     # One bin is a thin ramp, whatever the whole is.
-    thin = replace(plan, axes=tuple(replace(axis, sloped_bins=1) for axis in plan.axes))
+    thin = replace(plan, axes=tuple(replace(axis, ramp_bins=1) for axis in plan.axes))
 
     def share(bin_: int) -> float:
         window = _OneBin(plan.window, name, bin_)
         moving = replace(thin, window=window)
-        _, dstrides = pull_back(BACKEND, RESIZE, moving, dy, (x, precise), (False, True))
+        _, dstrides = pull_back(BACKEND, RESAMPLE, moving, dy, (x, precise), (False, True))
         return float(np.sum(dstrides))
 
     return np.array([share(bin_) for bin_ in bins.tolist()], dtype=np.float64)

@@ -21,7 +21,7 @@ from diffstride_torch.joining import (
 )
 from diffstride_torch.modules import DiffStride, DiffStride1d, DiffStride2d, DiffStride3d
 from diffstride_torch.shared_call import SharedCall
-from diffstride_torch.tracing import Window, window_of
+from diffstride_torch.tracing import SlidingKernel, sliding_kernel_of
 
 
 class DiffStrideConv(PooledConvolution):
@@ -174,12 +174,12 @@ class DiffStrideConv(PooledConvolution):
         )
         made.weight, made.bias = conv.weight, conv.bias
         made.training = conv.training
-        window = window_of(conv)
-        assert window is not None
-        if any(window.end_padding):
-            made._end_padding = pad_argument(window)
-            made.padding = (0,) * len(window.kernel)
-            made._reversed_padding_repeated_twice = [0, 0] * len(window.kernel)
+        sliding = sliding_kernel_of(conv)
+        assert sliding is not None
+        if any(sliding.end_padding):
+            made._end_padding = pad_argument(sliding)
+            made.padding = (0,) * len(sliding.kernel)
+            made._reversed_padding_repeated_twice = [0, 0] * len(sliding.kernel)
         if placement == "before" or (
             method == "fused" and (made._end_padding or why_not_fused(made))
         ):
@@ -295,16 +295,16 @@ class DiffStrideConv3d(DiffStrideConv, nn.Conv3d):
     _layer = DiffStride3d
 
 
-def pad_argument(window: Window, *, first: bool = True) -> list[int]:
+def pad_argument(sliding: SlidingKernel, *, first: bool = True) -> list[int]:
     """Return the argument of `functional.pad` that keeps the size, the last axis first.
 
     Parameters
     ----------
-    window : Window
+    sliding : SlidingKernel
     first : bool
-        Whether to pad what the window pads itself, too.
+        Whether to pad what it pads itself, too.
     """
     amounts: list[int] = []
-    for padding, missing in reversed(list(zip(window.padding, window.end_padding, strict=True))):
+    for padding, missing in reversed(list(zip(sliding.padding, sliding.end_padding, strict=True))):
         amounts += [padding, padding + missing] if first else [0, missing]
     return amounts

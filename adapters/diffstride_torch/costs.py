@@ -116,9 +116,9 @@ class FlopsPenalty:
         every = [whole(layer.strides) for layer in self.layers]
         total = every[0].new_tensor(float(now.total))
         for layer, strides in zip(self.layers, every, strict=True):
-            slopes = strides.new_tensor(now.slopes(layer))
+            gradients = strides.new_tensor(now.stride_gradients(layer))
             # Nothing in value: the gradient alone.
-            total = total + ((strides - strides.detach()) * slopes).sum().to(total)
+            total = total + ((strides - strides.detach()) * gradients).sum().to(total)
         return total
 
     def multiply_adds(self) -> int:
@@ -166,7 +166,7 @@ def traced_multiply_adds(trace: Trace) -> int:
 
 
 class _Evaluation:
-    """The cost at the present strides, or at those given for some layers, and its slopes."""
+    """The cost at the present strides, or at those given for some layers, and its gradients."""
 
     def __init__(
         self, trace: Trace, layers: list[DiffStride], strides: Strides | None = None
@@ -179,13 +179,13 @@ class _Evaluation:
             layer: tuple(own.tolist()) for layer, own in zip(layers, values, strict=True)
         }
         self._strides.update(strides or {})
-        self._stride_slopes = {layer: [0.0] * len(layer.settings.axes) for layer in layers}
+        self._stride_gradients = {layer: [0.0] * len(layer.settings.axes) for layer in layers}
         self._sizes: dict[Step | None, Size] = {None: trace.input_size}
         self._plans: dict[Step, Plan] = {}
         for step in trace.steps:
             self._resize(step)
         # By how much the cost grows with each size, at first without what comes after it.
-        self._slopes = {step: [0.0] * len(size) for step, size in self._sizes.items()}
+        self._size_gradients = {step: [0.0] * len(size) for step, size in self._sizes.items()}
         for call in trace.calls:
             self._add_call(call, math.prod(trace.size_at(call.at)))
         for resize in trace.resizes:
@@ -193,10 +193,10 @@ class _Evaluation:
         for step in reversed(trace.steps):
             self._pull_back(step)
 
-    def slopes(self, layer: DiffStride) -> list[float]:
+    def stride_gradients(self, layer: DiffStride) -> list[float]:
         """Return the derivative of the cost in each of a layer's stride parameters."""
-        slopes = self._stride_slopes[layer]
-        return [sum(slopes)] if layer.strides.numel() < len(slopes) else slopes
+        gradients = self._stride_gradients[layer]
+        return [sum(gradients)] if layer.strides.numel() < len(gradients) else gradients
 
     def _resize(self, step: Step) -> None:
         size, rule = self._sizes[step.before], step.rule
@@ -229,7 +229,7 @@ class _Evaluation:
             cost = cost // positions * math.prod(size)
             self.at_output_of[layer] += cost
             for axis, n in enumerate(size):
-                self._slopes[call.at][axis] += cost / n
+                self._size_gradients[call.at][axis] += cost / n
         self.total += cost
 
     def _add_resize(self, resize: ResizeCall) -> None:
@@ -262,34 +262,40 @@ class _Evaluation:
         self, product: Product, resize: ResizeCall, at: list[int], others: list[int]
     ) -> None:
         plan, step = self._plans[resize.step], resize.step
-        cost, before = product.multiply_adds(plan), self._slopes[step.before]
+        cost, before = product.multiply_adds(plan), self._size_gradients[step.before]
         self.total += cost
         for i in product.inputs:
             before[at[i]] += cost / plan.axes[i].size
         for i in product.outputs:
-            self._slopes[step][at[i]] += cost / plan.axes[i].output_size
+            self._size_gradients[step][at[i]] += cost / plan.axes[i].output_size
         for axis in others:
             before[axis] += cost / self._sizes[step.before][axis]
 
     def _pull_back(self, step: Step) -> None:
-        """Add to the slopes before a step, and to its stride's, what comes of those after it."""
-        rule, before, after = step.rule, self._slopes[step.before], self._slopes[step]
+        """Add to the gradients of the sizes before a step, and of its strides, those after it."""
+        rule, before, after = (
+            step.rule,
+            self._size_gradients[step.before],
+            self._size_gradients[step],
+        )
         if isinstance(rule, Learnt):
-            slopes, plan = self._stride_slopes[rule.layer], self._plans[step]
+            gradients, plan = self._stride_gradients[rule.layer], self._plans[step]
             never = never_cropped(rule.layer.settings, tuple(axis.size for axis in plan.axes))
             resized = {axis.axis % len(after): i for i, axis in enumerate(plan.axes)}
-            for at, slope in enumerate(after):
+            for at, gradient in enumerate(after):
                 of_size, of_stride = 1.0, 0.0
                 if at in resized:
                     i = resized[at]
-                    of_size, of_stride = self._size_slopes(rule.layer, i, plan.axes[i], never[i])
-                    slopes[i] += slope * of_stride
-                before[at] += slope * of_size
+                    of_size, of_stride = self._size_derivatives(
+                        rule.layer, i, plan.axes[i], never[i]
+                    )
+                    gradients[i] += gradient * of_stride
+                before[at] += gradient * of_size
         elif rule is not None and not isinstance(rule, Constant):
-            for at, slope in enumerate(after):
-                before[at] += slope * rule.rate(at)
+            for at, gradient in enumerate(after):
+                before[at] += gradient * rule.rate(at)
 
-    def _size_slopes(
+    def _size_derivatives(
         self, layer: DiffStride, i: int, axis: AxisPlan, never_cropped: bool
     ) -> tuple[float, float]:
         """Return the derivatives of the smooth output size in the input size and the stride."""
@@ -298,9 +304,11 @@ class _Evaluation:
             return 1.0, 0.0
         stride = axis.bounds.apply(strides[i % len(strides)])
         # The smooth size is twice the cutoff, but for a constant, and that follows N/(2S).
-        slope = settings.convention.cutoff_slope(axis.size, settings.smoothness, stride) / stride
-        of_size = slope if axis.output_size < axis.size else 1.0
-        return of_size, -slope * axis.size / stride
+        growth = (
+            settings.convention.cutoff_derivative(axis.size, settings.smoothness, stride) / stride
+        )
+        of_size = growth if axis.output_size < axis.size else 1.0
+        return of_size, -growth * axis.size / stride
 
 
 def _is_learnt(step: Step | None) -> bool:

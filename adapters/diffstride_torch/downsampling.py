@@ -22,7 +22,7 @@ from diffstride_torch.conv_modules import (
 )
 from diffstride_torch.joining import HOOKS
 from diffstride_torch.modules import DiffStride, SpectralPool2d
-from diffstride_torch.tracing import Size, window_of
+from diffstride_torch.tracing import Size, sliding_kernel_of
 
 _CONVOLUTIONS: dict[type[nn.Module], type[DiffStrideConv]] = {
     nn.Conv1d: DiffStrideConv1d,
@@ -74,17 +74,17 @@ class PoolDiffStride(nn.Module):
 
     def __init__(self, operation: nn.Module, pool: DiffStride) -> None:
         super().__init__()
-        window = window_of(operation)
-        assert window is not None
-        options: dict[str, object] = {"kernel_size": window.kernel, "stride": 1}
-        options["padding"] = window.padding
+        sliding = sliding_kernel_of(operation)
+        assert sliding is not None
+        options: dict[str, object] = {"kernel_size": sliding.kernel, "stride": 1}
+        options["padding"] = sliding.padding
         if isinstance(operation, _MAXIMA):
-            options["dilation"] = window.dilation
+            options["dilation"] = sliding.dilation
         else:
             options["count_include_pad"] = operation.count_include_pad
         self.operation = type(operation)(**options)
         self.pool: nn.Module = pool
-        self._end_padding = pad_argument(window, first=False) if any(window.end_padding) else None
+        self._end_padding = pad_argument(sliding, first=False) if any(sliding.end_padding) else None
         self.train(operation.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -111,9 +111,9 @@ def why_not_replaceable(module: nn.Module) -> str | None:
         return "its divisor_override is no average"
     if any(getattr(module, hooks) for hooks in _HOOKS):
         return "it has hooks, which would be lost"
-    window = window_of(module)
-    assert window is not None
-    if any(missing < 0 for missing in window.end_padding):
+    sliding = sliding_kernel_of(module)
+    assert sliding is not None
+    if any(missing < 0 for missing in sliding.end_padding):
         return "its padding is larger than its kernel needs, so that it enlarges at stride 1"
     return None
 
@@ -136,18 +136,18 @@ def why_not_before(module: nn.Module, output_size: Size) -> str | None:
         return "it is a pooling"
     if is_pointwise(module):
         return None
-    window = window_of(module)
-    assert window is not None
-    if any(1 < k <= s for k, s in zip(window.kernel, window.stride, strict=True)):
+    sliding = sliding_kernel_of(module)
+    assert sliding is not None
+    if any(1 < k <= s for k, s in zip(sliding.kernel, sliding.stride, strict=True)):
         return "its windows do not overlap, as those of a patch embedding"
-    if any(k % 2 == 0 for k in window.kernel):
+    if any(k % 2 == 0 for k in sliding.kernel):
         return "its kernel is even"
-    if any(window.end_padding):
+    if any(sliding.end_padding):
         return "its padding is not half of its kernel"
     # Reflected are the values beside the one at the border; a map is wrapped around once.
     least = {"reflect": 1, "circular": 0}.get(str(module.padding_mode))
     if least is not None and any(
-        m < p + least for m, p in zip(output_size, window.padding, strict=True)
+        m < p + least for m, p in zip(output_size, sliding.padding, strict=True)
     ):
         return f"its {module.padding_mode} padding is larger than the map that the layer gives"
     return None

@@ -34,9 +34,9 @@ from diffstride_torch.shared_call import SharedCall
 from diffstride_torch.tracing import (
     Rehearsal,
     Size,
+    SlidingKernel,
     Step,
     Trace,
-    Window,
     checked_example,
     swap_modules,
 )
@@ -398,7 +398,7 @@ def _operations(
 
 def _stride(step: Step) -> tuple[float, ...] | None:
     """Return the stride of a strided operation, None for any other step."""
-    if isinstance(step.rule, Window) and max(step.rule.stride) > 1:
+    if isinstance(step.rule, SlidingKernel) and max(step.rule.stride) > 1:
         return tuple(map(float, step.rule.stride))
     if isinstance(step.module, AntiAliasing):
         return step.module.stride * (len(step.input_size) // len(step.module.stride))

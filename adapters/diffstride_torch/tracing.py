@@ -1,8 +1,9 @@
 """A model traced once: what each of its calls costs, and what each map's size follows from.
 
-The size of a feature map is the size of the input, changed step by step on the way: by a strided
-window, by padding, by a DiffStride layer. `Trace` finds these steps with torch.fx. Surgery compares
-the steps of branches that meet again; the cost of a network follows them for other strides.
+The size of a feature map is the size of the input, changed step by step on the way: by a kernel
+that slides in strides, by padding, by a DiffStride layer. `Trace` finds these steps with torch.fx.
+Surgery compares the steps of branches that meet again; the cost of a network follows them for other
+strides.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Size: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Window:
+class SlidingKernel:
     """A convolution or pooling: a kernel that moves over the map by its stride.
 
     Attributes
@@ -68,7 +69,7 @@ class Window:
 
     @property
     def end_padding(self) -> Size:
-        """What is missing at each axis's end for a window of stride 1 to keep the size."""
+        """What is missing at each axis's end for windows of stride 1 to keep the size."""
         return tuple(
             dilation * (kernel - 1) - 2 * padding
             for kernel, padding, dilation in zip(
@@ -137,7 +138,7 @@ class Pooled:
         return self.factors[axis]
 
 
-Rule: TypeAlias = Window | Shift | Scale | Constant | Learnt | Pooled | None
+Rule: TypeAlias = SlidingKernel | Shift | Scale | Constant | Learnt | Pooled | None
 """How a size changes; None where that is not known."""
 
 
@@ -605,25 +606,25 @@ def _name(node: fx.Node, calls_of: Counter[str]) -> str:
 
 def _can_change(rule: Rule) -> bool:
     """Return whether a rule that kept a size once may change another one."""
-    if isinstance(rule, Window):
+    if isinstance(rule, SlidingKernel):
         return max(rule.stride) > 1
     return isinstance(rule, Learnt | Pooled | Constant)
 
 
-def window_of(module: nn.Module) -> Window | None:
-    """Return the window of a convolution or pooling module, None for any other."""
+def sliding_kernel_of(module: nn.Module) -> SlidingKernel | None:
+    """Return the sliding kernel of a convolution or pooling module, None for any other."""
     if isinstance(module, CONVOLUTIONS):
         padding = _numbers(module.padding, len(module.kernel_size))
         if padding is None:
             return None
-        return Window(module.kernel_size, module.stride, padding, module.dilation)
+        return SlidingKernel(module.kernel_size, module.stride, padding, module.dilation)
     for rank, kinds in enumerate((_POOLS_1D, _POOLS_2D, _POOLS_3D), start=1):
         if isinstance(module, kinds):
             kernel, stride, padding, dilation = (
                 _per_axis(getattr(module, name, 1), rank)
                 for name in ("kernel_size", "stride", "padding", "dilation")
             )
-            return Window(kernel, stride, padding, dilation, module.ceil_mode)
+            return SlidingKernel(kernel, stride, padding, dilation, module.ceil_mode)
     return None
 
 
@@ -663,8 +664,8 @@ def _rule(node: fx.Node, module: nn.Module | None, shapes: dict[fx.Node, Size]) 
     """Return how a call changes the size of its input; None where it is not one of those known."""
     if isinstance(module, DiffStride | SpectralPool):
         return _resizing_rule(module, shapes[_arguments(node, ("x",))["x"]])
-    if module is not None and (window := window_of(module)) is not None:
-        return window
+    if module is not None and (sliding := sliding_kernel_of(module)) is not None:
+        return sliding
     output = shapes[node][2:]
     if isinstance(module, _ADAPTIVE_POOLS) or node.target in _ADAPTIVE_POOL_CALLS:
         return Constant(output)
@@ -683,7 +684,7 @@ def _rule(node: fx.Node, module: nn.Module | None, shapes: dict[fx.Node, Size]) 
         if _has_nodes((given.get("size"), given.get("scale_factor"))):
             return None
         return _interpolation(output, given.get("scale_factor"))
-    return _called_window(node, shapes)
+    return _called_kernel(node, shapes)
 
 
 def _reduces_all_positions(node: fx.Node, rank: int) -> bool:
@@ -712,8 +713,8 @@ def _interpolation(output: Size, factor: Any) -> Rule:
     return Scale(tuple(map(float, _per_axis(factor, len(output)))))
 
 
-def _called_window(node: fx.Node, shapes: dict[fx.Node, Size]) -> Window | None:
-    """Return the window of a call of a convolution or pooling function."""
+def _called_kernel(node: fx.Node, shapes: dict[fx.Node, Size]) -> SlidingKernel | None:
+    """Return the sliding kernel of a call of a convolution or pooling function."""
     if node.op != "call_function":
         return None
     rank: int
@@ -736,7 +737,7 @@ def _called_window(node: fx.Node, shapes: dict[fx.Node, Size]) -> Window | None:
     stride, padding = given.get("stride"), _numbers(given.get("padding", 0), rank)
     if padding is None or _has_nodes((kernel, stride, padding)):
         return None
-    return Window(
+    return SlidingKernel(
         _per_axis(kernel, rank),
         _per_axis(kernel if stride is None else stride, rank),
         padding,

@@ -32,7 +32,7 @@ from diffstride_core.fused import CONVOLVE
 from diffstride_core.operation import Operation
 from diffstride_core.plan import Bounds, Plan
 from diffstride_core.planning import authors_strides, plan_pool, plan_resize
-from diffstride_core.resample import RESIZE
+from diffstride_core.resample import RESAMPLE
 from diffstride_core.settings import ResizeOptions, WindowOptions, make_settings
 
 ResultT = TypeVar("ResultT")
@@ -94,7 +94,7 @@ class Functional(Generic[ArrayT, ResultT]):
         if not options.keys() <= _RESIZE_OPTIONS:
             _refuse_names("diff_stride", options, _RESIZE_OPTIONS)
         plan, strides = prepare(self._backend, x, strides, sizes, options)
-        return self._attach(self._backend, RESIZE, plan, x, strides)
+        return self._attach(self._backend, RESAMPLE, plan, x, strides)
 
     def resample(self, plan: Plan, x: ArrayT, strides: ArrayT | None = None) -> ResultT:
         """Apply a plan: what all resizing functions and modules come down to.
@@ -106,7 +106,7 @@ class Functional(Generic[ArrayT, ResultT]):
         strides : array of shape (), (1,) or (d,), optional
             The stride parameters, for a plan that has strides.
         """
-        return self._attach(self._backend, RESIZE, plan, x, strides)
+        return self._attach(self._backend, RESAMPLE, plan, x, strides)
 
     def conv_diff_stride(
         self,

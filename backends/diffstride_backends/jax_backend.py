@@ -31,7 +31,7 @@ from diffstride_core.fused import CONVOLVE
 from diffstride_core.operation import Operation
 from diffstride_core.ops import Factors
 from diffstride_core.plan import Plan
-from diffstride_core.resample import RESIZE
+from diffstride_core.resample import RESAMPLE
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -252,7 +252,7 @@ def _convolve_then_resize(
     if bias is not None:
         y = y + (bias if plan.channels_last else bias.reshape(-1, *(1,) * conv.rank))
     y = y.reshape(*lead, *y.shape[1:])
-    return attach(backend, RESIZE, plan.resize, y, strides)
+    return attach(backend, RESAMPLE, plan.resize, y, strides)
 
 
 def value_and_pullback(

@@ -31,7 +31,7 @@ from diffstride_core.kernels import Kernels
 from diffstride_core.operation import MakeFactors, Operation
 from diffstride_core.ops import Factors
 from diffstride_core.planning import warn_of_nothing_to_crop
-from diffstride_core.resample import RESIZE
+from diffstride_core.resample import RESAMPLE
 
 _AUTOCAST = (torch.float16, torch.bfloat16, torch.float32)
 _FLOATS = (*_AUTOCAST, torch.float64)
@@ -587,7 +587,7 @@ def _convolve_then_resize(
     if plan.channels_last:
         y = y.movedim(1, -1)
     y = y.reshape(*lead, *y.shape[1:])
-    return attach(backend, RESIZE, plan.resize, y, strides)
+    return attach(backend, RESAMPLE, plan.resize, y, strides)
 
 
 _CONVOLUTIONS: dict[int, Callable[..., torch.Tensor]] = {

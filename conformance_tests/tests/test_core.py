@@ -64,7 +64,7 @@ def axis_mask(convention, size, stride, smoothness, *, is_last=False, bounds=Non
     axis = AxisPlan(-1, size, size, is_last, Bounds() if bounds is None else bounds)
     stride = ops.from_host(np.array(stride), "float64")
     mask = CONVENTIONS[convention].mask(ops, axis, smoothness, stride, stride)
-    return ops.to_host(mask.value), ops.to_host(mask.slope)
+    return ops.to_host(mask.value), ops.to_host(mask.dmask)
 
 
 # --- Plans -------------------------------------------------------------------------------------
@@ -612,7 +612,7 @@ def test_what_autodiff_sees_of_the_mask_is_its_slope(convention, value):
     mask = CONVENTIONS[convention].mask(ops, axis, 0.5, stride, stride)
     for k in range(17):
         (gradient,) = torch.autograd.grad(mask.value[k], stride, retain_graph=True)
-        assert gradient.item() == pytest.approx(mask.slope[k].item(), rel=1e-12, abs=1e-15)
+        assert gradient.item() == pytest.approx(mask.dmask[k].item(), rel=1e-12, abs=1e-15)
 
 
 # --- What the operators leave as it is ---------------------------------------------------------

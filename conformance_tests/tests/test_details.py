@@ -32,7 +32,7 @@ def test_the_ramp_is_open_at_its_lower_end_and_closed_at_its_upper(name):
     lower, upper = 1e-4, 1 + 1e-4
     v = np.array([0.0, lower, np.nextafter(lower, 1), 1.0, upper, np.nextafter(upper, 2)])
     mask = clipped_ramp(ops, ops.from_host(v, "float64"), ops.from_host(np.array(-3.0), "float64"))
-    assert ops.to_host(mask.slope).tolist() == [0, 0, -3, -3, -3, 0]
+    assert ops.to_host(mask.dmask).tolist() == [0, 0, -3, -3, -3, 0]
     np.testing.assert_array_equal(ops.to_host(mask.value), np.clip(v, 0, 1))
 
 

@@ -23,7 +23,7 @@ from diffstride_jax import (
 
 from diffstride_core.convolution import ConvPlan, checked_convolution, is_fused_cheaper
 from diffstride_core.planning import plan_diff_stride
-from diffstride_core.resample import RESIZE
+from diffstride_core.resample import RESAMPLE
 from diffstride_core.settings import make_settings
 
 
@@ -98,13 +98,13 @@ def test_programs_count_as_what_they_take_with_gradients():
     (output_size,) = plan.output_sizes
     tables = 4 * 2 * (output_size // 2 + 1) * (1000 + output_size)
     # Measured as the memory that is kept: between 8 and 9 copies, and half without gradients.
-    assert jax_backend._program_bytes(False, RESIZE, plan) > 8 * tables
+    assert jax_backend._program_bytes(False, RESAMPLE, plan) > 8 * tables
 
 
 def test_two_programs_are_kept_however_large():
     settings = make_settings(axes=-1, method="matmul")
     plan = plan_diff_stride(settings, (-1,), (10**5,), (2.0,), shared=False)
-    size = jax_backend._program_bytes(False, RESIZE, plan)
+    size = jax_backend._program_bytes(False, RESAMPLE, plan)
     assert 2 * size <= jax_backend._programs.most_bytes
 
 
