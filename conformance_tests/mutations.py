@@ -65,6 +65,7 @@ PROTOCOL = "backends/diffstride_backends/protocol.py"
 PREPARE = "backends/diffstride_backends/prepare.py"
 JAX_BACKEND = "backends/diffstride_backends/jax_backend.py"
 TORCH_BACKEND = "backends/diffstride_backends/torch_backend.py"
+TORCH_PRIVATE = "backends/diffstride_backends/torch_private.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -718,17 +719,19 @@ _TABLE = (
          "            plain_autodiff.enabled\n            or ", "            ",
          "plain_autodiff lets the framework differentiate"),
         ("torch-attached-in-forward-mode",
-         "            or _is_forward_mode()\n", "",
+         "            or torch_private.is_forward_mode()\n", "",
          "forward mode differentiates the forward pass"),
-        ("torch-forward-mode-not-followed",
-         "        or forward_ad._current_level >= 0\n", "",
-         "the operator of a forward pass in forward mode is not the one kept for others"),
         ("torch-autocast-in-the-forward-pass",
          "with _no_autocast(x.device):", "with nullcontext():",
          "autocast does not reach the operator"),
         ("torch-autocast-in-the-backward-pass",
-         "with _no_autocast(g.device), _noted", "with nullcontext(), _noted",
+         "with _no_autocast(g.device), ", "with nullcontext(), ",
          "autocast does not reach the operator"),
+    )),
+    ("torch", TORCH_PRIVATE, TORCH, (
+        ("torch-forward-mode-not-followed",
+         "        or getattr(forward_ad, \"_current_level\", 0) >= 0\n", "",
+         "the operator of a forward pass in forward mode is not the one kept for others"),
     )),
     ("jax", JAX_BACKEND, JAX, (
         ("jax-stride-gradient-dropped",

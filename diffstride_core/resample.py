@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
-from diffstride_core import spectrum
+from diffstride_core import kernels, spectrum
 from diffstride_core.blocks import Part, in_blocks
 from diffstride_core.operation import Operation
 from diffstride_core.operators import ramp_operators, resize_operators
@@ -147,7 +147,9 @@ def _in_blocks(
     shape: Callable[[], tuple[int, ...]] | None,
     *arrays: Array,
 ) -> Part:
-    """Call `in_blocks`, but for arrays whose first axis is resized, which have no batch."""
+    """Call `in_blocks`, but for small arrays, and those whose first axis is resized: no batch."""
+    if math.prod(arrays[0].shape) <= kernels.BLOCK_ELEMENTS >= math.prod(arrays[-1].shape):
+        return function(None, *arrays)
     for axis in plan.axes:
         if axis.axis == -arrays[0].ndim:
             return function(None, *arrays)

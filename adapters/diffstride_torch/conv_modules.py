@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffstride_backends.torch_backend import sizes_untraced
+from diffstride_backends.torch_private import sizes_untraced, without_padding
 from torch import nn
 from torch.nn import functional
 
@@ -178,8 +178,7 @@ class DiffStrideConv(PooledConvolution):
         assert sliding is not None
         if any(sliding.end_padding):
             made._end_padding = pad_argument(sliding)
-            made.padding = (0,) * len(sliding.kernel)
-            made._reversed_padding_repeated_twice = [0, 0] * len(sliding.kernel)
+            without_padding(made)
         if placement == "before" or (
             method == "fused" and (made._end_padding or why_not_fused(made))
         ):

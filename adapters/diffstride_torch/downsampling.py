@@ -10,6 +10,7 @@ m of the strided operation stood, at a stride that may be any real number.
 from __future__ import annotations
 
 import torch
+from diffstride_backends.torch_private import has_hooks
 from torch import nn
 from torch.nn import functional
 
@@ -20,7 +21,6 @@ from diffstride_torch.conv_modules import (
     DiffStrideConv3d,
     pad_argument,
 )
-from diffstride_torch.joining import HOOKS
 from diffstride_torch.modules import DiffStride, SpectralPool2d
 from diffstride_torch.tracing import Size, sliding_kernel_of
 
@@ -95,9 +95,6 @@ class PoolDiffStride(nn.Module):
         return self.pool(self.operation(x))
 
 
-_HOOKS = (*HOOKS, "_state_dict_hooks", "_load_state_dict_pre_hooks")
-
-
 def why_not_replaceable(module: nn.Module) -> str | None:
     """Return why a strided convolution or pooling cannot be made anew; None if it can."""
     if isinstance(module, AntiAliasing):
@@ -109,7 +106,7 @@ def why_not_replaceable(module: nn.Module) -> str | None:
         return "it returns indices, which the layer has none of"
     if getattr(module, "divisor_override", None) is not None:
         return "its divisor_override is no average"
-    if any(getattr(module, hooks) for hooks in _HOOKS):
+    if has_hooks(module, of_state=True):
         return "it has hooks, which would be lost"
     sliding = sliding_kernel_of(module)
     assert sliding is not None

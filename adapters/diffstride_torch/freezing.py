@@ -14,9 +14,8 @@ from diffstride_backends.torch_backend import (
     BACKEND,
     as_base,
     has_autocast,
-    is_traced,
-    sizes_untraced,
 )
+from diffstride_backends.torch_private import is_traced, sizes_untraced
 from numpy.typing import NDArray
 from torch import nn
 

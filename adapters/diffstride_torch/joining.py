@@ -8,7 +8,8 @@ from typing import Any, NoReturn, TypeAlias
 
 import torch
 from diffstride_backends.prepare import convolved_arrays
-from diffstride_backends.torch_backend import BACKEND, EVALUATION_UNITS, sizes_untraced
+from diffstride_backends.torch_backend import BACKEND, EVALUATION_UNITS
+from diffstride_backends.torch_private import convolves_as, has_hooks, sizes_untraced
 from torch import nn
 
 from diffstride_core.arguments import normalized_axes, option
@@ -25,7 +26,6 @@ AnyConv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _Shape: TypeAlias = tuple[int, ...]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Resize(nn.Module):
@@ -222,10 +222,7 @@ def _convolved(conv: AnyConv, x: torch.Tensor) -> torch.Tensor:
 
 
 def weight_shape(conv: AnyConv) -> _Shape:
-    """Return the shape of a module's weight, which is not computed where it is parametrised."""
-    weight = conv._parameters.get("weight")
-    if weight is not None:
-        return tuple(weight.shape)
+    """Return the shape of a module's weight, which may be computed when it is asked for."""
     return conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size
 
 
@@ -258,7 +255,7 @@ def why_not_fused(conv: AnyConv) -> str | None:
     if conv.padding_mode not in PADDING_MODES:
         return f"padding_mode must be 'zeros' or 'circular', but is {conv.padding_mode!r}"
     # Those of a convolution with a layer are called, but not by the layer.
-    if any(getattr(conv, hooks) for hooks in HOOKS) and not isinstance(conv, PooledConvolution):
+    if has_hooks(conv) and not isinstance(conv, PooledConvolution):
         return "conv must have no hooks, which would not be called"
     if not _is_plain(conv):
         return f"conv must compute what PyTorch's own does, but {type(conv).__name__} overrides it"
@@ -268,12 +265,8 @@ def why_not_fused(conv: AnyConv) -> str | None:
 def _is_plain(conv: AnyConv) -> bool:
     """Return whether class and object leave to PyTorch what the convolution alone computes."""
     base: Any = next(base for base in CONVOLUTIONS if isinstance(conv, base))
-    methods = {"_conv_forward": base}
+    owner, name = base, "forward"
     if isinstance(conv, PooledConvolution):
-        methods["convolve"] = PooledConvolution
-    else:
-        methods["forward"] = base
-    return all(
-        name not in vars(conv) and getattr(type(conv), name) is getattr(owner, name)
-        for name, owner in methods.items()
-    )
+        owner, name = PooledConvolution, "convolve"
+    is_own = name not in vars(conv) and getattr(type(conv), name) is getattr(owner, name)
+    return is_own and convolves_as(conv, base)

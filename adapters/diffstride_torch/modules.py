@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from diffstride_backends import torch_private
 from diffstride_backends.torch_backend import (
     BACKEND,
     FUNCTIONAL,
@@ -51,12 +52,10 @@ class _Version:
     def __init__(self, tensor: torch.Tensor) -> None:
         # The tensor itself, not its id: a freed tensor's id and memory are soon used again.
         self._tensor = tensor
-        self._state: object
-        if tensor.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            self._state = object()  # No trace of a change is kept: equal to no other.
-        else:
+        self._state: object = object()  # equal to no other
+        if (version := torch_private.version_of(tensor)) is not None:
             steps = _steps if tensor.requires_grad else None
-            self._state = tensor._version, tensor.data_ptr(), steps
+            self._state = version, tensor.data_ptr(), steps
 
     def __eq__(self, other: object) -> bool:
         return (

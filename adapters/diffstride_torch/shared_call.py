@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable
 
 import torch
+from diffstride_backends.torch_private import saved_tensors_hooks, version_of
 from torch import fx, nn
 
 from diffstride_torch.modules import DiffStride, values_token
@@ -74,8 +75,6 @@ def _state(pool: nn.Module, x: torch.Tensor) -> object:
     # What is traced has no values, and runs from begin to end.
     if isinstance(x, fx.Proxy) or torch.compiler.is_compiling():
         return None
-    has_version = not (x.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(x))
     strides = values_token(pool.strides) if isinstance(pool, DiffStride) else None
     # Parts that are checkpointed apart are computed again apart, so they must not share.
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return torch.is_grad_enabled(), x._version if has_version else None, strides, hooks
+    return torch.is_grad_enabled(), version_of(x), strides, saved_tensors_hooks()

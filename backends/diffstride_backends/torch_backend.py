@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
+from diffstride_backends import torch_private
 from diffstride_backends.functional import Functional, SeparateEvaluation
 from diffstride_backends.plain import PlainAutodiff
 from diffstride_backends.protocol import (
@@ -45,14 +44,14 @@ class TorchKernels(Kernels):
         if torch.compiler.is_compiling() or array.layout != torch.strided:
             return None
         rank = array.ndim
-        if array.is_contiguous() or rank not in _CHANNELS_LAST or _is_batched(array):
+        if array.is_contiguous() or rank not in _CHANNELS_LAST or torch_private.is_batched(array):
             return None
         if not array.is_contiguous(memory_format=_CHANNELS_LAST[rank]):
             return None
         return (0, *range(2, rank), 1)
 
     def can_write(self, array: torch.Tensor) -> bool:  # noqa: D102
-        return not _is_followed() and _is_on_host(array)
+        return not torch_private.is_followed() and _is_on_host(array)
 
     def matmul(  # noqa: D102
         self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None
@@ -62,7 +61,7 @@ class TorchKernels(Kernels):
     def add_matmul(  # noqa: D102
         self, total: torch.Tensor, a: torch.Tensor, b: torch.Tensor
     ) -> torch.Tensor:
-        if _is_followed():
+        if torch_private.is_followed():
             return total + torch.matmul(a, b)
         if b.ndim == 2:
             return total.addmm_(a, b)
@@ -115,7 +114,7 @@ class TorchBackend(Backend[torch.Tensor]):
     def made(  # noqa: D102
         self, make: MakeFactors, plan: Hashable, strides: torch.Tensor | None, like: torch.Tensor
     ) -> Factors:
-        if _is_followed() or (strides is not None and not _is_on_host(strides)):
+        if torch_private.is_followed() or (strides is not None and not _is_on_host(strides)):
             return make(self, plan, strides, like)
         values = None if strides is None else tuple(strides.reshape(-1).tolist())
         return _factors(make, plan, values, self.compute_dtype(like), like.device)
@@ -206,7 +205,7 @@ class TorchBackend(Backend[torch.Tensor]):
         return strides
 
     def host_values(self, strides: torch.Tensor) -> tuple[float, ...] | None:  # noqa: D102
-        if torch.compiler.is_compiling() or strides.is_meta or _is_batched(strides):
+        if torch.compiler.is_compiling() or strides.is_meta or torch_private.is_batched(strides):
             return None
         return tuple(whole(strides.detach()).reshape(-1).tolist())
 
@@ -280,7 +279,7 @@ def _convolved_lines(rows: torch.Tensor) -> int | None:
     which on some processors take twice the time.
     """
     if (
-        _is_followed()
+        torch_private.is_followed()
         or rows.dtype != torch.float32
         or rows.shape[0] > 1
         or rows.numel() == 0
@@ -313,67 +312,8 @@ def _precise_dtype(device: str) -> torch.dtype:
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def _is_followed() -> bool:
-    """Return whether operations are recorded: by autograd, a compiler, a mode or a transform."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._is_tracing()
-        or torch.is_grad_enabled()
-        or forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or _cotangents.are_batched
-    )
-
-
-def is_traced() -> bool:
-    """Return whether `torch.jit.trace` records operations."""
-    # A compiler cannot follow the question.
-    return not torch.compiler.is_compiling() and torch._C._is_tracing()
-
-
-class _Cotangents(threading.local):
-    """Whether a backward pass is given many cotangents at once, as `is_grads_batched` asks for.
-
-    PyTorch does that by an older transform, which can be told from its tensors alone.
-    """
-
-    are_batched = False
-
-
-_cotangents = _Cotangents()
-
-
-def _noted_if_batched(g: torch.Tensor) -> AbstractContextManager[object]:
-    """Return a context in which `_is_followed` knows of a cotangent that stands for many."""
-    # A compiler cannot follow the question.
-    if torch.compiler.is_compiling() or not torch._C._functorch.is_legacy_batchedtensor(g):
-        return nullcontext()
-    return _batched_cotangents()
-
-
-@contextmanager
-def _batched_cotangents() -> Iterator[None]:
-    _cotangents.are_batched = True
-    try:
-        yield
-    finally:
-        _cotangents.are_batched = False
-
-
-def _is_forward_mode() -> bool:
-    """Return whether a level of forward-mode differentiation is active, of whatever tensors.
-
-    Asking the tensors for tangents would not do: inside another transform they hide them.
-    """
-    # A compiler that traces forward mode would find, when it checks its graph, no level.
-    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
-
-
 def _is_on_host(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "cpu" and not torch._C._functorch.is_functorch_wrapped_tensor(
-        tensor
-    )
+    return tensor.device.type == "cpu" and not torch_private.is_transformed(tensor)
 
 
 @ByteBoundCache
@@ -385,7 +325,7 @@ def _factors(
     device: torch.device,
 ) -> Factors:
     arrays = host.factors(make, plan, strides, str(dtype).removeprefix("torch."))
-    with torch.inference_mode(False), torch._C._DisableFuncTorch():
+    with torch_private.for_later():
         return _on_device(arrays, device)
 
 
@@ -404,15 +344,13 @@ def _tables(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     synthesis, analysis = bases.tables(basis)
     # Kept for later, when the inference mode or the transform of this call is over.
-    with torch.inference_mode(False), torch._C._DisableFuncTorch():
+    with torch_private.for_later():
         tables = (
             torch.tensor(synthesis, dtype=dtype, device=device),
             torch.tensor(analysis, dtype=dtype, device=device),
         )
     for table in tables:
-        # Else torch.compile would give constants of its graph sizes that are symbols. The mark is
-        # that of torch._dynamo.mark_static, which imports the whole compiler.
-        table._dynamo_static_indices = {0, 1}  # type: ignore[attr-defined]
+        torch_private.mark_static(table)
     return tables
 
 
@@ -424,26 +362,14 @@ def _constant_tables(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    # A dispatch mode, such as that of torch.export, may make tensors that none but it can use.
-    get = _tables.__wrapped__ if torch._C._len_torch_dispatch_stack() else _tables
+    get = _tables.__wrapped__ if torch_private.is_dispatched() else _tables
     return get(bases.AxisBasis(size, output_size, bins, quadrature), dtype, device)
 
 
-# torch.compile would trace the NumPy code of the tables, as torch code in single precision. The
-# mark is that of torch.compiler.assume_constant_result, which imports the whole compiler.
-_constant_tables._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# torch.compile would trace the NumPy code of the tables, as torch code in single precision.
+torch_private.mark_constant(_constant_tables)
 # A warning is given while the compiler traces, and is not part of the graph.
-warn_of_nothing_to_crop._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _is_batched(tensor: torch.Tensor) -> bool:
-    """Return whether torch.vmap maps over the tensor, be it inside other transforms."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_batchedtensor(tensor):
-            return True
-        tensor = functorch.get_unwrapped(tensor)
-    return False
+torch_private.mark_constant(warn_of_nothing_to_crop)
 
 
 def has_autocast(kind: str) -> bool:
@@ -485,7 +411,7 @@ class _Attached(torch.autograd.Function):
             _check_dense("the gradient of the output", g)
         needs = ctx.needs_input_grad[3:]
         # The backward pass can run inside autocast too.
-        with _no_autocast(g.device), _noted_if_batched(g):
+        with _no_autocast(g.device), torch_private.noting_batched(g):
             gradients = pull_back(ctx.backend, ctx.operation, ctx.plan, g, ctx.saved_tensors, needs)
         return None, None, None, *gradients
 
@@ -505,7 +431,7 @@ def attach(
     with _no_autocast(x.device):
         if (
             plain_autodiff.enabled
-            or _is_forward_mode()
+            or torch_private.is_forward_mode()
             or (torch.compiler.is_compiling() and not _has_gradient(arrays))
         ):
             return evaluate(backend, operation, plan, arrays)
@@ -519,29 +445,12 @@ def attach(
 
 def check_not_traced() -> None:
     """Raise NotImplementedError within `torch.jit.trace`: what it would record has fixed sizes."""
-    # A compiler cannot follow the question.
-    if not torch.compiler.is_compiling() and torch._C._is_tracing():
+    if torch_private.is_traced():
         raise NotImplementedError(
             "torch.jit.trace, which records the operations of one evaluation, is not supported "
             "where strides decide the sizes: use torch.export or torch.compile, or trace "
             "diffstride_torch.freeze(model, example_input)"
         )
-
-
-def sizes_untraced() -> AbstractContextManager[object]:
-    """Return a context in which shapes are ints, as they are not within `torch.jit.trace`."""
-    return _tracing_paused() if is_traced() else nullcontext()
-
-
-@contextmanager
-def _tracing_paused() -> Iterator[None]:
-    resume: Callable[[Any], None] = torch._C._set_tracing_state  # type: ignore[attr-defined]
-    state = torch._C._get_tracing_state()
-    resume(None)
-    try:
-        yield
-    finally:
-        resume(state)
 
 
 def as_base(result: torch.Tensor) -> torch.Tensor:
@@ -550,8 +459,8 @@ def as_base(result: torch.Tensor) -> torch.Tensor:
     Without gradients it may be a view of a temporary, into which autograd, once it is switched on
     again, lets nothing be written that has a gradient.
     """
-    is_recorded = torch.compiler.is_compiling() or is_traced()
-    if torch.is_grad_enabled() or is_recorded or not result._is_view():
+    is_recorded = torch.compiler.is_compiling() or torch_private.is_traced()
+    if torch.is_grad_enabled() or is_recorded or not torch_private.is_view(result):
         return result
     return result.detach()
 
