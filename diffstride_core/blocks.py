@@ -44,10 +44,13 @@ def in_blocks(
     result : array or None
     sums : tuple of array
     """
+    # Compilers come no further: they would make a condition of what is asked of sizes.
+    if not ops.kernels.can_write(arrays[0]):
+        return function(None, *arrays)
     count, limit = arrays[0].shape[0], kernels.BLOCK_ELEMENTS
     if elements is None:
         elements = max(map(math.prod, map(_shape, arrays)))
-    if count < 2 or elements <= limit or not ops.kernels.can_write(arrays[0]):
+    if count < 2 or elements <= limit:
         return function(None, *arrays)
     # Equal parts: a small last one would be as slow as a large one.
     step = -(-count // min(count, -(-elements // limit)))

@@ -148,6 +148,9 @@ def _in_blocks(
     *arrays: Array,
 ) -> Part:
     """Call `in_blocks`, but for small arrays, and those whose first axis is resized: no batch."""
+    # Compilers come no further: they would make a condition of what is asked of sizes.
+    if not ops.kernels.can_write(arrays[0]):
+        return function(None, *arrays)
     if math.prod(arrays[0].shape) <= kernels.BLOCK_ELEMENTS >= math.prod(arrays[-1].shape):
         return function(None, *arrays)
     for axis in plan.axes:

@@ -7,8 +7,9 @@ from typing import TypeAlias, Unpack
 
 import torch
 from diffstride_backends.documentation import documented
-from diffstride_backends.torch_backend import FUNCTIONAL, check_not_traced
+from diffstride_backends.torch_backend import FUNCTIONAL
 from diffstride_backends.torch_backend import plain_autodiff as plain_autodiff
+from diffstride_backends.torch_private import check_not_traced
 
 from diffstride_core.arguments import Limits
 from diffstride_core.conventions import DEFAULT_CONVENTION

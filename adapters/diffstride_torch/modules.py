@@ -11,7 +11,6 @@ from diffstride_backends import torch_private
 from diffstride_backends.torch_backend import (
     BACKEND,
     FUNCTIONAL,
-    check_not_traced,
     distributed_as,
     is_distributed,
     whole,
@@ -178,7 +177,7 @@ class DiffStride(KeepsPrecision, Resize):
         return self.settings.axes
 
     def _plan_for(self, x: torch.Tensor) -> Plan:
-        check_not_traced()
+        torch_private.check_not_traced()
         if self.strides.dtype.itemsize < 4:
             raise TypeError(
                 f"strides must be float32 or float64, got dtype {self.strides.dtype}; where that "
@@ -194,6 +193,7 @@ class DiffStride(KeepsPrecision, Resize):
     def _convolve(
         self, plan: ConvPlan, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
+        torch_private.check_not_traced()
         return FUNCTIONAL.convolve(plan, x, weight, self.strides, bias, method="fused")
 
     def output_sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -383,7 +383,7 @@ class SpectralPool(Resize):
         return self.settings.axes
 
     def _plan_for(self, x: torch.Tensor) -> Plan:
-        check_not_traced()
+        torch_private.check_not_traced()
         return plan_pool(self.settings, x.shape, self.stride)
 
     def _resize(self, x: torch.Tensor) -> torch.Tensor:
@@ -392,6 +392,7 @@ class SpectralPool(Resize):
     def _convolve(
         self, plan: ConvPlan, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
+        torch_private.check_not_traced()
         return FUNCTIONAL.convolve(plan, x, weight, bias=bias, method="fused")
 
     def output_sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -567,5 +568,6 @@ def complexity_penalty(model: torch.nn.Module | Sequence[DiffStride]) -> torch.T
         raise ValueError(
             f"model must have a DiffStride layer, got {type(model).__name__} with none"
         )
+    torch_private.check_not_traced()
     bounds = tuple(layer._plans.bounds() for layer in layers)
     return FUNCTIONAL.bounded_complexity(bounds, [whole(layer.strides) for layer in layers])

@@ -12,7 +12,6 @@ from diffstride_backends.prepare import (
     planned,
     prepare,
     prepare_convolution,
-    stride_entries,
     values_of,
 )
 from diffstride_backends.protocol import ArrayT, Attach, Backend
@@ -241,7 +240,7 @@ class Functional(Generic[ArrayT, ResultT]):
             values = values_of(self._backend, layer)
             if values is not None:
                 check_strides(values, len(values))
-        bounds = tuple((Bounds(),) * stride_entries(layer.shape) for layer in layers)
+        bounds = tuple((Bounds(),) * (layer.shape or (1,))[0] for layer in layers)
         return self.bounded_complexity(bounds, [as_array(self._backend, own) for own in layers])
 
     def bounded_complexity(self, bounds: LayerBounds, arrays: Sequence[ArrayT]) -> ResultT:

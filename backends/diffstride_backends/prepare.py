@@ -201,8 +201,12 @@ def planned(
         `ResizeOptions`.
     """
     # Reading strides can cost a device transfer; where the sizes are given it decides nothing.
-    values = values_of(backend, strides) if sizes is None else None
-    items, entries = (*options.items(), ("sizes", sizes)), stride_entries(strides.shape)
+    values = None
+    if sizes is None:
+        is_on_host = isinstance(strides, HostStrides)
+        values = strides.values if is_on_host else backend.host_values(strides)
+    entries = int(strides.shape[0]) if strides.shape else 1
+    items = (*options.items(), ("sizes", sizes))
     types = None if backend.is_compiling() else _plain_types(items)
     if types is None:
         plan, messages = _plan(items, shape, values, entries)
@@ -213,11 +217,6 @@ def planned(
     for message in messages:
         warn_of_nothing_to_crop(message)
     return plan
-
-
-def stride_entries(shape: Sequence[int]) -> int:
-    """Return how many strides an array of some shape has."""
-    return int(shape[0]) if shape else 1
 
 
 def _plan(

@@ -197,8 +197,8 @@ class TorchBackend(Backend[torch.Tensor]):
         self, strides: HostStrides, like: torch.Tensor | None
     ) -> torch.Tensor:
         dtype, device = getattr(torch, strides.dtype), None if like is None else like.device
-        if device is not None and dtype == torch.float64:
-            dtype = _precise_dtype(device.type)
+        if device is not None and device.type == "mps":
+            dtype = torch.float32
         return torch.tensor(strides.values, dtype=dtype, device=device).reshape(strides.shape)
 
     def unshared(self, strides: torch.Tensor) -> torch.Tensor:  # noqa: D102
@@ -441,16 +441,6 @@ def attach(
             hash(plan)
         y: torch.Tensor = _Attached.apply(backend, operation, plan, *arrays)
         return y
-
-
-def check_not_traced() -> None:
-    """Raise NotImplementedError within `torch.jit.trace`: what it would record has fixed sizes."""
-    if torch_private.is_traced():
-        raise NotImplementedError(
-            "torch.jit.trace, which records the operations of one evaluation, is not supported "
-            "where strides decide the sizes: use torch.export or torch.compile, or trace "
-            "diffstride_torch.freeze(model, example_input)"
-        )
 
 
 def as_base(result: torch.Tensor) -> torch.Tensor:

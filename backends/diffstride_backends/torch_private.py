@@ -74,6 +74,17 @@ def is_traced() -> bool:
     return not torch.compiler.is_compiling() and bool(_is_tracing())
 
 
+def check_not_traced() -> None:
+    """Raise NotImplementedError within `torch.jit.trace`: what it would record has fixed sizes."""
+    # A compiler cannot follow the question.
+    if not torch.compiler.is_compiling() and _is_tracing():
+        raise NotImplementedError(
+            "torch.jit.trace, which records the operations of one evaluation, is not supported "
+            "where strides decide the sizes: use torch.export or torch.compile, or trace "
+            "diffstride_torch.freeze(model, example_input)"
+        )
+
+
 def is_forward_mode() -> bool:
     """Return whether a level of forward-mode differentiation is active, of whatever tensors.
 
