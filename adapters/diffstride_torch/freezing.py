@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -26,7 +26,14 @@ from diffstride_core.plan import Plan
 from diffstride_torch.joining import Resize
 from diffstride_torch.modules import DiffStride, SpectralPool
 from diffstride_torch.precision import KeepsPrecision
-from diffstride_torch.tracing import Size, check_model, checked_example, evaluation, swap_modules
+from diffstride_torch.tracing import (
+    Size,
+    check_model,
+    checked_example,
+    evaluation,
+    plans_met,
+    swap_modules,
+)
 
 
 class FixedResize(KeepsPrecision, Resize):
@@ -47,7 +54,7 @@ class FixedResize(KeepsPrecision, Resize):
 
     def __init__(self, plan: Plan, terms: Sequence[Sequence[NDArray[np.floating]]]) -> None:
         super().__init__()
-        self._plan = plan.by_matrices
+        self._fixed = plan.by_matrices
         self.axes = tuple(axis.axis for axis in plan.axes)
         self.input_sizes: Size = tuple(axis.size for axis in plan.axes)
         self.output_sizes: Size = plan.output_sizes
@@ -67,7 +74,7 @@ class FixedResize(KeepsPrecision, Resize):
                 f"x must have the sizes {self.input_sizes} along the axes {self.axes}, for which "
                 f"the layer was frozen, got {sizes}"
             )
-        return self._plan
+        return self._fixed
 
     def _resize(self, x: torch.Tensor) -> torch.Tensor:
         with sizes_untraced():
@@ -146,7 +153,6 @@ def freeze(model: nn.Module, example_input: Any = None) -> nn.Module:
             f"model must have a DiffStride or SpectralPool layer, got {type(model).__name__} with "
             "none"
         )
-    # The example is run on the copy, whose layers go: its sizes bound no stride of the model.
     frozen = _copied(model)
     plans = _plans_seen(model) if example_input is None else _plans_met(frozen, example_input)
     for name in layers:
@@ -191,26 +197,12 @@ def _plans_seen(model: nn.Module) -> dict[str, set[Plan]]:
 
 
 def _plans_met(model: nn.Module, example_input: Any) -> dict[str, set[Plan]]:
-    """Return the plans that each layer uses for an input, of which each will go on noting."""
+    """Return the plans that each layer uses for an input."""
     arguments = checked_example(model, example_input)
-    plans: dict[str, set[Plan]] = {}
-
-    def noting(plan_for: Callable[[torch.Tensor], Plan], met: set[Plan]) -> Callable[..., Plan]:
-        def note(x: torch.Tensor) -> Plan:
-            plan = plan_for(x)
-            met.add(plan)
-            return plan
-
-        return note
-
-    for name, layer in _layers(model).items():
-        plans[name] = set()
-        # No hook: what a layer resizes may be what a convolution makes of its input.
-        layer._plan_for = noting(layer._plan_for, plans[name])  # type: ignore[method-assign]
-    with evaluation(model), warnings.catch_warnings():
+    with plans_met(model) as met, evaluation(model), warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingToCropWarning)
         model(*arguments)
-    return plans
+    return {name: set(met[layer]) for name, layer in _layers(model).items()}
 
 
 def _fixed(layer: DiffStride | SpectralPool, plan: Plan, like: torch.Tensor) -> FixedResize:

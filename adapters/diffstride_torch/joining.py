@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NoReturn, TypeAlias
 
@@ -30,6 +31,31 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 class Resize(nn.Module):
     """Base of the layers that resize."""
+
+    _met: list[Plan] | None = None
+
+    @contextmanager
+    def plans_met(self) -> Iterator[list[Plan]]:
+        """Record the plans of the forward passes within a context.
+
+        The sizes that the layer sees there bound no stride afterwards.
+
+        Yields
+        ------
+        list of Plan
+            Grows with each call.
+        """
+        before, self._met = self._met, []
+        try:
+            yield self._met
+        finally:
+            self._met = before
+
+    def _plan(self, x: torch.Tensor) -> Plan:
+        plan = self._plan_for(x)
+        if self._met is not None:
+            self._met.append(plan)
+        return plan
 
     def forward(
         self, x: torch.Tensor, conv: AnyConv | None = None, *, method: str = "auto"
@@ -70,7 +96,7 @@ class Resize(nn.Module):
                 f"{type(conv).__name__}"
             )
         with sizes_untraced():
-            plan = fused_plan(conv, x.shape, self._axes, lambda: self._plan_for(x), method)
+            plan = fused_plan(conv, x.shape, self._axes, lambda: self._plan(x), method)
         if plan is None:
             return self._resize(_convolved(conv, x))
         return self._convolve(

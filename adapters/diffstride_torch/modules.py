@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -188,7 +190,7 @@ class DiffStride(KeepsPrecision, Resize):
         return self._plans.plan(x.shape)
 
     def _resize(self, x: torch.Tensor) -> torch.Tensor:
-        return FUNCTIONAL.resample(self._plan_for(x), x, self.strides)
+        return FUNCTIONAL.resample(self._plan(x), x, self.strides)
 
     def _convolve(
         self, plan: ConvPlan, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
@@ -202,13 +204,27 @@ class DiffStride(KeepsPrecision, Resize):
 
     def plan(self, shape: Sequence[int]) -> Plan:
         """Return the plan for an input of the given shape, which counts as seen."""
+        return self.plans.plan(checked_shape(shape))
+
+    @property
+    def plans(self) -> PlanCache:
+        """The plans of the inputs seen, as of the strides' present values."""
         self._refresh()
-        return self._plans.plan(checked_shape(shape))
+        return self._plans
 
     def plans_seen(self) -> tuple[Plan, ...]:
         """Return the plans for the inputs seen since the strides were projected last."""
-        self._refresh()
-        return self._plans.seen()
+        return self.plans.seen()
+
+    @contextmanager
+    def plans_met(self) -> Iterator[list[Plan]]:  # noqa: D102
+        own = self._plans
+        self._plans = copy.copy(own)
+        try:
+            with super().plans_met() as met:
+                yield met
+        finally:
+            self._plans = own
 
     def to_dict(self) -> dict[str, Any]:
         """Return the layer's arguments with its strides as they are now, as plain values.
@@ -387,7 +403,7 @@ class SpectralPool(Resize):
         return plan_pool(self.settings, x.shape, self.stride)
 
     def _resize(self, x: torch.Tensor) -> torch.Tensor:
-        return FUNCTIONAL.resample(self._plan_for(x), x)
+        return FUNCTIONAL.resample(self._plan(x), x)
 
     def _convolve(
         self, plan: ConvPlan, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
@@ -569,5 +585,5 @@ def complexity_penalty(model: torch.nn.Module | Sequence[DiffStride]) -> torch.T
             f"model must have a DiffStride layer, got {type(model).__name__} with none"
         )
     torch_private.check_not_traced()
-    bounds = tuple(layer._plans.bounds() for layer in layers)
+    bounds = tuple(layer.plans.bounds() for layer in layers)
     return FUNCTIONAL.bounded_complexity(bounds, [whole(layer.strides) for layer in layers])

@@ -161,12 +161,11 @@ def stride_summary(model: torch.nn.Module, flops: Flops | None = None) -> Stride
 
 
 def _axes(layer: DiffStride) -> tuple[AxisSummary, ...]:
-    layer._refresh()
     values = whole(layer.strides.detach()).tolist()
     strides = values * (layer.rank // len(values))
     plan = last_plan(layer)
     if plan is None:
-        bounds = layer._plans.bounds()
+        bounds = layer.plans.bounds()
         return tuple(
             AxisSummary(axis, bound.apply(stride), None, None, None, None, None)
             for axis, bound, stride in zip(layer.settings.axes, bounds, strides, strict=True)
@@ -213,7 +212,7 @@ def last_plan(layer: DiffStride) -> Plan | None:
 
     Of several sizes seen since its strides were projected last, that is the one that was new last.
     """
-    return layer._plans.newest()
+    return layer.plans.newest()
 
 
 def _cells(row: LayerSummary, with_shares: bool) -> list[list[str]]:

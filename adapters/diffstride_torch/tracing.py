@@ -8,13 +8,12 @@ strides.
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -27,7 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride_core import NothingToCropWarning
 from diffstride_core.arguments import normalized_axes
-from diffstride_torch.joining import CONVOLUTIONS, AnyConv, PooledConvolution
+from diffstride_core.plan import Plan
+from diffstride_torch.joining import CONVOLUTIONS, AnyConv, PooledConvolution, Resize
 from diffstride_torch.modules import DiffStride, SpectralPool, is_sharded
 
 Size: TypeAlias = tuple[int, ...]
@@ -263,7 +263,7 @@ class Trace:
         self.resizes: list[ResizeCall] = []
         self.steps: list[Step] = []
         self.meetings: list[Meeting] = []
-        with evaluation(model), _unseen(model):
+        with evaluation(model), plans_met(model):
             traced = _traced(model)
             recorder = _Recorder(traced)
             try:
@@ -470,17 +470,14 @@ def swap_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> Callab
 
 
 @contextmanager
-def _unseen(model: nn.Module) -> Iterator[None]:
-    """Let no layer remember the sizes that it sees: they would bound its strides."""
-    layers = [module for module in model.modules() if isinstance(module, DiffStride)]
-    plans = [layer._plans for layer in layers]
-    for layer in layers:
-        layer._plans = copy.copy(layer._plans)
-    try:
-        yield
-    finally:
-        for layer, own in zip(layers, plans, strict=True):
-            layer._plans = own
+def plans_met(model: nn.Module) -> Iterator[dict[nn.Module, list[Plan]]]:
+    """Record the plans of a model's layers in a context, see `Resize.plans_met`."""
+    with ExitStack() as stack:
+        yield {
+            layer: stack.enter_context(layer.plans_met())
+            for layer in model.modules()
+            if isinstance(layer, Resize)
+        }
 
 
 class Rehearsal:
@@ -505,7 +502,7 @@ class Rehearsal:
             Of the call that fails with the strides as they are now; None in place of both if none
             does.
         """
-        with evaluation(self._model), _unseen(self._model), warnings.catch_warnings():
+        with evaluation(self._model), plans_met(self._model), warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingToCropWarning)
             try:
                 self._runner.run(*self._arguments)
