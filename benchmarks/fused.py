@@ -32,7 +32,9 @@ from rich.progress import track
 from rich.table import Table
 
 from diffstride_core.conventions import DEFAULT_CONVENTION
-from diffstride_core.convolution import ConvPlan, EvaluationUnits, checked_convolution
+from diffstride_core.convolution.checks import checked_convolution
+from diffstride_core.convolution.evaluation import EvaluationUnits
+from diffstride_core.convolution.plan import ConvPlan
 from diffstride_core.planning import plan_diff_stride
 from diffstride_core.settings import make_settings
 

@@ -48,9 +48,9 @@ TESTS = (
 BASES = "diffstride_core/bases.py"
 BLOCKS = "diffstride_core/blocks.py"
 COMPLEXITY = "diffstride_core/complexity.py"
-CONVENTIONS = "diffstride_core/conventions.py"
-CONVOLUTION = "diffstride_core/convolution.py"
-FUSED = "diffstride_core/fused.py"
+CONVENTIONS = "diffstride_core/conventions"
+CONVOLUTION = "diffstride_core/convolution"
+FUSED = "diffstride_core/convolution/fused.py"
 PLAN = "diffstride_core/plan.py"
 PLAN_CACHE = "diffstride_core/plan_cache.py"
 PLANNING = "diffstride_core/planning.py"
@@ -770,8 +770,19 @@ _TABLE = (
 )
 # fmt: on
 
+
+def _holder(place: str, text: str) -> str:
+    """Return the file of a folder that holds a text; a file as it is."""
+    files = (
+        [place]
+        if place.endswith(".py")
+        else [str(path.relative_to(ROOT)) for path in sorted((ROOT / place).glob("*.py"))]
+    )
+    return next((file for file in files if text in (ROOT / file).read_text("utf-8")), place)
+
+
 MUTATIONS = tuple(
-    Mutation(detail, name, file, old, new, why, first)
+    Mutation(detail, name, _holder(file, old), old, new, why, first)
     for detail, file, first, rows in _TABLE
     for name, old, new, why in rows
 )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from diffstride_core.arguments import Limits, checked_shape, in_order, initial_strides, option
 from diffstride_core.conventions import DEFAULT_CONVENTION
-from diffstride_core.convolution import (
+from diffstride_core.convolution.checks import (
     PADDING_MODES,
     checked_placement,
     odd_kernel,

@@ -17,12 +17,8 @@ from diffstride_backends.jax_backend import BACKEND, FLOATS, FUNCTIONAL
 from diffstride_backends.prepare import convolved_arrays
 
 from diffstride_core.arguments import check_float, checked_shape, initial_strides
-from diffstride_core.convolution import (
-    ConvPlan,
-    checked_convolution,
-    checked_placement,
-    kept_padding,
-)
+from diffstride_core.convolution.checks import checked_convolution, checked_placement, kept_padding
+from diffstride_core.convolution.plan import ConvPlan
 from diffstride_core.plan import Plan
 from diffstride_core.plan_cache import PlanCache
 from diffstride_core.planning import plan_pool

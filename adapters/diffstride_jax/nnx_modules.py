@@ -13,7 +13,7 @@ from flax.nnx.nn.linear import default_bias_init, default_kernel_init
 
 from diffstride_core.arguments import Limits, checked_shape, in_order, initial_strides
 from diffstride_core.conventions import DEFAULT_CONVENTION
-from diffstride_core.convolution import checked_placement, odd_kernel, per_axis, spatial_axes
+from diffstride_core.convolution.checks import checked_placement, odd_kernel, per_axis, spatial_axes
 from diffstride_core.planning import plan_pool
 from diffstride_core.settings import make_settings
 from diffstride_jax.layers import (

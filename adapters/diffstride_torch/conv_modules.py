@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from diffstride_core.arguments import Limits
 from diffstride_core.conventions import DEFAULT_CONVENTION
-from diffstride_core.convolution import checked_placement, kept_padding, odd_kernel, per_axis
+from diffstride_core.convolution.checks import checked_placement, kept_padding, odd_kernel, per_axis
 from diffstride_torch.joining import (
     AnyConv,
     PooledConvolution,

@@ -11,7 +11,7 @@ from diffstride_backends.torch_backend import whole
 from torch import nn
 
 from diffstride_core.arguments import axis_sizes, normalized_axes
-from diffstride_core.convolution import Product, fused_products, resize_products
+from diffstride_core.convolution.evaluation import Product, fused_products, resize_products
 from diffstride_core.plan import AxisPlan, Plan
 from diffstride_core.planning import never_cropped, plan_diff_stride
 from diffstride_torch.joining import fused_plan, weight_shape

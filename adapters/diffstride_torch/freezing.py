@@ -19,8 +19,9 @@ from diffstride_backends.torch_private import is_traced, sizes_untraced
 from numpy.typing import NDArray
 from torch import nn
 
-from diffstride_core import NothingToCropWarning, fused, host, resample
-from diffstride_core.convolution import ConvPlan
+from diffstride_core import NothingToCropWarning, host, resample
+from diffstride_core.convolution import fused
+from diffstride_core.convolution.plan import ConvPlan
 from diffstride_core.ops import Factors
 from diffstride_core.plan import Plan
 from diffstride_torch.joining import Resize

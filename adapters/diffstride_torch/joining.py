@@ -14,13 +14,9 @@ from diffstride_backends.torch_private import convolves_as, has_hooks, sizes_unt
 from torch import nn
 
 from diffstride_core.arguments import normalized_axes, option
-from diffstride_core.convolution import (
-    CONV_METHODS,
-    PADDING_MODES,
-    ConvPlan,
-    checked_convolution,
-    chosen_method,
-)
+from diffstride_core.convolution.checks import CONV_METHODS, PADDING_MODES, checked_convolution
+from diffstride_core.convolution.evaluation import chosen_method
+from diffstride_core.convolution.plan import ConvPlan
 from diffstride_core.plan import Plan
 
 AnyConv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d

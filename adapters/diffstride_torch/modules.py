@@ -26,7 +26,7 @@ from diffstride_core.arguments import (
     initial_strides,
 )
 from diffstride_core.conventions import DEFAULT_CONVENTION
-from diffstride_core.convolution import ConvPlan
+from diffstride_core.convolution.plan import ConvPlan
 from diffstride_core.plan import Plan
 from diffstride_core.plan_cache import PlanCache
 from diffstride_core.planning import plan_pool

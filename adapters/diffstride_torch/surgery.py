@@ -16,7 +16,7 @@ from torch import nn
 from diffstride_core import NothingToCropWarning
 from diffstride_core.arguments import Limits
 from diffstride_core.conventions import DEFAULT_CONVENTION
-from diffstride_core.convolution import checked_placement
+from diffstride_core.convolution.checks import checked_placement
 from diffstride_core.plan import Plan
 from diffstride_core.planning import never_cropped, plan_diff_stride, size_jumps
 from diffstride_core.settings import Settings, make_settings

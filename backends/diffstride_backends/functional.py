@@ -26,8 +26,10 @@ from diffstride_core.arguments import (
 )
 from diffstride_core.complexity import COMPLEXITY, LayerBounds
 from diffstride_core.conventions import DEFAULT_CONVENTION
-from diffstride_core.convolution import CONV_METHODS, ConvPlan, EvaluationUnits, chosen_method
-from diffstride_core.fused import CONVOLVE
+from diffstride_core.convolution.checks import CONV_METHODS
+from diffstride_core.convolution.evaluation import EvaluationUnits, chosen_method
+from diffstride_core.convolution.fused import CONVOLVE
+from diffstride_core.convolution.plan import ConvPlan
 from diffstride_core.operation import Operation
 from diffstride_core.plan import Bounds, Plan
 from diffstride_core.planning import authors_strides, plan_pool, plan_resize

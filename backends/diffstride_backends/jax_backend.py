@@ -26,8 +26,10 @@ from diffstride_core import bases
 from diffstride_core.arguments import check_float
 from diffstride_core.byte_cache import ByteBoundCache
 from diffstride_core.complexity import LayerBounds
-from diffstride_core.convolution import ConvPlan, EvaluationUnits, spatial_axes
-from diffstride_core.fused import CONVOLVE
+from diffstride_core.convolution.checks import spatial_axes
+from diffstride_core.convolution.evaluation import EvaluationUnits
+from diffstride_core.convolution.fused import CONVOLVE
+from diffstride_core.convolution.plan import ConvPlan
 from diffstride_core.operation import Operation
 from diffstride_core.ops import Factors
 from diffstride_core.plan import Plan

@@ -16,7 +16,8 @@ from diffstride_core.arguments import (
     normalized_axes,
 )
 from diffstride_core.conventions import CONVENTIONS, DEFAULT_CONVENTION
-from diffstride_core.convolution import ConvPlan, checked_convolution, spatial_axes
+from diffstride_core.convolution.checks import checked_convolution, spatial_axes
+from diffstride_core.convolution.plan import ConvPlan
 from diffstride_core.plan import Plan
 from diffstride_core.planning import nothing_to_crop, plan_diff_stride, warn_of_nothing_to_crop
 from diffstride_core.settings import make_settings

@@ -25,7 +25,8 @@ from diffstride_backends.protocol import (
 from diffstride_backends.registry import Framework
 from diffstride_core import bases, host
 from diffstride_core.byte_cache import ByteBoundCache
-from diffstride_core.convolution import ConvPlan, EvaluationUnits
+from diffstride_core.convolution.evaluation import EvaluationUnits
+from diffstride_core.convolution.plan import ConvPlan
 from diffstride_core.kernels import Kernels
 from diffstride_core.operation import MakeFactors, Operation
 from diffstride_core.ops import Factors

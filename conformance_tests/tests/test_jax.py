@@ -21,7 +21,9 @@ from diffstride_jax import (
     plain_autodiff,
 )
 
-from diffstride_core.convolution import ConvPlan, checked_convolution, is_fused_cheaper
+from diffstride_core.convolution.checks import checked_convolution
+from diffstride_core.convolution.evaluation import is_fused_cheaper
+from diffstride_core.convolution.plan import ConvPlan
 from diffstride_core.planning import plan_diff_stride
 from diffstride_core.resample import RESAMPLE
 from diffstride_core.settings import make_settings

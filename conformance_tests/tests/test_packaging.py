@@ -96,7 +96,9 @@ HIGHEST_FLOOR = {
 
 # The engines evaluate whatever mask and size rule they are handed; only these files of the core
 # know a convention by name.
-FILES_THAT_NAME_CONVENTIONS = {"conventions.py"}
+FILES_THAT_NAME_CONVENTIONS = {
+    f"conventions/{name}.py" for name in ("__init__", "nominal", "paper", "tensorflow")
+}
 CONVENTION_NAMES = re.compile("nominal|paper|tensorflow", re.IGNORECASE)
 
 
@@ -400,7 +402,8 @@ def test_engines_never_see_a_conventions_name() -> None:
     engines = [
         path
         for path in python_files("diffstride_core")
-        if path.name not in FILES_THAT_NAME_CONVENTIONS
+        if path.relative_to(PACKAGES["diffstride_core"]).as_posix()
+        not in FILES_THAT_NAME_CONVENTIONS
     ]
     named = [
         f"{path.name}:{line}: {text}"

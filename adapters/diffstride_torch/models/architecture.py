@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from diffstride_core.arguments import Limits, in_order, integers, option
-from diffstride_core.convolution import PLACEMENTS
+from diffstride_core.convolution.checks import PLACEMENTS
 from diffstride_torch.models.blocks import STEM_KINDS, ResidualBlock, Stem, StemKind
 from diffstride_torch.models.pooling import (
     Pair,

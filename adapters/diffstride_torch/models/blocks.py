@@ -6,7 +6,7 @@ from torch import nn
 
 from diffstride_core.arguments import Limits, option
 from diffstride_core.conventions import DEFAULT_CONVENTION
-from diffstride_core.convolution import PLACEMENTS
+from diffstride_core.convolution.checks import PLACEMENTS
 from diffstride_torch.joining import PooledConvolution
 from diffstride_torch.models.pooling import (
     Pair,

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from diffstride_core.blocks import Part, in_blocks
-from diffstride_core.convolution import ConvPlan
+from diffstride_core.convolution.plan import ConvPlan
 from diffstride_core.operation import Operation
 from diffstride_core.operators import ramp_operators, resize_operators
 from diffstride_core.ops import Array, ArrayOps, Factors

@@ -1,0 +1,17 @@
+r"""The conventions: which window a stride S, a size N and a smoothness stand for.
+
+A convention is one object. It owns the bounds of the stride, the output size, the mask and the
+mask's derivative; the engines see bins and masks, never a convention. To add one, subclass
+`Convention` in a file of its own and enter an instance in `CONVENTIONS`.
+"""
+
+from diffstride_core.conventions.convention import Convention as Convention
+from diffstride_core.conventions.nominal import Nominal as Nominal
+from diffstride_core.conventions.paper import Paper as Paper
+from diffstride_core.conventions.tensorflow import TensorFlow as TensorFlow
+
+CONVENTIONS: dict[str, Convention] = {
+    convention.name: convention for convention in (Nominal(), Paper(), TensorFlow())
+}
+
+DEFAULT_CONVENTION = "nominal"

@@ -1,0 +1,212 @@
+"""How a convolution and the resize behind it are evaluated: which order of the two costs less.
+
+At stride 1 a convolution costs what it costs at full resolution, however much of it the resize
+discards. Both are linear, so the sum over the kernel can be taken after the resize instead:
+`diffstride_core.convolution.fused` evaluates that.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from diffstride_core.arguments import option
+from diffstride_core.convolution.checks import CONV_METHODS
+from diffstride_core.convolution.plan import ConvPlan
+from diffstride_core.plan import Plan
+
+LARGEST_FUSED = 2048
+"""The longest axis of the fused evaluation, which knows matrices alone."""
+
+LONGEST_FUSED_SUM = 4096
+"""The most taps times output samples along an axis that the fused evaluation adds up at once.
+
+Some libraries add the terms of narrow products up one after the other: in single precision the
+error would grow to what is owed at about twice as many.
+"""
+
+
+class Product(NamedTuple):
+    """A matrix product, or several alike, as the multiply-adds it takes for one image.
+
+    Attributes
+    ----------
+    work : int
+        Multiply-adds per combination of the indices below.
+    inputs, outputs : tuple of int
+        The resized axes, as indices into those of the plan, along which it runs over the N samples
+        of the input, and over the M of the output.
+    """
+
+    work: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    def multiply_adds(self, plan: Plan) -> int:
+        """Return the multiply-adds for the sizes of a plan."""
+        return (
+            self.work
+            * math.prod([plan.axes[i].size for i in self.inputs])
+            * math.prod([plan.axes[i].output_size for i in self.outputs])
+        )
+
+
+def resize_products(plan: Plan, maps: int) -> list[Product]:
+    """Return the matrix products of a resize; an axis that is transformed has none.
+
+    Parameters
+    ----------
+    plan : Plan
+    maps : int
+        How many maps of one image are resized: the channels, times the sizes of other axes.
+    """
+    terms = len(plan.window.terms(plan.axes))
+    products: list[Product] = []
+    done: list[int] = []
+    for i in plan.order:
+        left = tuple(j for j in range(len(plan.axes)) if j not in done)
+        done.append(i)
+        if not plan.axes[i].use_fft:
+            products.append(Product(maps * terms, left, tuple(done)))
+    return products
+
+
+def separate_products(plan: ConvPlan) -> list[Product]:
+    """Return the products of a convolution that is resized after it."""
+    conv, everywhere = plan.convolution, tuple(range(plan.convolution.rank))
+    taps = math.prod(conv.kernel) * conv.in_channels // conv.groups
+    own = Product(conv.out_channels * taps, everywhere, ())
+    return [own, *resize_products(plan.resize, conv.out_channels)]
+
+
+def fused_products(plan: ConvPlan) -> list[Product]:
+    """Return the products of the fused evaluation, the pointwise convolution first."""
+    conv, order = plan.convolution, plan.spatial_order
+    terms = len(plan.resize.window.terms(plan.resize.axes))
+    taps = math.prod(conv.kernel) * conv.in_channels // conv.groups
+    products = [Product(conv.out_channels * taps * terms, (), order)]
+    for step in range(conv.rank):
+        # The taps of the last axis are made at once, those of the others one after the other.
+        done = conv.kernel if step == conv.rank - 1 else conv.kernel[:-1]
+        count = conv.in_channels * terms * math.prod(done)
+        products.append(Product(count, order[step:], order[: step + 1]))
+    return products
+
+
+def costs(plan: ConvPlan) -> dict[str, tuple[int, int]]:
+    """Return what the time of each evaluation is made of, for one image.
+
+    Returns
+    -------
+    dict
+        ``"separate"``: multiply-adds of the convolution, and of the resize. ``"fused"``: those of
+        the pointwise convolution, and of the shifted resizes.
+    """
+    products = {"separate": separate_products(plan), "fused": fused_products(plan)}
+    found = {}
+    for method, (own, *resizes) in products.items():
+        of_resizes = sum([product.multiply_adds(plan.resize) for product in resizes])
+        found[method] = own.multiply_adds(plan.resize), of_resizes
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationUnits:
+    """The time of a multiply-add of each part of `costs`, in that of a plain convolution's.
+
+    A framework has its own; benchmarks/fused.py finds them.
+
+    Attributes
+    ----------
+    grouped_convolution : float
+        Of a convolution that has groups.
+    resize : float
+        Of the resize behind a convolution.
+    pointwise, shifted_resizes : float
+        Of the two parts of the fused evaluation.
+    """
+
+    grouped_convolution: float
+    resize: float
+    pointwise: float
+    shifted_resizes: float
+
+    def expected(self, plan: ConvPlan) -> dict[str, float]:
+        """Return what each evaluation of `costs` is expected to take for one image."""
+        parts = costs(plan)
+        convolution = self.grouped_convolution if plan.convolution.groups > 1 else 1.0
+        units = {
+            "separate": (convolution, self.resize),
+            "fused": (self.pointwise, self.shifted_resizes),
+        }
+        return {
+            method: sum(
+                [part * unit for part, unit in zip(parts[method], units[method], strict=True)]
+            )
+            for method in parts
+        }
+
+
+def chosen_method(plan: ConvPlan, method: str, units: EvaluationUnits | None) -> str:
+    """Return how a convolution and the resize after it are evaluated, "fused" or "separate".
+
+    Parameters
+    ----------
+    plan : ConvPlan
+    method : {"auto", "fused", "separate"}
+        "auto" takes what is expected to take less time.
+    units : EvaluationUnits or None
+        Of the framework; None for one without a convolution.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an unknown method, and for one that is not possible.
+    """
+    option("method", method, CONV_METHODS)
+    if units is None:
+        if method == "separate":
+            raise ValueError(
+                "method must be 'fused' or 'auto' for a framework without a convolution, got "
+                "'separate'"
+            )
+        method = "fused"
+    elif method == "auto":
+        return "fused" if is_fused_cheaper(plan, units) else "separate"
+    if method == "fused":
+        _check_fused(plan)
+    return method
+
+
+def is_fused_cheaper(plan: ConvPlan, units: EvaluationUnits) -> bool:
+    """Return whether the fused evaluation is expected to take less time than the separate one."""
+    if not can_fuse(plan):
+        return False
+    expected = units.expected(plan)
+    return expected["fused"] < expected["separate"]
+
+
+def can_fuse(plan: ConvPlan) -> bool:
+    """Return whether the matrices of the fused evaluation are of a reasonable size."""
+    kernel = plan.convolution.kernel
+    for taps, i in zip(kernel, plan.spatial_order, strict=True):
+        axis = plan.resize.axes[i]
+        if max(axis.size, axis.output_size) > LARGEST_FUSED:
+            return False
+        if taps * axis.output_size > LONGEST_FUSED_SUM:
+            return False
+    return True
+
+
+def _check_fused(plan: ConvPlan) -> None:
+    """Raise ValueError unless the fused evaluation is possible."""
+    if not can_fuse(plan):
+        axes = [plan.resize.axes[i] for i in plan.spatial_order]
+        raise ValueError(
+            f"x must have at most {LARGEST_FUSED} samples along its spatial axes for method "
+            "'fused', which multiplies by matrices, and the output at most "
+            f"{LONGEST_FUSED_SUM} divided by the kernel's taps, got sizes "
+            f"{tuple(axis.size for axis in axes)} to {tuple(axis.output_size for axis in axes)} "
+            f"and the kernel {plan.convolution.kernel}"
+        )

@@ -1,0 +1,86 @@
+"""A convolution and the resize behind it: what is decided before an array is touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from diffstride_core.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """A convolution of stride 1 that keeps the size of its input; in fact, a correlation.
+
+    Attributes
+    ----------
+    in_channels, out_channels : int
+    kernel : tuple of int
+        Per spatial axis, odd.
+    dilation : tuple of int
+        Per spatial axis.
+    groups : int
+    circular : bool
+        Whether the map goes on with its other end beyond its border, rather than with zeros.
+    has_bias : bool
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+    circular: bool = False
+    has_bias: bool = False
+
+    @property
+    def rank(self) -> int:
+        """The number of spatial axes."""
+        return len(self.kernel)
+
+    @property
+    def offsets(self) -> tuple[tuple[int, ...], ...]:
+        """How far from the output's place each tap reads, per spatial axis."""
+        return tuple(
+            tuple(dilation * (tap - size // 2) for tap in range(size))
+            for size, dilation in zip(self.kernel, self.dilation, strict=True)
+        )
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """How many samples it reads beyond either end of each spatial axis."""
+        return tuple(own[-1] for own in self.offsets)
+
+
+@dataclass(frozen=True, slots=True)
+class ConvPlan:
+    """A convolution and a resize of all its spatial axes, fully decided but for the stride's value.
+
+    Attributes
+    ----------
+    convolution : Convolution
+    resize : Plan
+        Of arrays of the layout that `channels_last` says.
+    channels_last : bool
+        Whether arrays are (..., N_1, ..., N_d, C) rather than (..., C, N_1, ..., N_d).
+    """
+
+    convolution: Convolution
+    resize: Plan
+    channels_last: bool = False
+
+    @property
+    def by_matrices(self) -> Plan:
+        """The resize of channels-last arrays, by matrices alone."""
+        rank = self.convolution.rank
+        first = min(axis.axis for axis in self.resize.axes)
+        axes = tuple(
+            replace(axis, axis=axis.axis - first - rank - 1, use_fft=False)
+            for axis in self.resize.axes
+        )
+        return replace(self.resize, axes=axes)
+
+    @property
+    def spatial_order(self) -> tuple[int, ...]:
+        """The indices of the resize's axes in the order of the array's, which is the kernel's."""
+        axes = self.resize.axes
+        return tuple(sorted(range(len(axes)), key=lambda i: axes[i].axis))
