@@ -773,12 +773,11 @@ _TABLE = (
 
 def _holder(place: str, text: str) -> str:
     """Return the file of a folder that holds a text; a file as it is."""
-    files = (
-        [place]
-        if place.endswith(".py")
-        else [str(path.relative_to(ROOT)) for path in sorted((ROOT / place).glob("*.py"))]
-    )
-    return next((file for file in files if text in (ROOT / file).read_text("utf-8")), place)
+    if place.endswith(".py"):
+        return place
+    files = sorted((ROOT / place).glob("*.py"))
+    held = [str(file.relative_to(ROOT)) for file in files if text in file.read_text("utf-8")]
+    return held[0] if held else place
 
 
 MUTATIONS = tuple(

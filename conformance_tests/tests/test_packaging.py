@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "diffstride_experiments": {"diffstride_core", "diffstride_backends", *ADAPTERS},
 }
 
-# Import name -> the family that X_backend.py is named after.
+# Import name -> the family that X_backend.py and X_private.py are named after.
 FRAMEWORKS = {
     "torch": "torch",
     "torchvision": "torch",
@@ -340,8 +340,8 @@ def test_frameworks_are_imported_only_where_they_belong(package: str) -> None:
     for path in python_files(package):
         allowed = set(FRAMEWORKS_OF_PACKAGE[package])
         if package == "diffstride_backends":
-            family = path.stem.removesuffix("_backend")
-            if path.name == f"{family}_backend.py":
+            family, _, part = path.stem.partition("_")
+            if part in ("backend", "private"):
                 allowed.add(family)
         found = imported_packages(path) & set(FRAMEWORKS)
         if names := {name for name in found if FRAMEWORKS[name] not in allowed}:
