@@ -2,15 +2,9 @@
 
 from diffstride_core import NothingToCropWarning as NothingToCropWarning
 from diffstride_core import __version__ as __version__
-from diffstride_torch.budget import FlopsBudget as FlopsBudget
 from diffstride_torch.conv_modules import DiffStrideConv1d as DiffStrideConv1d
 from diffstride_torch.conv_modules import DiffStrideConv2d as DiffStrideConv2d
 from diffstride_torch.conv_modules import DiffStrideConv3d as DiffStrideConv3d
-from diffstride_torch.costs import FlopsPenalty as FlopsPenalty
-from diffstride_torch.costs import flops_penalty as flops_penalty
-from diffstride_torch.downsampling import AntiAliasing as AntiAliasing
-from diffstride_torch.freezing import FixedResize as FixedResize
-from diffstride_torch.freezing import freeze as freeze
 from diffstride_torch.functional import authors_strides as authors_strides
 from diffstride_torch.functional import complexity as complexity
 from diffstride_torch.functional import conv_diff_stride as conv_diff_stride
@@ -28,6 +22,12 @@ from diffstride_torch.modules import SpectralPool3d as SpectralPool3d
 from diffstride_torch.modules import complexity_penalty as complexity_penalty
 from diffstride_torch.modules import param_groups as param_groups
 from diffstride_torch.modules import project_strides as project_strides
-from diffstride_torch.summary import stride_summary as stride_summary
-from diffstride_torch.surgery import ReplacementReport as ReplacementReport
-from diffstride_torch.surgery import replace_downsampling as replace_downsampling
+from diffstride_torch.network.budget import FlopsBudget as FlopsBudget
+from diffstride_torch.network.costs import FlopsPenalty as FlopsPenalty
+from diffstride_torch.network.costs import flops_penalty as flops_penalty
+from diffstride_torch.network.downsampling import AntiAliasing as AntiAliasing
+from diffstride_torch.network.freezing import FixedResize as FixedResize
+from diffstride_torch.network.freezing import freeze as freeze
+from diffstride_torch.network.summary import stride_summary as stride_summary
+from diffstride_torch.network.surgery import ReplacementReport as ReplacementReport
+from diffstride_torch.network.surgery import replace_downsampling as replace_downsampling

@@ -21,7 +21,7 @@ from diffstride_torch.joining import (
 )
 from diffstride_torch.modules import DiffStride, DiffStride1d, DiffStride2d, DiffStride3d
 from diffstride_torch.shared_call import SharedCall
-from diffstride_torch.tracing import SlidingKernel, sliding_kernel_of
+from diffstride_torch.sliding import SlidingKernel, sliding_kernel_of
 
 
 class DiffStrideConv(PooledConvolution):

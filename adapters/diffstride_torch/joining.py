@@ -18,11 +18,10 @@ from diffstride_core.convolution.checks import CONV_METHODS, PADDING_MODES, chec
 from diffstride_core.convolution.evaluation import chosen_method
 from diffstride_core.convolution.plan import ConvPlan
 from diffstride_core.plan import Plan
+from diffstride_torch.sliding import CONVOLUTIONS
 
 AnyConv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _Shape: TypeAlias = tuple[int, ...]
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Resize(nn.Module):

@@ -16,7 +16,7 @@ from diffstride_backends.torch_backend import whole
 
 from diffstride_core.arguments import normalized_axes
 from diffstride_torch.modules import DiffStride, DiffStride2d
-from diffstride_torch.summary import StrideSummary, last_plan, named_layers
+from diffstride_torch.network.summary import StrideSummary, last_plan, named_layers
 
 
 def plot_windows(model: torch.nn.Module) -> plotting.Figure:

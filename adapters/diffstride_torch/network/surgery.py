@@ -21,25 +21,24 @@ from diffstride_core.plan import Plan
 from diffstride_core.planning import never_cropped, plan_diff_stride, size_jumps
 from diffstride_core.settings import Settings, make_settings
 from diffstride_torch.conv_modules import DiffStrideConv
-from diffstride_torch.costs import traced_multiply_adds
-from diffstride_torch.downsampling import (
+from diffstride_torch.modules import DiffStride, DiffStride1d, DiffStride2d, DiffStride3d
+from diffstride_torch.network.costs import traced_multiply_adds
+from diffstride_torch.network.downsampling import (
     AntiAliasing,
     is_pointwise,
     made_anew,
     why_not_before,
     why_not_replaceable,
 )
-from diffstride_torch.modules import DiffStride, DiffStride1d, DiffStride2d, DiffStride3d
-from diffstride_torch.shared_call import SharedCall
-from diffstride_torch.tracing import (
+from diffstride_torch.network.tracing import (
     Rehearsal,
-    Size,
-    SlidingKernel,
     Step,
     Trace,
     checked_example,
     swap_modules,
 )
+from diffstride_torch.shared_call import SharedCall
+from diffstride_torch.sliding import Size, SlidingKernel
 
 _LAYERS: dict[int, type[DiffStride]] = {1: DiffStride1d, 2: DiffStride2d, 3: DiffStride3d}
 

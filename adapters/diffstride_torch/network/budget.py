@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from diffstride_core.arguments import real
-from diffstride_torch.costs import flops_penalty
 from diffstride_torch.modules import DiffStride
+from diffstride_torch.network.costs import flops_penalty
 
 # Beyond this the pull grows no further: what a step of training does to a stride stays bounded,
 # however far a network starts from its target.

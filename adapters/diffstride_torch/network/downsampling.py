@@ -22,7 +22,7 @@ from diffstride_torch.conv_modules import (
     pad_argument,
 )
 from diffstride_torch.modules import DiffStride, SpectralPool2d
-from diffstride_torch.tracing import Size, sliding_kernel_of
+from diffstride_torch.sliding import Size, sliding_kernel_of
 
 _CONVOLUTIONS: dict[type[nn.Module], type[DiffStrideConv]] = {
     nn.Conv1d: DiffStrideConv1d,

@@ -27,55 +27,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffstride_core import NothingToCropWarning
 from diffstride_core.arguments import normalized_axes
 from diffstride_core.plan import Plan
-from diffstride_torch.joining import CONVOLUTIONS, AnyConv, PooledConvolution, Resize
+from diffstride_torch.joining import AnyConv, PooledConvolution, Resize
 from diffstride_torch.modules import DiffStride, SpectralPool, is_sharded
+from diffstride_torch.sliding import (
+    CONVOLUTIONS,
+    Size,
+    SlidingKernel,
+    in_numbers,
+    per_axis,
+    sliding_kernel_of,
+)
 
-Size: TypeAlias = tuple[int, ...]
 """Of a feature map: the spatial axes alone, as (H, W)."""
-
-
-@dataclass(frozen=True)
-class SlidingKernel:
-    """A convolution or pooling: a kernel that moves over the map by its stride.
-
-    Attributes
-    ----------
-    kernel, stride, padding, dilation : tuple of int
-        Per axis; the padding is that of each end.
-    ceil : bool
-        Whether a last, incomplete window counts.
-    """
-
-    kernel: Size
-    stride: Size
-    padding: Size
-    dilation: Size
-    ceil: bool = False
-
-    def resize(self, size: Size) -> Size:
-        """Return the output's size."""
-        return tuple(map(self._resize, range(len(size)), size))
-
-    def _resize(self, axis: int, n: int) -> int:
-        stride, padding = self.stride[axis], self.padding[axis]
-        room = n + 2 * padding - self.dilation[axis] * (self.kernel[axis] - 1) - 1
-        m = (-(-room // stride) if self.ceil else room // stride) + 1
-        # No window may begin in the padding at the end.
-        return m - 1 if self.ceil and (m - 1) * stride >= n + padding else m
-
-    def rate(self, axis: int) -> float:
-        """Return by how much the output's size grows with the input's."""
-        return 1 / self.stride[axis]
-
-    @property
-    def end_padding(self) -> Size:
-        """What is missing at each axis's end for windows of stride 1 to keep the size."""
-        return tuple(
-            dilation * (kernel - 1) - 2 * padding
-            for kernel, padding, dilation in zip(
-                self.kernel, self.padding, self.dilation, strict=True
-            )
-        )
 
 
 @dataclass(frozen=True)
@@ -608,26 +571,6 @@ def _can_change(rule: Rule) -> bool:
     return isinstance(rule, Learnt | Pooled | Constant)
 
 
-def sliding_kernel_of(module: nn.Module) -> SlidingKernel | None:
-    """Return the sliding kernel of a convolution or pooling module, None for any other."""
-    if isinstance(module, CONVOLUTIONS):
-        padding = _numbers(module.padding, len(module.kernel_size))
-        if padding is None:
-            return None
-        return SlidingKernel(module.kernel_size, module.stride, padding, module.dilation)
-    for rank, kinds in enumerate((_POOLS_1D, _POOLS_2D, _POOLS_3D), start=1):
-        if isinstance(module, kinds):
-            kernel, stride, padding, dilation = (
-                _per_axis(getattr(module, name, 1), rank)
-                for name in ("kernel_size", "stride", "padding", "dilation")
-            )
-            return SlidingKernel(kernel, stride, padding, dilation, module.ceil_mode)
-    return None
-
-
-_POOLS_1D = (nn.AvgPool1d, nn.MaxPool1d)
-_POOLS_2D = (nn.AvgPool2d, nn.MaxPool2d)
-_POOLS_3D = (nn.AvgPool3d, nn.MaxPool3d)
 _PADDINGS = (
     *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
     *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
@@ -688,7 +631,7 @@ def _reduces_all_positions(node: fx.Node, rank: int) -> bool:
     dims = _arguments(node, ("input", "dim")).get("dim")
     if dims is None or _has_nodes(dims):
         return dims is None
-    return {dim % rank for dim in _per_axis(dims, 1)} >= set(range(2, rank))
+    return {dim % rank for dim in per_axis(dims, 1)} >= set(range(2, rank))
 
 
 def _resizing_rule(module: DiffStride | SpectralPool, shape: Size) -> Rule:
@@ -707,7 +650,7 @@ def _resizing_rule(module: DiffStride | SpectralPool, shape: Size) -> Rule:
 def _interpolation(output: Size, factor: Any) -> Rule:
     if factor is None:
         return Constant(output)
-    return Scale(tuple(map(float, _per_axis(factor, len(output)))))
+    return Scale(tuple(map(float, per_axis(factor, len(output)))))
 
 
 def _called_kernel(node: fx.Node, shapes: dict[fx.Node, Size]) -> SlidingKernel | None:
@@ -731,23 +674,16 @@ def _called_kernel(node: fx.Node, shapes: dict[fx.Node, Size]) -> SlidingKernel 
         kernel = given["kernel_size"]
     else:
         return None
-    stride, padding = given.get("stride"), _numbers(given.get("padding", 0), rank)
+    stride, padding = given.get("stride"), in_numbers(given.get("padding", 0), rank)
     if padding is None or _has_nodes((kernel, stride, padding)):
         return None
     return SlidingKernel(
-        _per_axis(kernel, rank),
-        _per_axis(kernel if stride is None else stride, rank),
+        per_axis(kernel, rank),
+        per_axis(kernel if stride is None else stride, rank),
         padding,
-        _per_axis(given.get("dilation", 1), rank),
+        per_axis(given.get("dilation", 1), rank),
         bool(given.get("ceil_mode", False)),
     )
-
-
-def _numbers(padding: Any, rank: int) -> Size | None:
-    """Return a padding in numbers; None for "same", which changes no size."""
-    if isinstance(padding, str):
-        return (0,) * rank if padding == "valid" else None
-    return _per_axis(padding, rank)
 
 
 def _has_nodes(arguments: Any) -> bool:
@@ -759,11 +695,6 @@ def _has_nodes(arguments: Any) -> bool:
 
 def _arguments(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-
-
-def _per_axis(value: Any, rank: int) -> tuple[Any, ...]:
-    values = tuple(value) if isinstance(value, tuple | list) else (value,)
-    return values if len(values) == rank else values * rank
 
 
 _REDUCTIONS = {"mean", "sum", "amax", torch.mean, torch.sum, torch.amax}

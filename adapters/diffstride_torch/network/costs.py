@@ -16,17 +16,17 @@ from diffstride_core.plan import AxisPlan, Plan
 from diffstride_core.planning import never_cropped, plan_diff_stride
 from diffstride_torch.joining import fused_plan, weight_shape
 from diffstride_torch.modules import DiffStride, read_together
-from diffstride_torch.tracing import (
+from diffstride_torch.network.tracing import (
     Call,
     Constant,
     Learnt,
     Pooled,
     ResizeCall,
-    Size,
     Step,
     Trace,
     unwrapped,
 )
+from diffstride_torch.sliding import Size
 
 Strides: TypeAlias = Mapping[DiffStride, tuple[float, ...]]
 """The stride parameters of layers, as numbers."""

@@ -26,15 +26,15 @@ from diffstride_core.ops import Factors
 from diffstride_core.plan import Plan
 from diffstride_torch.joining import Resize
 from diffstride_torch.modules import DiffStride, SpectralPool
-from diffstride_torch.precision import KeepsPrecision
-from diffstride_torch.tracing import (
-    Size,
+from diffstride_torch.network.tracing import (
     check_model,
     checked_example,
     evaluation,
     plans_met,
     swap_modules,
 )
+from diffstride_torch.precision import KeepsPrecision
+from diffstride_torch.sliding import Size
 
 
 class FixedResize(KeepsPrecision, Resize):

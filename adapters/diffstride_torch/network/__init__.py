@@ -1,0 +1,1 @@
+"""Tools for whole networks: tracing, costs and budgets, surgery, summaries, freezing."""
