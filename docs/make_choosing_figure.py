@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import diffstride_plotting as plotting
 import numpy as np
 import torch
-from diffstride_backends import plotting
 from diffstride_numpy import diff_stride, output_sizes
 from diffstride_torch import DiffStride1d
 

@@ -7,7 +7,7 @@ with scikit-learn.
 import sys
 from pathlib import Path
 
-from diffstride_backends import plotting
+import diffstride_plotting as plotting
 from diffstride_numpy import diff_stride_with_pullback
 from sklearn.datasets import load_sample_image
 

@@ -198,7 +198,7 @@ class Explanation:
             raise ValueError(f"plot needs 1 or 2 resized axes, got {len(self.axes)}")
         if self.x.size == 0:
             raise ValueError(f"plot needs an array that is not empty, got shape {self.x.shape}")
-        from diffstride_backends import plotting
+        import diffstride_plotting as plotting
 
         return plotting.plot_explanation(self)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import diffstride_plotting as plotting
 import numpy as np
 import torch
-from diffstride_backends import plotting
 from diffstride_backends.torch_backend import whole
 
 from diffstride_core.arguments import normalized_axes

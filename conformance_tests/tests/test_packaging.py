@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {
     "diffstride_core": ROOT / "diffstride_core",
     "diffstride_backends": ROOT / "backends/diffstride_backends",
+    "diffstride_plotting": ROOT / "backends/diffstride_plotting",
     "diffstride_numpy": ROOT / "adapters/diffstride_numpy",
     "diffstride_torch": ROOT / "adapters/diffstride_torch",
     "diffstride_jax": ROOT / "adapters/diffstride_jax",
@@ -37,12 +38,18 @@ ADAPTERS = {"diffstride_numpy", "diffstride_torch", "diffstride_jax", "diffstrid
 MAY_IMPORT = {
     "diffstride_core": set(),
     "diffstride_backends": {"diffstride_core"},
-    "diffstride_numpy": {"diffstride_core", "diffstride_backends"},
-    "diffstride_torch": {"diffstride_core", "diffstride_backends"},
+    "diffstride_plotting": {"diffstride_core"},
+    "diffstride_numpy": {"diffstride_core", "diffstride_backends", "diffstride_plotting"},
+    "diffstride_torch": {"diffstride_core", "diffstride_backends", "diffstride_plotting"},
     "diffstride_jax": {"diffstride_core", "diffstride_backends"},
     "diffstride_cupy": {"diffstride_core", "diffstride_backends"},
     "diffstride_conformance": {"diffstride_core", "diffstride_backends"},
-    "diffstride_experiments": {"diffstride_core", "diffstride_backends", *ADAPTERS},
+    "diffstride_experiments": {
+        "diffstride_core",
+        "diffstride_backends",
+        "diffstride_plotting",
+        *ADAPTERS,
+    },
 }
 
 # Import name -> the family that X_backend.py and X_private.py are named after.
@@ -61,6 +68,7 @@ FRAMEWORKS = {
 FRAMEWORKS_OF_PACKAGE = {
     "diffstride_core": set(),
     "diffstride_backends": set(),
+    "diffstride_plotting": set(),
     "diffstride_numpy": set(),
     "diffstride_torch": {"torch"},
     "diffstride_jax": {"jax"},

@@ -3,10 +3,10 @@
 import subprocess
 import sys
 
+import diffstride_plotting as plotting
 import numpy as np
 import pytest
 import torch
-from diffstride_backends import plotting
 from diffstride_conformance import oracle
 from diffstride_torch import DiffStride1d, DiffStride2d, functional, stride_summary
 from diffstride_torch.plotting import plot_kept_spectrum, plot_stride_history, plot_windows
@@ -290,6 +290,6 @@ def test_only_the_plots_need_matplotlib_and_say_so():
 
 
 def test_plots_use_no_pyplot():
-    modules = python("import sys, diffstride_backends.plotting; print(*sys.modules)").split()
+    modules = python("import sys, diffstride_plotting; print(*sys.modules)").split()
     assert "matplotlib" in modules
     assert "matplotlib.pyplot" not in modules

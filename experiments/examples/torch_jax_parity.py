@@ -38,12 +38,12 @@ from typing import Any, Literal
 from diffstride_experiments.entry import importing
 
 with importing("pip install 'diffstride[experiments,flax]' optax"):
+    import diffstride_plotting as plotting
     import jax
     import jax.numpy as jnp
     import numpy as np
     import optax
     import torch
-    from diffstride_backends import plotting
     from diffstride_experiments.command_line import run_script
     from diffstride_experiments.config import Config
     from diffstride_experiments.data import Data

@@ -3,8 +3,8 @@
 import itertools
 from collections.abc import Mapping, Sequence
 
+import diffstride_plotting as plotting
 import torch
-from diffstride_backends import plotting
 
 from diffstride_experiments.config import Config
 from diffstride_experiments.plot import png

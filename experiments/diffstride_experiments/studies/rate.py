@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from diffstride_backends import plotting
+import diffstride_plotting as plotting
 
 from diffstride_experiments.config import Config
 from diffstride_experiments.plot import png

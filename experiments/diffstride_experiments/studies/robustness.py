@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import diffstride_plotting as plotting
 import numpy as np
-from diffstride_backends import plotting
 
 from diffstride_experiments.config import Config
 from diffstride_experiments.methods import METHODS, MethodName

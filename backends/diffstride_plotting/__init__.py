@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffstride_backends.eager import EagerBackend
+from diffstride_core.ops import ArrayOps
 from diffstride_core.plan import Plan
 from diffstride_core.planning import plan_diff_stride
 from diffstride_core.settings import Settings
@@ -40,7 +40,7 @@ Floats = NDArray[np.floating]
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#7F7F7F", "#000000"
 
-_OPS = EagerBackend(np.empty(0))
+_OPS = ArrayOps(np.empty(0))
 
 
 @dataclass(frozen=True)
