@@ -1,5 +1,7 @@
 """DiffStride for PyTorch: downsampling layers whose strides are learnt."""
 
+import warnings as _warnings
+
 from diffstride_core import NothingToCropWarning as NothingToCropWarning
 from diffstride_core import __version__ as __version__
 from diffstride_torch.conv_modules import DiffStrideConv1d as DiffStrideConv1d
@@ -25,9 +27,22 @@ from diffstride_torch.modules import project_strides as project_strides
 from diffstride_torch.network.budget import FlopsBudget as FlopsBudget
 from diffstride_torch.network.costs import FlopsPenalty as FlopsPenalty
 from diffstride_torch.network.costs import flops_penalty as flops_penalty
-from diffstride_torch.network.downsampling import AntiAliasing as AntiAliasing
+from diffstride_torch.network.downsampling import (
+    AntiAliasingSpectralPool as AntiAliasingSpectralPool,
+)
 from diffstride_torch.network.freezing import FixedResize as FixedResize
 from diffstride_torch.network.freezing import freeze as freeze
 from diffstride_torch.network.summary import stride_summary as stride_summary
 from diffstride_torch.network.surgery import ReplacementReport as ReplacementReport
 from diffstride_torch.network.surgery import replace_downsampling as replace_downsampling
+
+
+def __getattr__(name: str) -> object:
+    if name == "AntiAliasing":
+        _warnings.warn(
+            "diffstride_torch.AntiAliasing is now AntiAliasingSpectralPool; the old name will go",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return AntiAliasingSpectralPool
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,13 +3,14 @@
 import copy
 import operator
 
+import diffstride_torch
 import pytest
 import timm
 import torch
 import torchvision
 from amounts import quick_first
 from diffstride_torch import (
-    AntiAliasing,
+    AntiAliasingSpectralPool,
     DiffStride1d,
     DiffStride2d,
     DiffStride3d,
@@ -289,7 +290,7 @@ def test_held_strides_stay_where_they_are():
         (nn.MaxPool2d(2, ceil_mode=True), 63, 0),
         (nn.MaxPool2d(3, 2), 64, -1),
         (nn.MaxPool2d(3, 2, ceil_mode=True), 64, 0),
-        (AntiAliasing(stride=2.5), 62, -1),
+        (AntiAliasingSpectralPool(stride=2.5), 62, -1),
         # The upper bound of a stride is half the size.
         (conv(2), 2, -1),
     ],
@@ -535,18 +536,21 @@ def test_branches_that_meet_again_share_a_stride():
 @pytest.mark.parametrize("antialiasing", [False, True])
 def test_timm(antialiasing):
     torch.manual_seed(0)
-    options = {"aa_layer": AntiAliasing} if antialiasing else {}
+    options = {"aa_layer": AntiAliasingSpectralPool} if antialiasing else {}
     model, x = timm.create_model("resnet18", num_classes=5, **options), images()
     report = replace_downsampling(model, x)
     assert report.kept == ()
     assert len(report.layers) == 5
-    assert sum(done.operation == "AntiAliasing" for done in report.replaced) == 4 * antialiasing
+    assert (
+        sum(done.operation == "AntiAliasingSpectralPool" for done in report.replaced)
+        == 4 * antialiasing
+    )
     model.eval()(x).square().mean().backward()
     assert all((layer.strides.grad != 0).any() for layer in report.layers)
 
 
 def test_antialiasing_begins_at_its_own_stride():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), AntiAliasing(channels=4, stride=2.5))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), AntiAliasingSpectralPool(channels=4, stride=2.5))
     (done,) = replace_downsampling(model, images()).replaced
     assert done.stride == (2.5, 2.5)
     assert done.layer.strides.tolist() == [2.5, 2.5]
@@ -1486,3 +1490,10 @@ def test_gradient_where_the_costs_order_decides_is_that_of_the_method_that_runs(
         runs = "separate" if runs_convolutions(lambda: model(x)) else "fused"  # noqa: B023
         assert torch.equal(gradients["auto"], gradients[runs])
         assert not torch.equal(gradients["fused"], gradients["separate"])
+
+
+def test_the_old_name_of_anti_aliasing_spectral_pooling_warns():
+    with pytest.warns(DeprecationWarning, match="AntiAliasingSpectralPool"):
+        assert diffstride_torch.AntiAliasing is AntiAliasingSpectralPool
+    with pytest.raises(AttributeError, match="no attribute 'Aliasing'"):
+        diffstride_torch.Aliasing  # noqa: B018

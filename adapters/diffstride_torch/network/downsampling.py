@@ -34,11 +34,12 @@ _AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _REPLACEABLE = (*_CONVOLUTIONS, *_MAXIMA, *_AVERAGES)
 
 
-class AntiAliasing(SpectralPool2d):
+class AntiAliasingSpectralPool(SpectralPool2d):
     """Spectral pooling made with the arguments of timm's ``aa_layer``.
 
-    A model that is made with it, as in ``timm.create_model("resnet18", aa_layer=AntiAliasing)``,
-    pools with fixed strides; `replace_downsampling` turns it into DiffStride.
+    A model made with it pools with fixed strides, as
+    ``timm.create_model("resnet18", aa_layer=AntiAliasingSpectralPool)``; `replace_downsampling`
+    turns it into DiffStride.
 
     Parameters
     ----------
@@ -97,7 +98,7 @@ class PoolDiffStride(nn.Module):
 
 def why_not_replaceable(module: nn.Module) -> str | None:
     """Return why a strided convolution or pooling cannot be made anew; None if it can."""
-    if isinstance(module, AntiAliasing):
+    if isinstance(module, AntiAliasingSpectralPool):
         return None
     if type(module) not in _REPLACEABLE:
         bases = [base.__name__ for base in _REPLACEABLE if isinstance(module, base)]
@@ -163,7 +164,7 @@ def made_anew(module: nn.Module, pool: DiffStride, placement: str, method: str) 
     method : {"auto", "fused", "separate"}
         How a convolution and a layer after it are evaluated.
     """
-    if isinstance(module, AntiAliasing):
+    if isinstance(module, AntiAliasingSpectralPool):
         return pool
     if type(module) not in _CONVOLUTIONS:
         return PoolDiffStride(module, pool)

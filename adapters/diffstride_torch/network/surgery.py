@@ -24,7 +24,7 @@ from diffstride_torch.conv_modules import DiffStrideConv
 from diffstride_torch.modules import DiffStride, DiffStride1d, DiffStride2d, DiffStride3d
 from diffstride_torch.network.costs import traced_multiply_adds
 from diffstride_torch.network.downsampling import (
-    AntiAliasing,
+    AntiAliasingSpectralPool,
     is_pointwise,
     made_anew,
     why_not_before,
@@ -379,7 +379,7 @@ class _Operation:
     @property
     def is_only_resize(self) -> bool:
         """Whether the layer takes the place of the operation."""
-        return isinstance(self.step.module, AntiAliasing)
+        return isinstance(self.step.module, AntiAliasingSpectralPool)
 
 
 def _operations(
@@ -399,7 +399,7 @@ def _stride(step: Step) -> tuple[float, ...] | None:
     """Return the stride of a strided operation, None for any other step."""
     if isinstance(step.rule, SlidingKernel) and max(step.rule.stride) > 1:
         return tuple(map(float, step.rule.stride))
-    if isinstance(step.module, AntiAliasing):
+    if isinstance(step.module, AntiAliasingSpectralPool):
         return step.module.stride * (len(step.input_size) // len(step.module.stride))
     return None
 
