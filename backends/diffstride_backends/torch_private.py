@@ -1,7 +1,7 @@
 """The private names of PyTorch that the project reads: all of them, and why.
 
-Seen in PyTorch 2.7 to 2.14; `test_torch_private.py` fails where one has changed. A name that a
-version does not have is answered by what is safe: nothing is kept, nothing is taken for plain.
+Seen in PyTorch 2.14; a test of each, in `torch/test_private.py`, fails where it has changed. A name
+that a version does not have is answered by what is safe: nothing is kept or taken for plain.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from amounts import quick_first
 from changing import changed
 from diffstride_experiments.config import Config
 from diffstride_experiments.data import Cifar, ImageFolder
@@ -24,6 +23,7 @@ from diffstride_experiments.studies.study import Case, Outcome, Point, Report, S
 from diffstride_experiments.studies.summary import Difference, Spread, group, markdown_table
 from diffstride_experiments.studies.width import cost, widened
 from rich.console import Console
+from support.amounts import quick_first
 
 QUIET = Console(quiet=True)
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from amounts import quick_every
 from changing import changed
 from diffstride_experiments import run as training
 from diffstride_experiments import train
@@ -16,6 +15,7 @@ from diffstride_experiments.errors import ExperimentError, UsageError
 from diffstride_experiments.trainer import Trainer
 from rich.console import Console
 from states import assert_runs_ended_alike, last_state
+from support.amounts import quick_every
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 METHODS = Config().methods

@@ -1,0 +1,232 @@
+"""Both engines, and what is kept between calls."""
+
+import copy
+import dataclasses
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import scipy.signal
+from diffstride_backends import jax_backend, registry, torch_backend
+from support.core_plans import CLEAN, FRAMEWORKS, make_plan, numpy_with_pullback
+
+from diffstride_core import bases, byte_cache, host
+from diffstride_core.planning import (
+    fft_from_size,
+    plan_resize,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")
+
+
+@pytest.mark.parametrize("convention", CLEAN)
+def test_engines_agree(convention):
+    rng = np.random.default_rng(6)
+    for _ in range(60):
+        rank = int(rng.integers(1, 4))
+        shape = rng.integers(1, 30, size=rank).tolist()
+        strides = rng.uniform(1, 5, size=rank)
+        options = {"axes": tuple(rng.permutation(rank).tolist()), "convention": convention}
+        if rng.random() < 0.3:
+            options["sizes"] = rng.integers(1, 40, size=rank).tolist()
+        x = rng.standard_normal(shape)
+        results = []
+        for method in ("matmul", "fft"):
+            y, pullback = numpy_with_pullback.diff_stride(x, strides, method=method, **options)
+            g = np.cos(np.arange(y.size)).reshape(y.shape)
+            results.append((y, *pullback(g)))
+        for by_matrix, by_fft in zip(*results, strict=True):
+            scale = max(1e-3, np.max(np.abs(by_matrix)))
+            np.testing.assert_allclose(by_fft, by_matrix, rtol=0, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("use_fft", [False, True])
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_spectral_resize_against_scipy(name, use_fft):
+    framework = registry.get(name)
+    rng = np.random.default_rng(7)
+    for size in range(1, 21):
+        x = rng.standard_normal((2, size, 3))
+        array = framework.backend.from_host(x, "float64")
+        for target in range(1, 21):
+            plan = plan_resize((-2,), (size,), (target,))
+            axes = (dataclasses.replace(plan.axes[0], use_fft=use_fft),)
+            y = framework.functional.resample(dataclasses.replace(plan, axes=axes), array)
+            expected = scipy.signal.resample(x, target, axis=1)
+            np.testing.assert_allclose(framework.backend.to_host(y), expected, rtol=0, atol=1e-13)
+
+
+def test_auto_chooses_the_engine_by_the_longer_side_of_each_axis():
+    height, width = fft_from_size(-2), fft_from_size(-1)
+    for sizes, expected in (
+        ((height, width - 1), [True, False]),
+        ((height - 1, width), [False, True]),
+    ):
+        plan = make_plan(sizes, (2.0, 2.0))
+        assert [axis.use_fft for axis in plan.axes] == expected
+        plan = plan_resize((-2, -1), (10, 10), sizes)
+        assert [axis.use_fft for axis in plan.axes] == expected
+    for method, expected in (("matmul", False), ("fft", True)):
+        plan = make_plan((height, 8), (2.0, 2.0), method=method)
+        assert {axis.use_fft for axis in plan.axes} == {expected}
+    plan = make_plan((height, width), (2.0, 2.0), convention="tensorflow")
+    assert not any(axis.use_fft for axis in plan.axes)
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+@pytest.mark.parametrize(
+    ("shape", "options", "expected"),
+    [
+        ((2, 21, 18), {"method": "fft"}, set()),
+        ((2, 21, 18), {"method": "matmul"}, {21, 18}),
+        ((fft_from_size(-2), 18), {}, {18}),
+        ((fft_from_size(-2), fft_from_size(-1)), {}, set()),
+    ],
+)
+def test_fft_axes_build_no_table(monkeypatch, name, shape, options, expected):
+    framework = registry.get(name)
+    asked = set()
+
+    def recorded(basis, original=bases.tables):
+        asked.add(basis.size)
+        return original(basis)
+
+    monkeypatch.setattr(bases, "tables", recorded)
+    for cache in (host.factors, torch_backend._factors):
+        cache.cache_clear()
+    x = framework.backend.from_host(np.ones(shape), "float64")
+    y, pullback = framework.with_pullback.diff_stride(x, (2.0, 2.0), **options)
+    pullback(y)
+    assert asked == expected
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_operators_are_made_anew_only_for_new_strides(monkeypatch, name):
+    framework = registry.get(name)
+    made = []
+
+    def recorded(self, basis, like, original=host._HostOps.tables):
+        made.append(basis.size)
+        return original(self, basis, like)
+
+    monkeypatch.setattr(host._HostOps, "tables", recorded)
+    for cache in (host.factors, torch_backend._factors):
+        cache.cache_clear()
+    x = framework.backend.from_host(np.ones((3, 40, 36)), "float64")
+    strides = framework.backend.from_host(np.array([2.0, 1.5]), "float64")
+    for _ in range(3):
+        y, pullback = framework.with_pullback.diff_stride(x, strides)
+        pullback(y)
+    assert sorted(made) == [36, 36, 40, 40]  # matrix and ramp of each axis
+    framework.with_pullback.diff_stride(x, strides * 1.001)
+    assert sorted(made) == [36, 36, 36, 40, 40, 40]
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_operators_are_kept_within_bytes(name, monkeypatch):
+    functional, backend = registry.get(name).functional, registry.get(name).backend
+    x, weight = (backend.from_host(np.ones(s), "float32") for s in ((1, 1, 1000), (1, 1, 3)))
+    for cache in (host.factors, torch_backend._factors):
+        cache.cache_clear()
+    kept = (host.factors, torch_backend._factors) if name == "torch" else (host.factors,)
+    for cache in kept:
+        assert cache.most_bytes <= 2**26
+        monkeypatch.setattr(cache, "most_bytes", 2**24)
+    for step in range(5):
+        functional.conv_diff_stride(x, weight, 2 + 1e-4 * step, method="fused")
+        for cache in kept:
+            assert 2**22 < cache.nbytes < 2**24
+    assert len(host.factors) < 5
+
+
+def test_tables_are_kept_but_not_for_ever():
+    basis = bases.AxisBasis(13, 6, bases.half_spectrum)
+    assert bases.tables(basis)[0] is bases.tables(dataclasses.replace(basis))[0]
+
+    torch = torch_backend.torch
+    float64, cpu = torch.float64, torch.device("cpu")
+    for cache, rest in (
+        (bases.tables, ()),
+        (torch_backend._tables, (float64, cpu)),
+        (jax_backend._tables, ("float64",)),
+    ):
+        assert cache.most_bytes <= 2**26
+        cache.cache_clear()
+        for size in range(1, 2 * cache.most_entries):
+            cache(bases.AxisBasis(size, 1, first_bin), *rest)
+        assert len(cache) == cache.most_entries
+        cache.cache_clear()
+
+
+def first_bin(size, output_size):
+    zero = np.zeros(1, np.int64)
+    return zero, zero, np.ones(1)
+
+
+def counted_cache(**limits):
+    calls = []
+
+    def function(size, name="a"):
+        calls.append((size, name))
+        return np.zeros(size, np.uint8), (np.zeros(size, np.uint8),)
+
+    return byte_cache.ByteBoundCache(function, **limits), calls
+
+
+def test_a_cache_keeps_what_was_used_last_within_its_bytes():
+    cache, calls = counted_cache(most_bytes=100)
+    first = cache(20)
+    assert cache(20) is first
+    assert cache(20, "b") is not first
+    assert (len(cache), cache.nbytes) == (2, 80)
+    cache(20)
+    cache(10)
+    assert (len(cache), cache.nbytes) == (3, 100)
+    cache(11)  # in place of (20, "b"), used least recently
+    assert (len(cache), cache.nbytes) == (3, 82)
+    assert cache(20) is first
+    assert calls == [(20, "a"), (20, "b"), (10, "a"), (11, "a")]
+
+
+def test_a_cache_keeps_nothing_that_is_larger_than_all_it_may():
+    cache, calls = counted_cache(most_bytes=100)
+    kept = cache(50)
+    assert cache(51) is not cache(51)
+    assert cache(50) is kept
+    assert calls == [(50, "a"), (51, "a"), (51, "a")]
+    assert cache.nbytes == 100
+
+
+def test_a_cache_bounds_its_entries_and_can_be_cleared():
+    cache, calls = counted_cache(most_entries=3)
+    for size in range(5):
+        cache(size)
+    assert len(cache) == 3
+    cache.cache_clear()
+    assert (len(cache), cache.nbytes) == (0, 0)
+    cache(4)
+    assert len(calls) == 6
+
+
+def test_a_cache_counts_arrays_once_and_all_of_what_a_view_keeps():
+    array = np.zeros(30, np.uint8)
+    cache = byte_cache.ByteBoundCache(lambda: (array, array, (array[:3], array[3:][::2])))
+    cache()
+    assert cache.nbytes == 30
+
+
+def test_a_function_with_a_cache_is_copied_and_pickled_by_its_name():
+    assert pickle.loads(pickle.dumps(bases.tables)) is copy.deepcopy(bases.tables) is bases.tables
+
+
+def test_a_cache_in_threads():
+    cache, _ = counted_cache(most_bytes=400)
+
+    def work(seed):
+        for size in np.random.default_rng(seed).integers(1, 40, 300).tolist():
+            assert len(cache(size)[0]) == size
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(8)))
+    assert cache.nbytes == sum(size for _, _, size in cache._entries.values()) <= 400

@@ -1,0 +1,142 @@
+"""The documentation's site is built without a warning and its pages are good in a browser."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+# Some pages of each kind, and their headings.
+PAGES = {
+    "index": "DiffStride",
+    "mathematics": "The mathematics",
+    "plain_sums": "As plain sums",
+    "choosing": "Choosing convention, placement, smoothness, norm and learning rate",
+    "performance": "How fast, and why",
+    "torch/surgery": "Swapping DiffStride into a model that exists",
+    "notebooks/2_how_a_stride_gets_a_gradient": "2. How a stride gets a gradient",
+    "api/numpy": "NumPy",
+    "api/torch": "PyTorch",
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Build the site, unless it was; the notebooks have the outputs they came with."""
+    if built := os.environ.get("DIFFSTRIDE_SITE"):
+        return Path(built)
+    pytest.importorskip("myst_nb")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q"]
+    command += ["-d", str(folder / "doctrees"), str(ROOT / "docs"), str(folder / "html")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return folder / "html"
+
+
+@pytest.fixture
+def open_page(browser, site):
+    """Return what opens a page at a width in pixels, and returns the browser."""
+
+    def opened(page, width=1280):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        for log in ("browser", "performance"):
+            browser.get_log(log)  # which empties it
+        browser.get((site / f"{page}.html").as_uri())
+        return browser
+
+    return opened
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page(open_page, page):
+    browser = open_page(page)
+    heading = browser.execute_script("return document.querySelector('h1').firstChild.data")
+    assert heading == PAGES[page]
+    assert PAGES[page] in browser.title
+    broken = "return [...document.images].filter(i => !i.naturalWidth).map(i => i.src)"
+    assert browser.execute_script(broken) == []
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_asks_nothing_of_the_network(open_page, page):
+    browser = open_page(page)
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [
+        message["params"]["request"]["url"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    ]
+    assert urls
+    assert [url for url in urls if not url.startswith(("file:", "data:"))] == []
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("page", ["index", "mathematics", "performance"])
+def test_page_is_no_wider_than_the_window(open_page, page, width):
+    browser = open_page(page, width)
+    page = "document.documentElement"
+    content, window = browser.execute_script(f"return [{page}.scrollWidth, {page}.clientWidth]")
+    assert content <= window
+    # All but a scroll bar.
+    assert width - 20 <= window <= width
+
+
+@pytest.mark.parametrize(
+    ("page", "least", "has_fractions"),
+    [("mathematics", 10, True), ("notebooks/2_how_a_stride_gets_a_gradient", 3, False)],
+)
+def test_mathematics_is_rendered(open_page, page, least, has_fractions):
+    browser = open_page(page)
+    formulas = browser.execute_script(
+        "return [...document.querySelectorAll('math')].map(m => [m.clientWidth || "
+        "m.getBoundingClientRect().width, m.getBoundingClientRect().height, m.textContent])"
+    )
+    assert len(formulas) >= least
+    assert all(width > 3 and height > 5 for width, height, _ in formulas)
+    heights = [height for _, height, _ in formulas]
+    # A fraction is as high as two lines.
+    assert (max(heights) > 1.5 * min(heights)) == has_fractions
+    assert [text for *_, text in formulas if "\\" in text] == []
+    assert "$" not in browser.execute_script(
+        "return [...document.querySelectorAll('article p')].map(p => p.innerText).join(' ')"
+    )
+
+
+def test_links_lead_somewhere(site):
+    missing = set()
+    for page in site.rglob("*.html"):
+        for link in re.findall(r'(?:href|src)="([^"#?]+)', page.read_text("utf-8")):
+            if not re.match(r"\w+:", link) and not (page.parent / link).exists():
+                missing.add((page.relative_to(site).as_posix(), link))
+    assert missing == set()
+
+
+def test_every_recipe_and_script_that_a_page_names_comes_with_the_site(site):
+    names = {path.name for path in (site / "_downloads").rglob("*") if path.is_file()}
+    assert {"oracle.py", "digits.toml", "CHANGELOG.md", "README.md", "layers.py"} <= names
+
+
+def test_support_range_is_that_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    floors = {"Python": project["requires-python"].removeprefix(">=")}
+    names = {"numpy": "NumPy", "scipy": "SciPy", "torch": "PyTorch", "jax": "JAX", "flax": "Flax"}
+    names |= {"equinox": "Equinox", "cupy-cuda12x": "CuPy", "matplotlib": "Matplotlib"}
+    for extra in ("torch", "flax", "equinox", "cupy-cuda12x", "plot"):
+        for requirement in (*project["dependencies"], *extras[extra]):
+            name, floor = requirement.split(">=")
+            floors[names.get(name, name)] = floor
+    page = (ROOT / "docs/support.md").read_text()
+    assert dict(re.findall(r"^\| ([\w-]+) \| ([\d.]+) \|", page, re.M)) == floors
