@@ -418,7 +418,10 @@ def replan(model: ModelT) -> ModelT:
     refreshed = [
         layer.plans.refreshed(strides) for layer, strides in zip(layers, values, strict=True)
     ]
-    return eqx.tree_at(lambda tree: [layer.plans for layer in _layers(tree)], model, refreshed)
+    done: ModelT = eqx.tree_at(
+        lambda tree: [layer.plans for layer in _layers(tree)], model, refreshed
+    )
+    return done
 
 
 def project_strides(model: ModelT) -> ModelT:
@@ -446,11 +449,12 @@ def project_strides(model: ModelT) -> ModelT:
         for layer, read in zip(layers, values, strict=True)
         for part in projected(layer.plans, layer.strides, read)
     ]
-    return eqx.tree_at(
+    done: ModelT = eqx.tree_at(
         lambda tree: [part for layer in _layers(tree) for part in (layer.plans, layer.strides)],
         model,
         replacements,
     )
+    return done
 
 
 def complexity_penalty(layers: Sequence[DiffStride]) -> jax.Array:

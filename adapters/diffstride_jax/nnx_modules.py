@@ -31,7 +31,7 @@ from diffstride_jax.layers import (
 )
 
 
-class StrideParam(nnx.Param):
+class StrideParam(nnx.Param[Any]):
     """The strides of a layer: a parameter that an optimiser can tell from others.
 
     Weight decay, for example, would pull strides towards 0, outside their bounds.
@@ -289,7 +289,7 @@ class DiffStrideConv(nnx.Conv):
             param_dtype=dtype_of_strides,
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         """Convolve and downsample an array, in the order that `placement` says.
 
         Parameters

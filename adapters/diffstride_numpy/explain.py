@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from diffstride_core import host
 from diffstride_core.arguments import Limits, check_plain
-from diffstride_core.conventions import DEFAULT_CONVENTION
+from diffstride_core.conventions import DEFAULT_CONVENTION, Convention
 from diffstride_core.ops import ArrayOps
 from diffstride_core.plan import AxisPlan, Plan
 from diffstride_core.resample import RESAMPLE
@@ -277,21 +277,23 @@ def explain(
     plan, parameters = prepare(BACKEND, x, strides, sizes, options)
     x = BACKEND.native(x)
     dy = None if dy is None else _checked_cotangent(dy, plan.output_shape(x.shape), x.dtype)
-    norm = plan.window.default_norm if norm is None else norm
+    norm = _convention(plan).default_norm if norm is None else norm
     y, pullback = WITH_PULLBACK.resample(plan, x, parameters)
     dy = y if dy is None else dy
     dx, dstrides = pullback(dy)
+    assert dx is not None
+    assert dstrides is not None
 
     explained = tuple(_explain_axis(plan, i, x, parameters, dy) for i in range(len(plan.axes)))
     spectrum = _spectrum(plan, x, norm)
     masked = spectrum
-    for axis in explained:
-        masked = masked * axis.mask.reshape(-1, *[1] * (-1 - axis.axis))
+    for shown in explained:
+        masked = masked * shown.mask.reshape(-1, *[1] * (-1 - shown.axis))
     cropped = masked
     for i, axis in enumerate(plan.axes):
         cropped = np.moveaxis(_crop(plan, i, np.moveaxis(cropped, axis.axis, 0)), 0, axis.axis)
     return Explanation(
-        convention=plan.window.name,
+        convention=_convention(plan).name,
         smoothness=plan.smoothness,
         norm=norm,
         x=x,
@@ -320,14 +322,21 @@ def _checked_cotangent(dy: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) ->
     return native
 
 
+def _convention(plan: Plan) -> Convention:
+    assert isinstance(plan.window, Convention)
+    return plan.window
+
+
 def _explain_axis(
     plan: Plan, index: int, x: Floats, strides: Floats, dy: Floats
 ) -> AxisExplanation:
     axis = plan.axes[index]
     used = axis.bounds.apply(float(spread_strides(BACKEND, strides, len(plan.axes))[index]))
-    uncropped = plan.window.uncropped_size(axis.size, axis.is_last)
+    uncropped = _convention(plan).uncropped_size(axis.size, axis.is_last)
     every_k, _, everywhere = _bins(_with_size(plan, index, uncropped), index, strides)
     k, j, mask = _bins(plan, index, strides)
+    assert everywhere.dmask is not None
+    assert mask.dmask is not None
     on_ramp = np.flatnonzero(((mask.value > 0) & (mask.value < 1)) | (mask.dmask != 0))
     # Rows are numbered from 0 to N - 1; a half spectrum can be written by negative frequencies.
     signed = _centred(axis.size)[(k + axis.size // 2) % axis.size]
@@ -336,7 +345,7 @@ def _explain_axis(
         N=axis.size,
         M=axis.output_size,
         S=used,
-        q=plan.window.cutoff(axis.size, plan.smoothness, used),
+        q=_convention(plan).cutoff(axis.size, plan.smoothness, used),
         k=_frequencies(plan, index, axis.size),
         mask=_at_frequencies(plan, index, axis.size, every_k, everywhere.value),
         dmask=_at_frequencies(plan, index, axis.size, every_k, everywhere.dmask),
@@ -397,7 +406,7 @@ def _at_frequencies(
     return full[_frequencies(plan, index, size) % size]
 
 
-def _spectrum(plan: Plan, x: Floats, norm: str) -> Complexes:
+def _spectrum(plan: Plan, x: Floats, norm: Any) -> Complexes:
     """Return the DFT over the resized axes, centred; half of it as the convention has it."""
     axes = [axis.axis for axis in plan.axes]
     spectrum = np.fft.fftshift(np.fft.fftn(x.astype(np.float64), axes=axes, norm=norm), axes)
@@ -448,11 +457,12 @@ class _OneBin(Window):
     def mask(
         self, ops: ArrayOps, axis: AxisPlan, smoothness: float, stride: Any, like: Any
     ) -> Mask:
-        value, slope = self.window.mask(ops, axis, smoothness, stride, like)
-        moving = np.zeros_like(slope)
+        mask, dmask = self.window.mask(ops, axis, smoothness, stride, like)
+        assert dmask is not None
+        moving = np.zeros_like(dmask)
         if axis.axis == self.axis:
-            moving[self.bin] = slope[self.bin]
-        return Mask(value, moving)
+            moving[self.bin] = dmask[self.bin]
+        return Mask(mask, moving)
 
     def terms(self, axes: tuple[AxisPlan, ...]) -> tuple[Term, ...]:
         return self.window.terms(axes)
@@ -470,6 +480,7 @@ def _contributions(
         window = _OneBin(plan.window, name, bin_)
         moving = replace(thin, window=window)
         _, dstrides = pull_back(BACKEND, RESAMPLE, moving, dy, (x, precise), (False, True))
+        assert dstrides is not None
         return float(np.sum(dstrides))
 
     return np.array([share(bin_) for bin_ in bins.tolist()], dtype=np.float64)

@@ -161,7 +161,7 @@ class DiffStrideConv(PooledConvolution):
         cannot be fused, "fused" is "auto".
         """
         made: Any = cls.__new__(cls)
-        super(PooledConvolution, made).__init__(
+        super(PooledConvolution, made).__init__(  # type: ignore[call-arg]
             conv.in_channels,
             conv.out_channels,
             conv.kernel_size,
@@ -184,7 +184,8 @@ class DiffStrideConv(PooledConvolution):
         ):
             method = "auto"
         made._set_up(pool, method, placement)
-        return made
+        done: AnyConv = made
+        return done
 
     def _set_up(self, pool: DiffStride, method: str, placement: str) -> None:
         self.pool, self.method, self.placement = pool, method, placement
@@ -232,7 +233,10 @@ class DiffStrideConv(PooledConvolution):
             return self.convolve(self.pool(x))
         if self._end_padding is not None:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode  # type: ignore[attr-defined]
-            return self.pool(self.convolve(functional.pad(x, self._end_padding, mode=mode)))
+            y: torch.Tensor = self.pool(
+                self.convolve(functional.pad(x, self._end_padding, mode=mode))
+            )
+            return y
         return super().forward(x)
 
     def _check_shape(self, x: Any) -> None:

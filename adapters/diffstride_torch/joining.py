@@ -157,7 +157,7 @@ def fused_plan(
     reason = why_not_fused(conv)
     if reason is None and len(shape) not in (rank + 1, rank + 2):
         reason = f"x must have {rank + 1} or {rank + 2} dimensions, but has {len(shape)}"
-    elif reason is None and sorted(normalized_axes(axes, shape)) != list(range(-rank, 0)):
+    elif reason is None and sorted(normalized_axes(tuple(axes), shape)) != list(range(-rank, 0)):
         reason = "the layer must resize all spatial axes, and no other"
     if reason is not None:
         if method == "fused":
@@ -219,7 +219,8 @@ class PooledConvolution:
 
     def convolve(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the convolution alone."""
-        return super().forward(x)  # type: ignore[misc]
+        y: torch.Tensor = super().forward(x)  # type: ignore[misc]
+        return y
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply convolution and layer to a tensor of shape (N, C, ...)."""
@@ -230,12 +231,14 @@ def convolve_and_pool(
     conv: AnyConv, pool: nn.Module, x: torch.Tensor, *, method: str = "auto"
 ) -> torch.Tensor:
     """Return ``pool(conv(x))``, by the cheaper way where the layer is one that resizes."""
+    y: torch.Tensor
     if isinstance(pool, Resize):
-        y: torch.Tensor = pool(x, conv, method=method)
+        y = pool(x, conv, method=method)
         return y
     # With another layer than that it is called as a whole.
     is_alone = isinstance(conv, PooledConvolution) and conv.pool is pool
-    return pool(_convolved(conv, x) if is_alone else conv(x))
+    y = pool(_convolved(conv, x) if is_alone else conv(x))
+    return y
 
 
 def _convolved(conv: AnyConv, x: torch.Tensor) -> torch.Tensor:
@@ -262,7 +265,7 @@ def _check_keeps_size(conv: Any) -> None:
 def _pads_as_much_as_it_takes(conv: AnyConv) -> bool:
     if conv.padding == "same":
         return True
-    paddings = (0,) * len(conv.kernel_size) if conv.padding == "valid" else conv.padding
+    paddings: Any = (0,) * len(conv.kernel_size) if conv.padding == "valid" else conv.padding
     return all(
         2 * padding == dilation * (kernel - 1)
         for padding, dilation, kernel in zip(paddings, conv.dilation, conv.kernel_size, strict=True)

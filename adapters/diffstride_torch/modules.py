@@ -274,7 +274,7 @@ class DiffStride(KeepsPrecision, Resize):
                 return str(error)
         return None
 
-    def _load_from_state_dict(  # type: ignore[override]
+    def _load_from_state_dict(
         self,
         state_dict: Mapping[str, Any],
         prefix: str,
@@ -511,7 +511,7 @@ def read_together(tensors: Iterable[torch.Tensor]) -> list[np.ndarray[Any, Any]]
     values: list[np.ndarray[Any, Any]] = [np.empty(0)] * len(tensors)
     for members in groups.values():
         together = torch.cat([tensors[i] for i in members]).cpu()
-        parts = together.split([tensors[i].numel() for i in members])
+        parts = torch.split(together, [tensors[i].numel() for i in members])
         for i, part in zip(members, parts, strict=True):
             values[i] = part.numpy()
     return values

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import diffstride_plotting as plotting
 import numpy as np
@@ -18,8 +19,11 @@ from diffstride_core.arguments import normalized_axes
 from diffstride_torch.modules import DiffStride, DiffStride2d
 from diffstride_torch.network.summary import StrideSummary, last_plan, named_layers
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def plot_windows(model: torch.nn.Module) -> plotting.Figure:
+
+def plot_windows(model: torch.nn.Module) -> Figure:
     """Plot the windows of a model's DiffStride layers: a row per layer, a column per axis.
 
     Parameters
@@ -61,7 +65,7 @@ def plot_windows(model: torch.nn.Module) -> plotting.Figure:
     return figure
 
 
-def plot_stride_history(history: Sequence[StrideSummary]) -> plotting.Figure:
+def plot_stride_history(history: Sequence[StrideSummary]) -> Figure:
     """Plot the way of a model's strides.
 
     Parameters
@@ -107,7 +111,7 @@ def plot_stride_history(history: Sequence[StrideSummary]) -> plotting.Figure:
 
 
 @torch.no_grad()
-def plot_kept_spectrum(layer: DiffStride2d, image: torch.Tensor) -> plotting.Figure:
+def plot_kept_spectrum(layer: DiffStride2d, image: torch.Tensor) -> Figure:
     """Plot what a layer keeps of an image: the image, its spectrum with the window, the output.
 
     Parameters
@@ -149,6 +153,7 @@ def plot_kept_spectrum(layer: DiffStride2d, image: torch.Tensor) -> plotting.Fig
             f"shape {shape}"
         )
     plan = last_plan(own)
+    assert plan is not None
     figure = plotting.make_figure(9.6, 4.0)
     panels = figure.subplots(1, 3)
     plotting.draw_kept_spectrum(panels, before, after / plan.scale, _windows(own))
@@ -157,5 +162,6 @@ def plot_kept_spectrum(layer: DiffStride2d, image: torch.Tensor) -> plotting.Fig
 
 
 def _windows(layer: DiffStride) -> tuple[plotting.AxisWindow, ...]:
-    strides = whole(layer.strides.detach()).tolist()
-    return plotting.axis_windows(layer.settings, last_plan(layer), strides)
+    strides, plan = whole(layer.strides.detach()).tolist(), last_plan(layer)
+    assert plan is not None
+    return plotting.axis_windows(layer.settings, plan, strides)

@@ -16,4 +16,4 @@ class KeepsPrecision(torch.nn.Module):
             moved = fn(tensor)
             return tensor.to(moved.device) if moved.dtype.itemsize < 4 else moved
 
-        return super()._apply(keep_precision, recurse)
+        return super()._apply(keep_precision, recurse)  # type: ignore[no-untyped-call]

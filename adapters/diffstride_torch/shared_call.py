@@ -48,6 +48,7 @@ class SharedCall:
         """
         # Read once: the replicas of `DataParallel` share this object.
         last, state = self._last, _state(pool, x)
+        y: torch.Tensor
         if last is None or last[0] is not x or last[1] != state or reader in last[3]:
             y, read = pool(x), frozenset({reader})
             if state is not None and y.grad_fn is not None:
@@ -70,7 +71,7 @@ def _forgetting(shared: SharedCall) -> Callable[[object], None]:
     return forget
 
 
-def _state(pool: nn.Module, x: torch.Tensor) -> object:
+def _state(pool: nn.Module, x: torch.Tensor | fx.Proxy) -> object:
     """Return what differs where a layer would give something else for the same tensor."""
     # What is traced has no values, and runs from begin to end.
     if isinstance(x, fx.Proxy) or torch.compiler.is_compiling():

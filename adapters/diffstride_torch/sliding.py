@@ -69,7 +69,7 @@ def sliding_kernel_of(module: nn.Module) -> SlidingKernel | None:
                 per_axis(getattr(module, name, 1), rank)
                 for name in ("kernel_size", "stride", "padding", "dilation")
             )
-            return SlidingKernel(kernel, stride, padding, dilation, module.ceil_mode)
+            return SlidingKernel(kernel, stride, padding, dilation, bool(module.ceil_mode))
     return None
 
 

@@ -160,7 +160,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         conv_stride, pool = downsampling(stride, pooling, convention, smoothness, limits)
         self.downsamples = stride is not None
-        changes = self.downsamples and stride_pair(stride) != (1.0, 1.0)
+        changes = stride is not None and stride_pair(stride) != (1.0, 1.0)
         self.out_channels = out_channels
         self.placement = placement
         self._add_layers(

@@ -79,7 +79,8 @@ class PreActBlock(ResidualBlock):
             h = torch.relu(self.norm1(x))
             skip = self.pool(x) if self.shortcut is None else self.shortcut(self.pool(h))
             h = convolve_and_pool(self.conv1, self.pool, h, method=self.method)
-        return skip + self.conv2(torch.relu(self.norm2(h)))
+        y: torch.Tensor = skip + self.conv2(torch.relu(self.norm2(h)))
+        return y
 
 
 class PreActResNet(ResidualNetwork):
@@ -117,7 +118,8 @@ class PreActResNet(ResidualNetwork):
             Logits.
         """
         h = torch.relu(self.norm(self.blocks(self.stem(x))))
-        return self.classifier(h.mean(dim=(-2, -1)))
+        logits: torch.Tensor = self.classifier(h.mean(dim=(-2, -1)))
+        return logits
 
 
 def _network(design: Design) -> PreActResNet:

@@ -110,7 +110,8 @@ class ResNet(ResidualNetwork):
         """
         h = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
         h = self.layer4(self.layer3(self.layer2(self.layer1(h))))
-        return self.fc(self.avgpool(h).flatten(1))
+        logits: torch.Tensor = self.fc(self.avgpool(h).flatten(1))
+        return logits
 
 
 def _network(design: Design) -> ResNet:

@@ -22,7 +22,7 @@ from diffstride_torch.conv_modules import (
     pad_argument,
 )
 from diffstride_torch.modules import DiffStride, SpectralPool2d
-from diffstride_torch.sliding import Size, sliding_kernel_of
+from diffstride_torch.sliding import CONVOLUTIONS, Size, sliding_kernel_of
 
 _CONVOLUTIONS: dict[type[nn.Module], type[DiffStrideConv]] = {
     nn.Conv1d: DiffStrideConv1d,
@@ -93,7 +93,8 @@ class PoolDiffStride(nn.Module):
         if self._end_padding is not None:
             # The last value, which changes no maximum and dims no average, as zeros would.
             x = functional.pad(x, self._end_padding, mode="replicate")
-        return self.pool(self.operation(x))
+        y: torch.Tensor = self.pool(self.operation(x))
+        return y
 
 
 def why_not_replaceable(module: nn.Module) -> str | None:
@@ -166,6 +167,6 @@ def made_anew(module: nn.Module, pool: DiffStride, placement: str, method: str) 
     """
     if isinstance(module, AntiAliasingSpectralPool):
         return pool
-    if type(module) not in _CONVOLUTIONS:
+    if not isinstance(module, CONVOLUTIONS) or type(module) not in _CONVOLUTIONS:
         return PoolDiffStride(module, pool)
     return _CONVOLUTIONS[type(module)].of(module, pool, placement, method)

@@ -111,7 +111,7 @@ def _quietly_traced() -> Iterator[None]:
         yield
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         yield
 
 
@@ -165,7 +165,7 @@ def freeze(model: nn.Module, example_input: Any = None) -> nn.Module:
                 f"{', '.join(map(str, sizes)) or 'none'}{hint}"
             )
     like = next(model.parameters(), torch.empty(0))
-    fixed = {name: _fixed(layer, *plans[name], like) for name, layer in layers.items()}
+    fixed = {name: _fixed(layer, plans[name].pop(), like) for name, layer in layers.items()}
     if "" in fixed:
         return fixed[""]
     swap_modules(frozen, {frozen.get_submodule(name): fixed[name] for name in fixed})

@@ -358,7 +358,7 @@ class _Operation:
         self.reads = reads if is_read_once else None
         offsets = {_size_offset(step, stride, options) for step in steps}
         self.size_offset = min(offsets)
-        reason = "it is a function, not a module"
+        reason: str | None = "it is a function, not a module"
         module = self.step.module
         if module is not None:
             reason = _reason(module, skipped)
@@ -485,8 +485,8 @@ def _share_calls(replaced: Iterable[_Operation], new: dict[nn.Module, nn.Module]
     for together in readers.values():
         if len(together) > 1:
             call = SharedCall(len(together))
-            for i, made in enumerate(together):
-                made.share(call, i)
+            for i, conv in enumerate(together):
+                conv.share(call, i)
 
 
 def _skipped(model: nn.Module, skip: Iterable[str]) -> set[nn.Module]:

@@ -274,8 +274,9 @@ class Trace:
             if node in self._shapes and size != self.input_size:
                 # Another input than the first, of a size of its own.
                 rule = Constant(size)
-                self._at[node] = Step(None, str(node.target), None, rule, self.input_size, size)
-                self.steps.append(self._at[node])
+                given = Step(None, str(node.target), None, rule, self.input_size, size)
+                self._at[node] = given
+                self.steps.append(given)
             return
         sources = [source for source in node.all_input_nodes if source in self._at]
         if not sources:
@@ -338,10 +339,10 @@ class Trace:
         while to_visit:
             for source in to_visit.pop().all_input_nodes:
                 (maps.add if source in self._at else to_visit.append)(source)
-        (found, *others) = maps or {None}
-        if others or found is None or self.size_at(self._at[found]) != self._shapes[node][2:]:
+        if len(maps) != 1:
             return None
-        return found
+        (found,) = maps
+        return found if self.size_at(self._at[found]) == self._shapes[node][2:] else None
 
     def _has_positions_of(self, output: Size, source: fx.Node) -> bool:
         """Return whether an output has as many positions as one of its inputs."""
@@ -420,7 +421,7 @@ def swap_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> Callab
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent._modules.items()
-        if child in new
+        if child is not None and child in new
     ]
     for parent, name, child in places:
         setattr(parent, name, new[child])
@@ -594,7 +595,7 @@ _AVERAGE_CALLS = {
     functional.avg_pool2d: 2,
     functional.avg_pool3d: 3,
 }
-_MAXIMUM_CALLS = {
+_MAXIMUM_CALLS: dict[Any, int] = {
     **{functional.max_pool1d: 1, functional.max_pool2d: 2, functional.max_pool3d: 3},
     **{torch.max_pool1d: 1, torch.max_pool2d: 2, torch.max_pool3d: 3},
 }
