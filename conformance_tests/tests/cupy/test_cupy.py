@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWa
 
 ROOT = Path(__file__).parents[3]
 DOCS = (ROOT / "docs/cupy.md").read_text("utf-8")
-FAKE = Path(__file__).parents[1] / "support/fake_cupy.py"
+FAKE = ROOT / "conformance_tests/support/fake_cupy.py"
 
 
 def load_fake():

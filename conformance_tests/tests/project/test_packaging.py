@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -381,10 +382,19 @@ def test_one_private_module_imports_array_api_compat() -> None:
 
 
 def test_no_module_is_named_after_a_framework() -> None:
-    # With its folder on the path, such a file would be imported in the framework's place.
+    # With its folder on the path, such a file would be imported in the framework's place. The
+    # folder of the tests is on no path.
     names = {*FRAMEWORKS, "numpy", "scipy"}
+    tests = ROOT / "conformance_tests/tests"
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["pytest"]
+    assert "conformance_tests/tests" not in options["ini_options"]["pythonpath"]
     folders = ("diffstride_core", "backends", "adapters", "conformance_tests", "experiments")
-    files = [p for folder in folders for p in (ROOT / folder).rglob("*") if p.stem in names]
+    files = [
+        p
+        for folder in folders
+        for p in (ROOT / folder).rglob("*")
+        if p.stem in names and p.parent != tests
+    ]
     assert [str(p.relative_to(ROOT)) for p in files if p.is_dir() or p.suffix == ".py"] == []
 
 

@@ -19,6 +19,7 @@ from support.amounts import quick_first
 from support.torch_networks import Branches, build, conv, images, independent_multiply_adds
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torchvision.models.feature_extraction import create_feature_extractor
 
 MODELS = {
     # Name: operations replaced, layers that they share.
@@ -113,7 +114,7 @@ class Neck(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body = torchvision.models.feature_extraction.create_feature_extractor(
+        self.body = create_feature_extractor(
             torchvision.models.resnet18(weights=None), {f"layer{i}": str(i) for i in (2, 3, 4)}
         )
         channels = [128, 256, 512]

@@ -1,6 +1,7 @@
 """Training whole PyTorch models: averages, resuming, several processes."""
 
 import copy
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,7 @@ def test_distributed_data_parallel_equals_one_process_on_the_joint_batch(tmp_pat
     processes = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", __file__, str(rank), str(tmp_path)],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
             stderr=subprocess.PIPE,
             text=True,
         )

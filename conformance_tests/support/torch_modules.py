@@ -1,5 +1,7 @@
 """Layers and rules for the tests of the PyTorch modules."""
 
+from functools import partial
+
 import torch
 from diffstride_conformance import oracle
 from diffstride_torch import (
@@ -7,6 +9,7 @@ from diffstride_torch import (
     diff_stride,
     modules,
 )
+from support import torch_values
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,9 +18,7 @@ R = 0.5
 PAPER = {"convention": "paper", "smoothness": 2.0}
 
 
-def random(*shape, dtype=torch.float32, seed=0, **options):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, dtype=dtype, generator=generator, **options)
+random = partial(torch_values.random, dtype=torch.float32)
 
 
 def layer(stride=(1.7, 2.4), **options):
@@ -29,8 +30,7 @@ def set_strides(module, *values):
         module.strides.copy_(torch.tensor(values, dtype=torch.float64))
 
 
-def assert_close(actual, expected, tolerance=1e-12):
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+assert_close = torch_values.assert_close
 
 
 def assert_right(module, x=None):

@@ -1,21 +1,22 @@
 """Networks and loops for the tests of training."""
 
+from functools import partial
+
 import pytest
 import torch
 from diffstride_torch import (
     DiffStride2d,
 )
 from diffstride_torch.models import preact_resnet18, small_resnet
+from support import torch_values
 
 CLASSES = 3
 
 
-def random(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+random = partial(torch_values.random, dtype=torch.float32)
 
 
-def assert_close(actual, expected, tolerance=1e-12):
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+assert_close = torch_values.assert_close
 
 
 def small(strides=(1.7, (2.4, 1.6)), **options):
