@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Iterable, Mapping, MappingView, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, MappingView, Sequence, Set
 from decimal import Decimal
 from numbers import Real
 from typing import Any, TypeAlias
@@ -34,6 +34,13 @@ def option(name: str, value: object, allowed: tuple[str, ...]) -> str:
             f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}"
         )
     return value
+
+
+def check_names(function: str, given: Iterable[str], allowed: Collection[str]) -> None:
+    """Raise TypeError for a keyword argument that a function does not have, as Python does."""
+    for name in given:
+        if name not in allowed:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 
 def real(name: str, value: Any) -> float:

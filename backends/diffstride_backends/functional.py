@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, Unpack
+from collections.abc import Sequence
+from typing import Any, Generic, NamedTuple, TypeVar, Unpack
 
 from diffstride_backends.prepare import (
     as_array,
@@ -18,6 +18,7 @@ from diffstride_backends.protocol import ArrayT, Attach, Backend
 from diffstride_core.arguments import (
     Limits,
     axis_sizes,
+    check_names,
     check_strides,
     checked_layers,
     checked_shape,
@@ -93,7 +94,7 @@ class Functional(Generic[ArrayT, ResultT]):
     ) -> ResultT:
         """Downsample an array by strides that have a gradient."""
         if not options.keys() <= _RESIZE_OPTIONS:
-            _refuse_names("diff_stride", options, _RESIZE_OPTIONS)
+            check_names("diff_stride", options, _RESIZE_OPTIONS)
         plan, strides = prepare(self._backend, x, strides, sizes, options)
         return self._attach(self._backend, RESAMPLE, plan, x, strides)
 
@@ -126,7 +127,7 @@ class Functional(Generic[ArrayT, ResultT]):
     ) -> ResultT:
         """Convolve an array and downsample the result by strides that have a gradient."""
         if not options.keys() <= _WINDOW_OPTIONS:
-            _refuse_names("conv_diff_stride", options, _WINDOW_OPTIONS)
+            check_names("conv_diff_stride", options, _WINDOW_OPTIONS)
         plan, x, weight, strides, bias = prepare_convolution(
             self._backend,
             x,
@@ -278,9 +279,3 @@ class Functional(Generic[ArrayT, ResultT]):
 
 _WINDOW_OPTIONS = frozenset(WindowOptions.__annotations__)
 _RESIZE_OPTIONS = frozenset(ResizeOptions.__annotations__)
-
-
-def _refuse_names(function: str, names: Iterable[str], allowed: Collection[str]) -> NoReturn:
-    """Raise TypeError for an unknown keyword argument, as Python does."""
-    name = next(name for name in names if name not in allowed)
-    raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")

@@ -34,8 +34,10 @@ in the DiffStride layers' strides alone and load each other's weights.
 """
 
 from diffstride_torch.models.blocks import Stem as Stem
+from diffstride_torch.models.pooling import NetworkOptions as NetworkOptions
 from diffstride_torch.models.pooling import Placement as Placement
 from diffstride_torch.models.pooling import Pooling as Pooling
+from diffstride_torch.models.pooling import PoolingOptions as PoolingOptions
 from diffstride_torch.models.preact import PreActBlock as PreActBlock
 from diffstride_torch.models.preact import PreActResNet as PreActResNet
 from diffstride_torch.models.preact import preact_resnet18 as preact_resnet18

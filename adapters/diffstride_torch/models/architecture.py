@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, Unpack
 
 from torch import nn
 
-from diffstride_core.arguments import Limits, in_order, integers, option
+from diffstride_core.arguments import in_order, integers, option
 from diffstride_core.convolution.checks import PLACEMENTS
-from diffstride_torch.models.blocks import STEM_KINDS, ResidualBlock, Stem, StemKind
+from diffstride_torch.models.blocks import STEM_KINDS, ResidualBlock, Stem
 from diffstride_torch.models.pooling import (
     Pair,
     Placement,
-    Pooling,
+    PoolingOptions,
+    StemKind,
     Stride,
     check_pooling,
     stride_pair,
@@ -54,8 +56,8 @@ class Design:
     stem_kind : str
     placement : {"before", "after"}
         Of the blocks' layers; the stem's is after its convolution.
-    options : mapping from str
-        Keyword arguments of stem and blocks: `pooling` and what its layers take.
+    options : PoolingOptions
+        Of stem and blocks.
     """
 
     layers: int
@@ -66,7 +68,7 @@ class Design:
     num_classes: int
     stem_kind: StemKind
     placement: Placement
-    options: Mapping[str, Any]
+    options: PoolingOptions
 
     def stem(self) -> Stem:
         """Return the network's first convolution."""
@@ -84,11 +86,11 @@ class Design:
 
     def stages(self, block: type[Block]) -> list[list[Block]]:
         """Return the blocks of each stage, of which the first ones downsample."""
-        options = {"placement": self.placement, **self.options}
+        make = partial(block, placement=self.placement, **self.options)
         return [
             [
-                block(inputs, outputs, stride, project=self.projects, **options),
-                *(block(outputs, outputs, **options) for _ in range(self.layers - 1)),
+                make(inputs, outputs, stride, project=self.projects),
+                *(make(outputs, outputs) for _ in range(self.layers - 1)),
             ]
             for inputs, outputs, stride in zip(
                 self.channels[:-1], self.channels[1:], self.strides[1:], strict=True
@@ -109,6 +111,8 @@ class Architecture:
         The numbers of entries that `strides` may have.
     default_strides : mapping from kind of stem to sequence
         The strides where none are given.
+    channels : tuple of int
+        Those where none are given.
     projects : bool
         Whether the first block of every stage projects, whatever its channels and its stride.
     first_stage_is_plain : bool
@@ -119,48 +123,43 @@ class Architecture:
     layers: int
     counts: tuple[int, ...]
     default_strides: Mapping[StemKind, Strides]
+    channels: tuple[int, ...]
     projects: bool = False
     first_stage_is_plain: bool = False
 
     def design(
         self,
         *,
-        pooling: Pooling,
-        placement: Placement,
-        strides: Strides | None,
-        convention: str,
-        smoothness: float | None,
-        limits: Limits | None,
-        stem: StemKind,
-        channels: Sequence[int],
-        in_channels: int,
-        num_classes: int,
+        placement: Placement = "before",
+        strides: Strides | None = None,
+        stem: StemKind = "small",
+        channels: Sequence[int] | None = None,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        **options: Unpack[PoolingOptions],
     ) -> Design:
-        """Check the arguments of a network.
+        """Check the arguments of a network, see `NetworkOptions`.
 
         Raises
         ------
         TypeError, ValueError
             Naming the argument, its value and what is allowed.
         """
-        check_pooling(pooling, convention, smoothness, limits)
+        check_pooling(**options)
         option("placement", placement, PLACEMENTS)
         option("stem", stem, STEM_KINDS)
         return Design(
             layers=self.layers,
             projects=self.projects,
             strides=self._places(self.default_strides[stem] if strides is None else strides, stem),
-            channels=_positive("channels", channels, self.stages + 1),
+            channels=_positive(
+                "channels", self.channels if channels is None else channels, self.stages + 1
+            ),
             in_channels=_positive("in_channels", in_channels)[0],
             num_classes=_positive("num_classes", num_classes)[0],
             stem_kind=stem,
             placement=placement,
-            options={
-                "pooling": pooling,
-                "convention": convention,
-                "smoothness": smoothness,
-                "limits": limits,
-            },
+            options=options,
         )
 
     def _places(self, strides: Strides, stem: StemKind) -> tuple[Pair | None, ...]:
@@ -205,6 +204,7 @@ RESNET18 = Architecture(
     layers=2,
     counts=(5, 4, 3),
     default_strides={"small": (1.0, None, 2.0, 2.0, 2.0), "imagenet": (1.0, 2.0, 2.0, 2.0)},
+    channels=(64, 64, 128, 256, 512),
     first_stage_is_plain=True,
 )
 RESNET56 = Architecture(
@@ -212,5 +212,6 @@ RESNET56 = Architecture(
     layers=9,
     counts=(4,),
     default_strides={"small": (1.0, 1.0, 2.0, 2.0), "imagenet": (None, 1.0, 2.0, 2.0)},
+    channels=(16, 16, 32, 64),
     projects=True,
 )

@@ -1,24 +1,23 @@
 """What the residual networks of both forms are made of: the stem and the block's common part."""
 
-from typing import Literal, get_args
+from typing import Unpack, get_args
 
 from torch import nn
 
-from diffstride_core.arguments import Limits, option
-from diffstride_core.conventions import DEFAULT_CONVENTION
+from diffstride_core.arguments import option
 from diffstride_core.convolution.checks import PLACEMENTS
 from diffstride_torch.joining import PooledConvolution
 from diffstride_torch.models.pooling import (
     Pair,
     Placement,
-    Pooling,
+    PoolingOptions,
+    StemKind,
     Stride,
     current_strides,
     downsampling,
     stride_pair,
 )
 
-StemKind = Literal["small", "imagenet"]
 STEM_KINDS: tuple[str, ...] = get_args(StemKind)
 
 
@@ -38,10 +37,12 @@ class Stem(PooledConvolution, nn.Conv2d):
     ----------
     in_channels, out_channels : int
         Channels of the input and of the output.
-    stride, pooling, convention, smoothness, limits
-        As for `PreActBlock`. `stride` must be None for ``kind="imagenet"``.
+    stride : float or pair of float, optional
+        As for `ResidualBlock`; None for ``kind="imagenet"``.
     kind : {"small", "imagenet"}
         A 3x3 convolution, or a 7x7 one with a stride of 2 that nothing replaces.
+    **options
+        See `PoolingOptions`.
 
     Attributes
     ----------
@@ -68,13 +69,10 @@ class Stem(PooledConvolution, nn.Conv2d):
         stride: Stride | None = None,
         *,
         kind: StemKind = "small",
-        pooling: Pooling = "diffstride",
-        convention: str = DEFAULT_CONVENTION,
-        smoothness: float | None = None,
-        limits: Limits | None = (None, None),
+        **options: Unpack[PoolingOptions],
     ) -> None:
         option("kind", kind, STEM_KINDS)
-        conv_stride, pool = downsampling(stride, pooling, convention, smoothness, limits)
+        conv_stride, pool = downsampling(stride, **options)
         size = 3
         if kind == "imagenet":
             if stride is not None:
@@ -103,18 +101,11 @@ class ResidualBlock(nn.Module):
     project : bool
         Give the shortcut a pointwise convolution even where neither the channels change nor the
         stride differs from 1.
-    pooling : {"conv", "spectral", "diffstride"}
-        ``"conv"`` puts the stride, rounded to integers with halves up, into the first convolution
-        of both branches; ``"spectral"`` pools with `SpectralPool2d`; ``"diffstride"`` learns the
-        stride, which is then the initial one, with one `DiffStride2d`.
     placement : {"before", "after"}
         Whether the layer comes before the first convolution, which then works on the smaller map,
         or after it. Strided convolutions have no layer to place.
-    convention : {"nominal", "paper", "tensorflow"}
-        Convention of the pooling layer; strided convolutions have none.
-    smoothness : float, optional
-    limits : (lower, upper) or None
-        Width of the window's ramp and limits on the learnt stride, see `DiffStride2d`.
+    **options
+        See `PoolingOptions`.
 
     Attributes
     ----------
@@ -150,15 +141,12 @@ class ResidualBlock(nn.Module):
         stride: Stride | None = None,
         *,
         project: bool = False,
-        pooling: Pooling = "diffstride",
         placement: Placement = "before",
-        convention: str = DEFAULT_CONVENTION,
-        smoothness: float | None = None,
-        limits: Limits | None = (None, None),
+        **options: Unpack[PoolingOptions],
     ) -> None:
         option("placement", placement, PLACEMENTS)
         super().__init__()
-        conv_stride, pool = downsampling(stride, pooling, convention, smoothness, limits)
+        conv_stride, pool = downsampling(stride, **options)
         self.downsamples = stride is not None
         changes = stride is not None and stride_pair(stride) != (1.0, 1.0)
         self.out_channels = out_channels

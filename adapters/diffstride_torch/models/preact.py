@@ -1,28 +1,26 @@
 """Residual networks in the pre-activation form."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
-from diffstride_core.arguments import Limits
-from diffstride_core.conventions import DEFAULT_CONVENTION
+from diffstride_core.arguments import check_names
 from diffstride_torch.joining import convolve_and_pool
 from diffstride_torch.models.architecture import (
     RESNET18,
     RESNET56,
     Architecture,
     Design,
-    Strides,
     stride_entries,
 )
 from diffstride_torch.models.blocks import (
     ResidualBlock,
     ResidualNetwork,
-    StemKind,
     convolution,
 )
-from diffstride_torch.models.pooling import Placement, Pooling, Stride
+from diffstride_torch.models.pooling import NetworkOptions
 
 
 class PreActBlock(ResidualBlock):
@@ -40,7 +38,7 @@ class PreActBlock(ResidualBlock):
 
     Parameters
     ----------
-    in_channels, out_channels, stride, project, pooling, placement, convention, smoothness, limits
+    in_channels, out_channels, stride, project, placement, **options
         See `ResidualBlock`, which also says what the attributes are and what is refused.
     """
 
@@ -130,39 +128,14 @@ def _network(design: Design) -> PreActResNet:
     return PreActResNet(stem, blocks, design.num_classes)
 
 
-def small_resnet(
-    *,
-    pooling: Pooling = "diffstride",
-    placement: Placement = "before",
-    strides: Sequence[Stride | None] = (2.0, 2.0, 2.0),
-    convention: str = DEFAULT_CONVENTION,
-    smoothness: float | None = None,
-    limits: Limits | None = (None, None),
-    channels: Sequence[int] = (8, 16, 32, 64),
-    in_channels: int = 1,
-    num_classes: int = 10,
-) -> PreActResNet:
+def small_resnet(**options: Unpack[NetworkOptions]) -> PreActResNet:
     """Build a narrow residual network of downsampling blocks, for small images.
 
     Parameters
     ----------
-    pooling : {"conv", "spectral", "diffstride"}
-        How the blocks downsample, see `PreActBlock`.
-    placement : {"before", "after"}
-        Whether a block's layer comes before its first convolution or after it.
-    strides : sequence of float, pair of float or None
-        Stride of each block, initial where it is learnt; None: the block does not downsample.
-    convention : {"nominal", "paper", "tensorflow"}
-        Convention of the pooling layers.
-    smoothness : float, optional
-    limits : (lower, upper) or None
-        Width of the window's ramp and limits on the learnt strides, see `DiffStride2d`.
-    channels : sequence of int
-        Channels of the stem and then of each block: one more entry than `strides`.
-    in_channels : int
-        Channels of the images.
-    num_classes : int
-        Number of outputs.
+    **options
+        See `NetworkOptions`; there is no other stem. By default `strides` is (2, 2, 2), one for
+        each block, `channels` (8, 16, 32, 64), one more, and `in_channels` 1.
 
     Returns
     -------
@@ -181,40 +154,20 @@ def small_resnet(
     >>> net(torch.zeros(4, 1, 28, 28)).shape
     torch.Size([4, 10])
     """
-    entries = stride_entries(strides)
+    check_names("small_resnet", options, NetworkOptions.__annotations__.keys() - {"stem"})
+    strides = options.get("strides", (2.0, 2.0, 2.0))
+    entries = stride_entries(strides)  # type: ignore[arg-type]
     if not entries:
         raise ValueError("strides must have at least one entry, one for each block, got none")
     count = len(entries)
-    architecture = Architecture(stages=count, layers=1, counts=(count,), default_strides={})
-    return _network(
-        architecture.design(
-            pooling=pooling,
-            placement=placement,
-            strides=entries,
-            convention=convention,
-            smoothness=smoothness,
-            limits=limits,
-            stem="small",
-            channels=channels,
-            in_channels=in_channels,
-            num_classes=num_classes,
-        )
+    architecture = Architecture(
+        stages=count, layers=1, counts=(count,), default_strides={}, channels=(8, 16, 32, 64)
     )
+    given: NetworkOptions = {"in_channels": 1, **options, "strides": entries}
+    return _network(architecture.design(**given))
 
 
-def preact_resnet18(
-    *,
-    pooling: Pooling = "diffstride",
-    placement: Placement = "before",
-    strides: Strides | None = None,
-    convention: str = DEFAULT_CONVENTION,
-    smoothness: float | None = None,
-    limits: Limits | None = (None, None),
-    stem: StemKind = "small",
-    channels: Sequence[int] = (64, 64, 128, 256, 512),
-    in_channels: int = 3,
-    num_classes: int = 10,
-) -> PreActResNet:
+def preact_resnet18(**options: Unpack[NetworkOptions]) -> PreActResNet:
     """Build the pre-activation ResNet-18 of the authors' code.
 
     Theirs has ``convention="tensorflow", placement="after"``.
@@ -223,27 +176,10 @@ def preact_resnet18(
 
     Parameters
     ----------
-    pooling : {"conv", "spectral", "diffstride"}
-        How stem and blocks downsample, see `PreActBlock`.
-    placement : {"before", "after"}
-        Whether a block's layer comes before its first convolution or after it. The small stem's
-        comes after in both.
-    strides : sequence of float, pair of float or None, length 5, 4 or 3, optional
-        Stride of each place, initial where it is learnt; `diffstride_torch.models` explains the
-        order. By default (1, None, 2, 2, 2), and (1, 2, 2, 2) with ``stem="imagenet"``.
-    convention : {"nominal", "paper", "tensorflow"}
-        Convention of the pooling layers.
-    smoothness : float, optional
-    limits : (lower, upper) or None
-        Width of the window's ramp and limits on the learnt strides, see `DiffStride2d`.
-    stem : {"small", "imagenet"}
-        A 3x3 convolution, or a 7x7 convolution of stride 2 and 3x3 max pooling of stride 2.
-    channels : sequence of int, length 5
-        Channels of the stem and of each stage.
-    in_channels : int
-        Channels of the images.
-    num_classes : int
-        Number of outputs.
+    **options
+        See `NetworkOptions`; `strides` has 5, 4 or 3 entries, `channels` 5. By default `strides`
+        is (1, None, 2, 2, 2), and (1, 2, 2, 2) with ``stem="imagenet"``; `stem` is "small",
+        `channels` (64, 64, 128, 256, 512), `in_channels` 3 and `num_classes` 10.
 
     Returns
     -------
@@ -262,35 +198,11 @@ def preact_resnet18(
     >>> net(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 100])
     """
-    return _network(
-        RESNET18.design(
-            pooling=pooling,
-            placement=placement,
-            strides=strides,
-            convention=convention,
-            smoothness=smoothness,
-            limits=limits,
-            stem=stem,
-            channels=channels,
-            in_channels=in_channels,
-            num_classes=num_classes,
-        )
-    )
+    check_names("preact_resnet18", options, NetworkOptions.__annotations__.keys())
+    return _network(RESNET18.design(**options))
 
 
-def preact_resnet56(
-    *,
-    pooling: Pooling = "diffstride",
-    placement: Placement = "before",
-    strides: Strides | None = None,
-    convention: str = DEFAULT_CONVENTION,
-    smoothness: float | None = None,
-    limits: Limits | None = (None, None),
-    stem: StemKind = "small",
-    channels: Sequence[int] = (16, 16, 32, 64),
-    in_channels: int = 3,
-    num_classes: int = 10,
-) -> PreActResNet:
+def preact_resnet56(**options: Unpack[NetworkOptions]) -> PreActResNet:
     """Build the pre-activation ResNet-56 of the authors' code.
 
     Theirs has ``convention="tensorflow", placement="after"``.
@@ -300,13 +212,10 @@ def preact_resnet56(
 
     Parameters
     ----------
-    pooling, placement, convention, smoothness, limits, stem, in_channels, num_classes
-        As for `preact_resnet18`.
-    strides : sequence of float, pair of float or None, length 4, optional
-        Stride of the stem and of each stage, initial where it is learnt. By default (1, 1, 2, 2),
-        and (None, 1, 2, 2) with ``stem="imagenet"``.
-    channels : sequence of int, length 4
-        Channels of the stem and of each stage.
+    **options
+        See `NetworkOptions`; `strides` and `channels` have 4 entries. By default `strides` is
+        (1, 1, 2, 2), and (None, 1, 2, 2) with ``stem="imagenet"``; `stem` is "small", `channels`
+        (16, 16, 32, 64), `in_channels` 3 and `num_classes` 10.
 
     Returns
     -------
@@ -318,17 +227,5 @@ def preact_resnet56(
     TypeError, ValueError
         Naming the argument, its value and what is allowed.
     """
-    return _network(
-        RESNET56.design(
-            pooling=pooling,
-            placement=placement,
-            strides=strides,
-            convention=convention,
-            smoothness=smoothness,
-            limits=limits,
-            stem=stem,
-            channels=channels,
-            in_channels=in_channels,
-            num_classes=num_classes,
-        )
-    )
+    check_names("preact_resnet56", options, NetworkOptions.__annotations__.keys())
+    return _network(RESNET56.design(**options))

@@ -1,16 +1,16 @@
 """ResNet-18 in torchvision's form, with its names of parameters."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
-from diffstride_core.arguments import Limits
-from diffstride_core.conventions import DEFAULT_CONVENTION
+from diffstride_core.arguments import check_names
 from diffstride_torch.joining import convolve_and_pool
-from diffstride_torch.models.architecture import RESNET18, Design, Strides
-from diffstride_torch.models.blocks import ResidualBlock, ResidualNetwork, StemKind, convolution
-from diffstride_torch.models.pooling import Placement, Pooling
+from diffstride_torch.models.architecture import RESNET18, Design
+from diffstride_torch.models.blocks import ResidualBlock, ResidualNetwork, convolution
+from diffstride_torch.models.pooling import NetworkOptions
 
 
 class BasicBlock(ResidualBlock):
@@ -23,7 +23,7 @@ class BasicBlock(ResidualBlock):
 
     Parameters
     ----------
-    in_channels, out_channels, stride, project, pooling, placement, convention, smoothness, limits
+    in_channels, out_channels, stride, project, placement, **options
         See `ResidualBlock`, which also says what the attributes are and what is refused.
     """
 
@@ -118,19 +118,7 @@ def _network(design: Design) -> ResNet:
     return ResNet(design.stem(), design.max_pool(), design.stages(BasicBlock), design.num_classes)
 
 
-def resnet18(
-    *,
-    pooling: Pooling = "diffstride",
-    placement: Placement = "before",
-    strides: Strides | None = None,
-    convention: str = DEFAULT_CONVENTION,
-    smoothness: float | None = None,
-    limits: Limits | None = (None, None),
-    stem: StemKind = "imagenet",
-    channels: Sequence[int] = (64, 64, 128, 256, 512),
-    in_channels: int = 3,
-    num_classes: int = 1000,
-) -> ResNet:
+def resnet18(**options: Unpack[NetworkOptions]) -> ResNet:
     """Build ResNet-18 in torchvision's form.
 
     A stem and four stages of two post-activation blocks each; the first block of a stage
@@ -140,9 +128,8 @@ def resnet18(
 
     Parameters
     ----------
-    pooling, placement, strides, convention, smoothness, limits
-    stem, channels, in_channels, num_classes
-        As for `preact_resnet18`.
+    **options
+        As for `preact_resnet18`, but by default `stem` is "imagenet" and `num_classes` 1000.
 
     Returns
     -------
@@ -161,17 +148,6 @@ def resnet18(
     >>> net(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
-    return _network(
-        RESNET18.design(
-            pooling=pooling,
-            placement=placement,
-            strides=strides,
-            convention=convention,
-            smoothness=smoothness,
-            limits=limits,
-            stem=stem,
-            channels=channels,
-            in_channels=in_channels,
-            num_classes=num_classes,
-        )
-    )
+    check_names("resnet18", options, NetworkOptions.__annotations__.keys())
+    given: NetworkOptions = {"stem": "imagenet", "num_classes": 1000, **options}
+    return _network(RESNET18.design(**given))
