@@ -71,7 +71,7 @@ class ByteBoundCache(Generic[R]):
         self._size = size
         self.most_bytes, self.most_entries, self.nbytes = most_bytes, most_entries, 0
         # Least recently used first. An entry has its own key, by which it is found without
-        # comparing the arguments anew.
+        # comparing the arguments again.
         self._entries: OrderedDict[_Key, tuple[_Key, R, int]] = OrderedDict()
         self._renew_lock()
         # A child process must not wait for a thread that it does not have.

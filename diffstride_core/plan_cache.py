@@ -25,7 +25,7 @@ class _Entry:
 
     A flag that `PlanCache.plan` sets without reading it: a compiler such as torch.compile repeats
     in every compiled call what traced code writes, but makes what it reads a condition of the
-    compiled code, which would be compiled anew after a projection.
+    compiled code, which would be recompiled after a projection.
     """
 
     plan: Plan
@@ -38,7 +38,7 @@ class PlanCache:
     A plan stays valid while the strides stay as they were read last. Frameworks whose layers hold
     their strides call `refresh` before each use, with a token that tells, without reading device
     memory, that no stride has changed; when it differs, the strides are read once and the plans of
-    all sizes seen are made anew. Frameworks that compile a function for what is static in its
+    all sizes seen are rebuilt. Frameworks that compile a function for what is static in its
     arguments leave a cache as it is and replace it by a `refreshed` one: two caches are equal if
     they hold the same plan for every size that either has seen, so that a compiled function serves
     until a size changes.
@@ -140,7 +140,7 @@ class PlanCache:
             return self
         other = PlanCache(self._settings, self._entries, self._strides)
         other._plans, other._bounds = self._plans, self._bounds
-        other.update(None, strides)  # Which leaves the entries as they are and makes its own.
+        other.update(None, strides)  # replaces the entries, and leaves ours as they are
         return other
 
     def plan(self, shape: Sequence[int]) -> Plan:

@@ -400,7 +400,7 @@ class SpectralPool(eqx.Module):
 def replan(model: ModelT) -> ModelT:
     """Return a model whose output sizes follow its strides; call it outside `equinox.filter_jit`.
 
-    All strides are read in one transfer. A function compiled with the model is compiled anew at its
+    All strides are read in one transfer. A function compiled with the model is recompiled at its
     next call if an output size has changed, and only then.
 
     Parameters

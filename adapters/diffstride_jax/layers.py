@@ -134,7 +134,7 @@ def convolve_and_downsample(
         bias_shape=None if bias is None else bias.shape,
         **options,
     )
-    # The convolution keeps the size of its input, which so is the one that the layer sees.
+    # The convolution keeps the size of its input, so the layer sees that size.
     resize = current_plan(plans, x.shape, strides)
     if placement == "before":
         return convolve(FUNCTIONAL.resample(resize, x, strides))
@@ -157,7 +157,7 @@ def penalty(plans: Sequence[PlanCache], strides: Sequence[jax.Array]) -> jax.Arr
 
 def current_plan(plans: PlanCache, shape: Sequence[int], strides: jax.Array) -> Plan:
     """Return the plan for an input: of the strides as they are, or while traced as last read."""
-    plan = plans.plan(checked_shape(shape))  # Which also notes that the layer has seen the size.
+    plan = plans.plan(checked_shape(shape))  # also records that the layer has seen the size
     values = BACKEND.host_values(strides)
     return plan if values is None else plans.refreshed(values).plan(shape)
 

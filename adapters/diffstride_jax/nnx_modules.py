@@ -64,7 +64,7 @@ class DiffStride(nnx.Module):
         after an optimiser's step.
     plans : PlanCache
         Static state: the output sizes that follow from the strides as they were read last, when the
-        layer was made and by `replan` or `project_strides` since. `nnx.jit` compiles anew exactly
+        layer was made and by `replan` or `project_strides` since. `nnx.jit` recompiles exactly
         when one of them differs.
 
     Raises
@@ -377,7 +377,7 @@ class SpectralPool(nnx.Module):
 def replan(model: nnx.Module) -> None:
     """Let the output sizes of a model's layers follow their strides; call it outside `nnx.jit`.
 
-    All strides are read in one transfer. A function compiled with the model is compiled anew at its
+    All strides are read in one transfer. A function compiled with the model is recompiled at its
     next call if an output size has changed, and only then.
 
     Parameters

@@ -1,4 +1,4 @@
-"""Layers that resize, and the convolutions in front of them that they can take into their hands."""
+"""Layers that resize, and the convolutions before them that they can evaluate together."""
 
 from __future__ import annotations
 

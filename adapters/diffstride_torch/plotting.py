@@ -66,7 +66,7 @@ def plot_windows(model: torch.nn.Module) -> Figure:
 
 
 def plot_stride_history(history: Sequence[StrideSummary]) -> Figure:
-    """Plot the way of a model's strides.
+    """Plot a model's strides over the training.
 
     Parameters
     ----------

@@ -32,7 +32,7 @@ class SharedCall:
         return SharedCall, (self._readers,)
 
     def forget(self) -> None:
-        """Make the next call anew."""
+        """Forget the result, so that the next call is made again."""
         self._last = None
 
     def __call__(self, reader: int, pool: nn.Module, x: torch.Tensor) -> torch.Tensor:

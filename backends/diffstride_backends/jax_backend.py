@@ -179,7 +179,7 @@ def _program_bytes(plain: bool, operation: Operation, plan: Plan | ConvPlan | La
         for axis, basis in zip(resize.axes, term, strict=True)
         if not axis.use_fft
     ]
-    # Two are kept in any case: compiling one of them anew at every call would take seconds.
+    # Two are kept in any case: recompiling one of them at every call would take seconds.
     return min(_PROGRAM_BYTES + _BYTES_PER_TABLE_ENTRY * sum(entries), _MOST_BYTES // 2)
 
 

@@ -41,7 +41,7 @@ class TorchKernels(Kernels):
     """PyTorch's products, in place and a part of a batch at a time on the host."""
 
     def memory_order(self, array: torch.Tensor) -> tuple[int, ...] | None:  # noqa: D102
-        # A compiler lays arrays out by itself, and cannot follow the question.
+        # A compiler chooses layouts itself, and cannot trace the question.
         if torch.compiler.is_compiling() or array.layout != torch.strided:
             return None
         rank = array.ndim
@@ -134,7 +134,7 @@ class TorchBackend(Backend[torch.Tensor]):
     def irfft(self, array: torch.Tensor, size: int, axis: int) -> torch.Tensor:  # noqa: D102
         if array.numel() == 0:
             return _without_entries(array, size, axis).real
-        # Which puts the transformed axis last in memory.
+        # irfft leaves the transformed axis last in memory.
         samples: torch.Tensor = torch.fft.irfft(array, n=size, dim=axis).contiguous()
         return samples
 

@@ -197,7 +197,7 @@ def draw_strides(
     layer_names: Sequence[str],
     axis_names: Sequence[str],
 ) -> None:
-    """Draw the way of strides: a colour per layer, a line style per axis, labels for a legend.
+    """Draw strides over training: a colour per layer, a line style per axis, labels for a legend.
 
     Parameters
     ----------

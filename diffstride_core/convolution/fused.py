@@ -212,7 +212,7 @@ class _Layout:
         shape.insert(len(shape) if place == -1 else place, conv.out_channels)
         self.output_shape = tuple(shape)
         # Of the whole batch, the largest array that is made at a time. Blocks have four times the
-        # usual size: each reads the weight anew, so that larger ones are worth leaving the cache.
+        # usual size: each reads the weight again, so that larger ones are worth leaving the cache.
         maps = batch * conv.in_channels
         made = [
             math.prod((maps, *self.output_sizes[:step], *sizes[step:]))

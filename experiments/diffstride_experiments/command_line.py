@@ -248,7 +248,7 @@ def run_script(group: type[Options], main: Callable[..., object]) -> None:
         usage = f"{Path(sys.argv[0]).name} [OPTIONS]"
         main(**dict(read_options(group, sys.argv[1:], usage)))
 
-    run_command(run, "Begin anew")
+    run_command(run, "Start again")
 
 
 def explanations(

@@ -15,7 +15,7 @@ __all__ = ["build_optimizer", "build_schedule"]
 
 
 def build_optimizer(network: nn.Module, options: Optimizer) -> torch.optim.Optimizer:
-    """Make the optimiser of a network, with a group of their own for the strides.
+    """Make the optimiser of a network, with a separate group for the strides.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ class Options(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
-        """Make one line of each docstring: the terminal breaks it anew."""
+        """Make one line of each docstring: the terminal wraps it."""
         super().__pydantic_init_subclass__(**options)
         for field in cls.model_fields.values():
             field.description = field.description and " ".join(field.description.split())

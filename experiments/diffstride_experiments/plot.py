@@ -1,4 +1,4 @@
-"""The figure of a run: accuracy, cost and the way of the strides."""
+"""The figure of a run: accuracy, cost and strides over the training."""
 
 from collections.abc import Sequence
 from io import BytesIO

@@ -38,7 +38,7 @@ def build_network(method: Method, config: Config, data: Data) -> ResidualNetwork
     method : Method
         How to downsample.
     config : Config
-        Options. The seed is set anew for every network, so that all methods begin with the same
+        Options. The seed is set for every network, so that all methods begin with the same
         weights.
     data : Data
         Samples, whose channels and classes it is for.

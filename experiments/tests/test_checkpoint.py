@@ -98,7 +98,7 @@ def test_checkpoint_of_another_training_is_refused(checkpoints, tmp_path):
 def test_nothing_but_damaged_checkpoints_is_an_error(checkpoints, tmp_path):
     for path in (tmp_path / "conv").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(ExperimentError, match="trains anew") as refused:
+    with pytest.raises(ExperimentError, match="starts again") as refused:
         checkpoints.load()
     assert str(refused.value).count("is damaged") == 2
     assert checkpoints.load() == (None, [])

@@ -1,4 +1,4 @@
-"""A strided operation made anew: at stride 1, with a DiffStride layer before or after it.
+"""A strided operation replaced by one of stride 1 with a DiffStride layer before or after it.
 
 Before it, a convolution runs on the map that the layer gives, at the resolution of its output.
 
@@ -98,7 +98,7 @@ class PoolDiffStride(nn.Module):
 
 
 def why_not_replaceable(module: nn.Module) -> str | None:
-    """Return why a strided convolution or pooling cannot be made anew; None if it can."""
+    """Return why a strided convolution or pooling cannot be replaced; None if it can."""
     if isinstance(module, AntiAliasingSpectralPool):
         return None
     if type(module) not in _REPLACEABLE:
@@ -123,7 +123,7 @@ def is_pointwise(module: nn.Module) -> bool:
 
 
 def why_not_before(module: nn.Module, output_size: Size) -> str | None:
-    """Return why a layer cannot stand before an operation that can be made anew; None if it can.
+    """Return why a layer cannot stand before a replaceable operation; None if it can.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def why_not_before(module: nn.Module, output_size: Size) -> str | None:
     return None
 
 
-def made_anew(module: nn.Module, pool: DiffStride, placement: str, method: str) -> nn.Module:
+def with_layer(module: nn.Module, pool: DiffStride, placement: str, method: str) -> nn.Module:
     """Return a strided operation at stride 1 with a DiffStride layer, sharing its parameters.
 
     Parameters

@@ -26,9 +26,9 @@ from diffstride_torch.network.costs import traced_multiply_adds
 from diffstride_torch.network.downsampling import (
     AntiAliasingSpectralPool,
     is_pointwise,
-    made_anew,
     why_not_before,
     why_not_replaceable,
+    with_layer,
 )
 from diffstride_torch.network.tracing import (
     Rehearsal,
@@ -264,7 +264,7 @@ def replace_downsampling(
                 done.stride, size_offset=done.size_offset, device=device, **options
             )
         done.layer = layers[key]
-        new[done.module] = made_anew(done.module, done.layer, done.placement, method)
+        new[done.module] = with_layer(done.module, done.layer, done.placement, method)
     _share_calls(replaced, new)
     undo = swap_modules(model, new)
     try:

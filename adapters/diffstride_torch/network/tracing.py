@@ -357,7 +357,7 @@ class Trace:
 def check_model(model: nn.Module) -> None:
     """Raise TypeError for what is no module, ValueError for one that has a part of its parameters.
 
-    Such a one cannot be copied, and its parts cannot be called but through it.
+    A distributed model cannot be copied, and its parts can only be called through it.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -688,7 +688,7 @@ def _called_kernel(node: fx.Node, shapes: dict[fx.Node, Size]) -> SlidingKernel 
 
 
 def _has_nodes(arguments: Any) -> bool:
-    """Return whether arguments hold what the model computes itself, sizes of maps as a rule."""
+    """Return whether arguments hold what the model computes itself, usually sizes of maps."""
     found: list[fx.Node] = []
     fx.node.map_arg(arguments, found.append)
     return bool(found)

@@ -9,7 +9,7 @@ __all__ = ["changed", "common"]
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
-    """Return options with some values changed, checked anew.
+    """Return options with some values changed, and check them.
 
     Parameters
     ----------
