@@ -12,7 +12,7 @@ from diffstride_experiments.data import Cifar, ImageFolder
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.methods import METHODS
 from diffstride_experiments.run import run
-from diffstride_experiments.studies import execution
+from diffstride_experiments.studies import execution, runner
 from diffstride_experiments.studies.bases import INPUT_SHAPES, base, check_samples
 from diffstride_experiments.studies.budget import fixed_grid
 from diffstride_experiments.studies.execution import comparison, run_study
@@ -310,7 +310,7 @@ def test_study_runs_once_and_goes_on_where_it_was_stopped(
         "conv",
     ]
     assert "5 outcomes" in (folder / "results.md").read_text()
-    assert execution._read(folder, STUDIES["robustness-digits"]) == outcomes
+    assert execution._read("against", folder) == outcomes
     shared = tomllib.loads((folder / "config.toml").read_text())
     assert "seed" not in shared
     assert "run_dir" not in shared
@@ -333,6 +333,17 @@ def test_study_runs_once_and_goes_on_where_it_was_stopped(
     assert [replace(o, seconds=0.0) for o in again] == [replace(o, seconds=0.0) for o in outcomes]
     changes = [path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp]
     assert changes == [lost]
+
+
+def test_runs_of_an_earlier_execution_are_taken_from_it(tiny_config, tmp_path):
+    cases = [Case(("row",), changed(tiny_config, methods=("conv",), seed=seed)) for seed in (1, 2)]
+    names = [runner._run_folder(tmp_path, case).name for case in cases]
+    earlier = [
+        replace(made_up(case), labels=("old",), run=n) for case, n in zip(cases, names, strict=True)
+    ]
+    found = run_cases(cases, tmp_path, 1, "tiny", earlier)
+    assert found == [replace(outcome, labels=("row",)) for outcome in earlier]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

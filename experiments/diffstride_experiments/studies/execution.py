@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -52,21 +52,30 @@ def run_study(options: StudyOptions, console: Console) -> list[Outcome]:
         folder, or a run fails.
     """
     study = STUDIES[options.name]
-    earlier = None if options.against is None else _read(options.against, study)
+    earlier = None if options.against is None else _read("against", options.against)
+    if earlier is not None and any(len(o.labels) != len(study.columns) for o in earlier):
+        raise ExperimentError(f"--against: {options.against} has outcomes of another study.")
+    known = [] if options.reuse is None else _read("reuse", options.reuse)
     folder = options.folder / study.name
     path = options.data.path
     config = base(study.data, path and path.resolve())
     if study.introduction is not None:
         console.print(study.introduction, markup=False)
     with locked(folder, "folder"):
-        outcomes = _run(study, config, options, console)
+        outcomes = _run(study, config, options, console, known)
     console.print(f"{folder / 'results.md'} has the tables.", markup=False, soft_wrap=True)
     if earlier is not None:
         console.print(comparison(outcomes, earlier), markup=False, soft_wrap=True)
     return outcomes
 
 
-def _run(study: Study, config: Config, options: StudyOptions, console: Console) -> list[Outcome]:
+def _run(
+    study: Study,
+    config: Config,
+    options: StudyOptions,
+    console: Console,
+    known: Sequence[Outcome],
+) -> list[Outcome]:
     """Run what has not been run yet and write all files."""
     folder = options.folder / study.name
     check_samples(config, study.data)
@@ -74,11 +83,11 @@ def _run(study: Study, config: Config, options: StudyOptions, console: Console) 
     cases = study.cases(config, seeds)
     # Studies share the runs that they have in common.
     runs = options.folder / "runs"
-    outcomes = run_cases(cases, runs, options.jobs, study.name)
+    outcomes = run_cases(cases, runs, options.jobs, study.name, known)
     if study.follow_up is not None:
         more = study.follow_up(config, seeds, outcomes)
         title = f"{study.name}, continued"
-        outcomes += run_cases(more, runs, options.jobs, title)
+        outcomes += run_cases(more, runs, options.jobs, title, known)
         cases += more
 
     report = study.report(outcomes)
@@ -89,7 +98,7 @@ def _run(study: Study, config: Config, options: StudyOptions, console: Console) 
         "config.toml": _shared_options(cases),
         "environment.json": json.dumps(_environment(options), indent=2) + "\n",
         "outcomes.jsonl": "".join(f"{json.dumps(asdict(outcome))}\n" for outcome in outcomes),
-        "results.md": _page(study, options, report, outcomes),
+        "results.md": _page(study, options, report, outcomes, {old.run for old in known}),
     }
     for name, text in texts.items():
         with replacing(folder / name) as file:
@@ -121,6 +130,7 @@ def _page(
     options: StudyOptions,
     report: Report,
     outcomes: Sequence[Outcome],
+    known: Collection[str],
 ) -> str:
     command = ["diffstride-study", study.name]
     if study.data != "digits":
@@ -132,6 +142,8 @@ def _page(
     longest = max(outcome.seconds for outcome in outcomes)
     total = sum(outcome.seconds for outcome in outcomes)
     seeds = {outcome.seed for outcome in outcomes}
+    reused = sum(outcome.run in known for outcome in outcomes)
+    origin = f"{reused} of the runs are from an earlier execution. " if reused else ""
     images = "\n\n".join(f"![{name}]({name}.png)" for name in report.figures)
     sentences = "".join(f"- {sentence}\n" for sentence in report.sentences)
     return (
@@ -139,7 +151,7 @@ def _page(
 
 `{shlex.join(command)}`: {len(outcomes)} runs of at most {longest:.0f} s on one thread,
 {total / 60:.0f} minutes of them together, {options.jobs} at a time.
-The seeds are {min(seeds)} to {max(seeds)}; numbers are mean ± standard deviation over them. Options
+{origin}The seeds are {min(seeds)} to {max(seeds)}; numbers are mean ± standard deviation over them. Options
 that all runs share: [config.toml](config.toml); each run's outcome:
 [outcomes.jsonl](outcomes.jsonl); versions: [environment.json](environment.json).
 
@@ -151,18 +163,15 @@ that all runs share: [config.toml](config.toml); each run's outcome:
     )
 
 
-def _read(folder: Path, study: Study) -> list[Outcome]:
+def _read(option: str, folder: Path) -> list[Outcome]:
     path = folder / "outcomes.jsonl"
     try:
         lines = path.read_bytes().splitlines()
-        outcomes = [TypeAdapter(Outcome).validate_json(line) for line in lines]
+        return [TypeAdapter(Outcome).validate_json(line) for line in lines]
     except (OSError, ValidationError) as error:
         raise ExperimentError(
-            f"--against: {path} has no outcomes of a study of this version."
+            f"--{option}: {path} has no outcomes of a study of this version."
         ) from error
-    if any(len(outcome.labels) != len(study.columns) for outcome in outcomes):
-        raise ExperimentError(f"--against: {path} has outcomes of another study.")
-    return outcomes
 
 
 def comparison(outcomes: Sequence[Outcome], earlier: Sequence[Outcome]) -> str:

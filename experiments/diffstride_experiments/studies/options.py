@@ -58,6 +58,10 @@ class StudyOptions(Options):
     jobs: PositiveInt = Field(le=1024, default_factory=lambda: min(os.cpu_count() or 1, 8))
     """Runs at a time, each with samples of its own in memory. Results do not depend on it."""
 
+    reuse: AnyPath | None = None
+    """Folder of results of a study: its runs with the same options and versions are not run again,
+    but taken from there."""
+
     against: AnyPath | None = None
     """Folder of another execution of the study: say how far the means are from its."""
 

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
@@ -12,7 +12,7 @@ from concurrent.futures import (
     ProcessPoolExecutor,
     wait,
 )
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from itertools import islice
 from multiprocessing import get_context, parent_process
@@ -37,7 +37,13 @@ from diffstride_experiments.studies.study import Case, Outcome
 __all__ = ["run_cases"]
 
 
-def run_cases(cases: Sequence[Case], folder: Path, jobs: int, title: str) -> list[Outcome]:
+def run_cases(
+    cases: Sequence[Case],
+    folder: Path,
+    jobs: int,
+    title: str,
+    earlier: Sequence[Outcome] = (),
+) -> list[Outcome]:
     """Run all cases that have not been run yet.
 
     Parameters
@@ -51,6 +57,8 @@ def run_cases(cases: Sequence[Case], folder: Path, jobs: int, title: str) -> lis
         Runs at a time.
     title : str
         What the progress bar is for.
+    earlier : sequence of Outcome
+        Of other executions: a run among them is not run again.
 
     Returns
     -------
@@ -66,7 +74,8 @@ def run_cases(cases: Sequence[Case], folder: Path, jobs: int, title: str) -> lis
         Case(case.labels, case.config.model_copy(update={"run_dir": _run_folder(folder, case)}))
         for case in cases
     ]
-    outcomes = {index: _finished(case) for index, case in enumerate(placed)}
+    known = {outcome.run: outcome for outcome in earlier}
+    outcomes = {index: _finished(case, known) for index, case in enumerate(placed)}
     missing = [index for index, outcome in outcomes.items() if outcome is None]
     with tqdm(total=len(placed), initial=len(placed) - len(missing), desc=title, unit="run") as bar:
         for index, outcome in _run(placed, missing, jobs):
@@ -82,8 +91,10 @@ def _run_folder(folder: Path, case: Case) -> Path:
     return folder / f"{method}-{seed}-{fingerprint(case.config)}-{digest(versions())[:8]}"
 
 
-def _finished(case: Case) -> Outcome | None:
+def _finished(case: Case, known: Mapping[str, Outcome]) -> Outcome | None:
     """Return the outcome of a case that was run to its end."""
+    if (outcome := known.get(case.config.run_dir.name)) is not None:
+        return replace(outcome, labels=case.labels)
     try:
         record = json.loads((case.config.run_dir / "results.json").read_text(encoding="utf-8"))
         (result,) = record["results"]

@@ -73,6 +73,8 @@ class Outcome:
         Time of training and evaluation.
     trajectory : tuple of Point
         Strides and cost from the first step to the last one, where they are learnt.
+    run : str
+        Name of the run's folder, which stands for its options and the versions it was made with.
     """
 
     labels: tuple[str, ...]
@@ -87,6 +89,7 @@ class Outcome:
     trained_multiply_adds: int
     seconds: float
     trajectory: tuple[Point, ...]
+    run: str = ""
 
     @classmethod
     def from_result(cls, case: Case, result: dict[str, Any]) -> Self:
@@ -112,6 +115,7 @@ class Outcome:
                 )
                 for point in result["trajectory"]
             ),
+            run=case.config.run_dir.name,
         )
 
     @property
