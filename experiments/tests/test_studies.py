@@ -338,9 +338,8 @@ def test_study_runs_once_and_goes_on_where_it_was_stopped(
 def test_runs_of_an_earlier_execution_are_taken_from_it(tiny_config, tmp_path):
     cases = [Case(("row",), changed(tiny_config, methods=("conv",), seed=seed)) for seed in (1, 2)]
     names = [runner._run_folder(tmp_path, case).name for case in cases]
-    earlier = [
-        replace(made_up(case), labels=("old",), run=n) for case, n in zip(cases, names, strict=True)
-    ]
+    old = [replace(made_up(case), labels=("old",)) for case in cases]
+    earlier = [replace(outcome, run=name) for outcome, name in zip(old, names, strict=True)]
     found = run_cases(cases, tmp_path, 1, "tiny", earlier)
     assert found == [replace(outcome, labels=("row",)) for outcome in earlier]
     assert list(tmp_path.iterdir()) == []

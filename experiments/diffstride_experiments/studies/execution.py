@@ -151,8 +151,8 @@ def _page(
 
 `{shlex.join(command)}`: {len(outcomes)} runs of at most {longest:.0f} s on one thread,
 {total / 60:.0f} minutes of them together, {options.jobs} at a time.
-{origin}The seeds are {min(seeds)} to {max(seeds)}; numbers are mean ± standard deviation over them. Options
-that all runs share: [config.toml](config.toml); each run's outcome:
+{origin}The seeds are {min(seeds)} to {max(seeds)}; numbers are mean ± standard deviation
+over them. Options that all runs share: [config.toml](config.toml); each run's outcome:
 [outcomes.jsonl](outcomes.jsonl); versions: [environment.json](environment.json).
 
 {images}
