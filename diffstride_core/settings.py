@@ -29,6 +29,26 @@ class ResizeOptions(WindowOptions, total=False):
     method: str
 
 
+class SizeOptions(TypedDict, total=False):
+    """The options of a resize that its output sizes depend on, see `diff_stride`."""
+
+    axes: int | Sequence[int]
+    smoothness: float | None
+    limits: Limits | None
+    cropping: bool
+    convention: str
+
+
+class ConvolutionOptions(WindowOptions, total=False):
+    """The options of a convolution and the resize after it, see `conv_diff_stride`."""
+
+    dilation: int | Sequence[int]
+    groups: int
+    padding_mode: str
+    channels_last: bool
+    method: str
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What a user chooses about a layer besides its strides.

@@ -12,7 +12,7 @@ from diffstride_backends.jax_backend import plain_autodiff as plain_autodiff
 
 from diffstride_core.arguments import Limits
 from diffstride_core.conventions import DEFAULT_CONVENTION
-from diffstride_core.settings import WindowOptions
+from diffstride_core.settings import ConvolutionOptions, SizeOptions
 
 Strides: TypeAlias = float | Sequence[float] | jax.Array
 
@@ -53,48 +53,16 @@ def conv_diff_stride(
     *,
     bias: jax.Array | None = None,
     sizes: Sequence[int] | None = None,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    padding_mode: str = "zeros",
-    channels_last: bool = False,
-    method: str = "auto",
-    **options: Unpack[WindowOptions],
+    **options: Unpack[ConvolutionOptions],
 ) -> jax.Array:
-    return FUNCTIONAL.conv_diff_stride(
-        x,
-        weight,
-        strides,
-        bias=bias,
-        sizes=sizes,
-        dilation=dilation,
-        groups=groups,
-        padding_mode=padding_mode,
-        channels_last=channels_last,
-        method=method,
-        **options,
-    )
+    return FUNCTIONAL.conv_diff_stride(x, weight, strides, bias=bias, sizes=sizes, **options)
 
 
 @documented("jax.Array")
 def output_sizes(
-    shape: Sequence[int],
-    strides: Strides,
-    *,
-    axes: int | Sequence[int] = (-2, -1),
-    smoothness: float | None = None,
-    limits: Limits | None = (None, None),
-    cropping: bool = True,
-    convention: str = DEFAULT_CONVENTION,
+    shape: Sequence[int], strides: Strides, **options: Unpack[SizeOptions]
 ) -> tuple[int, ...]:
-    return FUNCTIONAL.output_sizes(
-        shape,
-        strides,
-        axes=axes,
-        smoothness=smoothness,
-        limits=limits,
-        cropping=cropping,
-        convention=convention,
-    )
+    return FUNCTIONAL.output_sizes(shape, strides, **options)
 
 
 @documented("jax.Array")

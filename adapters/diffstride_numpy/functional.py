@@ -11,7 +11,7 @@ from diffstride_backends.protocol import HostArray, Pullback
 
 from diffstride_core.arguments import Limits
 from diffstride_core.conventions import DEFAULT_CONVENTION
-from diffstride_core.settings import ResizeOptions, WindowOptions
+from diffstride_core.settings import ConvolutionOptions, ResizeOptions, SizeOptions
 
 Strides: TypeAlias = float | Sequence[float] | HostArray
 
@@ -52,48 +52,16 @@ def conv_diff_stride(
     *,
     bias: HostArray | None = None,
     sizes: Sequence[int] | None = None,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    padding_mode: str = "zeros",
-    channels_last: bool = False,
-    method: str = "auto",
-    **options: Unpack[WindowOptions],
+    **options: Unpack[ConvolutionOptions],
 ) -> HostArray:
-    return FUNCTIONAL.conv_diff_stride(
-        x,
-        weight,
-        strides,
-        bias=bias,
-        sizes=sizes,
-        dilation=dilation,
-        groups=groups,
-        padding_mode=padding_mode,
-        channels_last=channels_last,
-        method=method,
-        **options,
-    )
+    return FUNCTIONAL.conv_diff_stride(x, weight, strides, bias=bias, sizes=sizes, **options)
 
 
 @documented("numpy.ndarray")
 def output_sizes(
-    shape: Sequence[int],
-    strides: Strides,
-    *,
-    axes: int | Sequence[int] = (-2, -1),
-    smoothness: float | None = None,
-    limits: Limits | None = (None, None),
-    cropping: bool = True,
-    convention: str = DEFAULT_CONVENTION,
+    shape: Sequence[int], strides: Strides, **options: Unpack[SizeOptions]
 ) -> tuple[int, ...]:
-    return FUNCTIONAL.output_sizes(
-        shape,
-        strides,
-        axes=axes,
-        smoothness=smoothness,
-        limits=limits,
-        cropping=cropping,
-        convention=convention,
-    )
+    return FUNCTIONAL.output_sizes(shape, strides, **options)
 
 
 @documented("numpy.ndarray")
@@ -154,26 +122,9 @@ def conv_diff_stride_with_pullback(
     *,
     bias: HostArray | None = None,
     sizes: Sequence[int] | None = None,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    padding_mode: str = "zeros",
-    channels_last: bool = False,
-    method: str = "auto",
-    **options: Unpack[WindowOptions],
+    **options: Unpack[ConvolutionOptions],
 ) -> tuple[HostArray, Pullback[HostArray]]:
-    return WITH_PULLBACK.conv_diff_stride(
-        x,
-        weight,
-        strides,
-        bias=bias,
-        sizes=sizes,
-        dilation=dilation,
-        groups=groups,
-        padding_mode=padding_mode,
-        channels_last=channels_last,
-        method=method,
-        **options,
-    )
+    return WITH_PULLBACK.conv_diff_stride(x, weight, strides, bias=bias, sizes=sizes, **options)
 
 
 @documented("numpy.ndarray")

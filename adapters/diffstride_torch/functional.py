@@ -13,7 +13,7 @@ from diffstride_backends.torch_private import check_not_traced
 
 from diffstride_core.arguments import Limits
 from diffstride_core.conventions import DEFAULT_CONVENTION
-from diffstride_core.settings import WindowOptions
+from diffstride_core.settings import ConvolutionOptions, SizeOptions
 
 Strides: TypeAlias = float | Sequence[float] | torch.Tensor
 
@@ -55,49 +55,17 @@ def conv_diff_stride(
     *,
     bias: torch.Tensor | None = None,
     sizes: Sequence[int] | None = None,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    padding_mode: str = "zeros",
-    channels_last: bool = False,
-    method: str = "auto",
-    **options: Unpack[WindowOptions],
+    **options: Unpack[ConvolutionOptions],
 ) -> torch.Tensor:
     check_not_traced()
-    return FUNCTIONAL.conv_diff_stride(
-        x,
-        weight,
-        strides,
-        bias=bias,
-        sizes=sizes,
-        dilation=dilation,
-        groups=groups,
-        padding_mode=padding_mode,
-        channels_last=channels_last,
-        method=method,
-        **options,
-    )
+    return FUNCTIONAL.conv_diff_stride(x, weight, strides, bias=bias, sizes=sizes, **options)
 
 
 @documented("torch.Tensor")
 def output_sizes(
-    shape: Sequence[int],
-    strides: Strides,
-    *,
-    axes: int | Sequence[int] = (-2, -1),
-    smoothness: float | None = None,
-    limits: Limits | None = (None, None),
-    cropping: bool = True,
-    convention: str = DEFAULT_CONVENTION,
+    shape: Sequence[int], strides: Strides, **options: Unpack[SizeOptions]
 ) -> tuple[int, ...]:
-    return FUNCTIONAL.output_sizes(
-        shape,
-        strides,
-        axes=axes,
-        smoothness=smoothness,
-        limits=limits,
-        cropping=cropping,
-        convention=convention,
-    )
+    return FUNCTIONAL.output_sizes(shape, strides, **options)
 
 
 @documented("torch.Tensor")

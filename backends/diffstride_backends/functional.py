@@ -16,7 +16,6 @@ from diffstride_backends.prepare import (
 )
 from diffstride_backends.protocol import ArrayT, Attach, Backend
 from diffstride_core.arguments import (
-    Limits,
     axis_sizes,
     check_names,
     check_strides,
@@ -35,7 +34,7 @@ from diffstride_core.operation import Operation
 from diffstride_core.plan import Bounds, Plan
 from diffstride_core.planning import authors_strides, plan_pool, plan_resize
 from diffstride_core.resample import RESAMPLE
-from diffstride_core.settings import ResizeOptions, WindowOptions, make_settings
+from diffstride_core.settings import ResizeOptions, SizeOptions, WindowOptions, make_settings
 
 ResultT = TypeVar("ResultT")
 
@@ -182,25 +181,11 @@ class Functional(Generic[ArrayT, ResultT]):
         return self._attach(self._backend, operation, plan, x, weight, strides, bias)
 
     def output_sizes(
-        self,
-        shape: Sequence[int],
-        strides: Any,
-        *,
-        axes: int | Sequence[int] = (-2, -1),
-        smoothness: float | None = None,
-        limits: Limits | None = (None, None),
-        cropping: bool = True,
-        convention: str = DEFAULT_CONVENTION,
+        self, shape: Sequence[int], strides: Any, **options: Unpack[SizeOptions]
     ) -> tuple[int, ...]:
         """Return the sizes that `diff_stride` gives along the resized axes."""
+        check_names("output_sizes", options, _SIZE_OPTIONS)
         checked = checked_strides(self._backend, strides)
-        options = {
-            "axes": axes,
-            "smoothness": smoothness,
-            "limits": limits,
-            "cropping": cropping,
-            "convention": convention,
-        }
         return planned(self._backend, checked_shape(shape), checked, None, options).output_sizes
 
     def spectral_resize(
@@ -278,4 +263,5 @@ class Functional(Generic[ArrayT, ResultT]):
 
 
 _WINDOW_OPTIONS = frozenset(WindowOptions.__annotations__)
+_SIZE_OPTIONS = frozenset(SizeOptions.__annotations__)
 _RESIZE_OPTIONS = frozenset(ResizeOptions.__annotations__)

@@ -184,7 +184,7 @@ def test_every_public_convention_has_the_default():
             continue
         if "convention" in parameters and value.__name__ not in RECORDS:
             found[name] = parameters["convention"].default
-    assert len(found) > 28
+    assert len(found) > 20
     others = {name for name, default in found.items() if default != DEFAULT_CONVENTION}
     assert others == REPRODUCTIONS
 
