@@ -1,4 +1,4 @@
-"""Which learning rate of the strides serves every start? On held-out training images."""
+"""Which stride rate, schedule and smoothness serve every start? On held-out training images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +29,8 @@ ADAMW = {
 TRAININGS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "SGD, one-cycle": ({}, (0.1, 0.3, 1.0)),
     "SGD, cosine": ({"optimizer.schedule": "cosine"}, (0.3,)),
+    "SGD, one-cycle, smoothness 0.5": ({"model.smoothness": 0.5}, (0.3,)),
+    "SGD, one-cycle, smoothness 1": ({"model.smoothness": 1.0}, (0.3,)),
     "AdamW, one-cycle": (ADAMW, (0.01, 0.03, 0.1)),
 }
 WEIGHTS = (0.03, 0.1, 0.3, 1.0)
