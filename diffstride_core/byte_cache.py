@@ -7,7 +7,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from functools import update_wrapper
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -19,6 +20,16 @@ MOST_BYTES = 64 * 2**20
 A network's tables and factors take a few megabytes; those of one axis of two thousand samples take
 tens.
 """
+
+
+class CacheInfo(NamedTuple):
+    """What a cache keeps, and how often it had to compute."""
+
+    entries: int
+    nbytes: int
+    misses: int
+    most_entries: int
+    most_bytes: int
 
 
 class _Key(list[Hashable]):
@@ -69,7 +80,8 @@ class ByteBoundCache(Generic[R]):
     ) -> None:
         update_wrapper(self, function)
         self._size = size
-        self.most_bytes, self.most_entries, self.nbytes = most_bytes, most_entries, 0
+        self.most_bytes, self.most_entries = most_bytes, most_entries
+        self.nbytes = self._misses = 0
         # Least recently used first. An entry has its own key, by which it is found without
         # comparing the arguments again.
         self._entries: OrderedDict[_Key, tuple[_Key, R, int]] = OrderedDict()
@@ -77,6 +89,8 @@ class ByteBoundCache(Generic[R]):
         # A child process must not wait for a thread that it does not have.
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._renew_lock)
+        module = function.__module__.rpartition(".")[-1]
+        CACHES[f"{module}.{function.__qualname__.lstrip('_')}"] = self
 
     def __call__(self, *args: Hashable) -> R:
         """Return what is kept for the arguments, or call the function."""
@@ -86,6 +100,7 @@ class ByteBoundCache(Generic[R]):
             if found is not None:
                 self._entries.move_to_end(found[0])
                 return found[1]
+            self._misses += 1
         value = self.__wrapped__(*args)
         size = _bytes(value, set()) if self._size is None else self._size(*args)
         if size <= self.most_bytes:
@@ -99,11 +114,18 @@ class ByteBoundCache(Generic[R]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def cache_clear(self) -> None:
+    def clear(self) -> None:
         """Keep nothing of what was kept."""
         with self._lock:
             self._entries.clear()
             self.nbytes = 0
+
+    def info(self) -> CacheInfo:
+        """Return what is kept, and how often the function had to be called."""
+        with self._lock:
+            return CacheInfo(
+                len(self._entries), self.nbytes, self._misses, self.most_entries, self.most_bytes
+            )
 
     def _keep(self, key: _Key, value: R, size: int) -> None:
         if key in self._entries:  # from another thread
@@ -116,6 +138,10 @@ class ByteBoundCache(Generic[R]):
 
     def _renew_lock(self) -> None:
         self._lock = threading.Lock()
+
+
+CACHES: WeakValueDictionary[str, ByteBoundCache[Any]] = WeakValueDictionary()
+"""Those that there are, by module and function, such as ``"bases.tables"``."""
 
 
 def _bytes(value: Any, counted: set[int]) -> int:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffstride_backends.functional import Functional, SeparateEvaluation
+from diffstride_backends.jax_private import varying_axes
 from diffstride_backends.plain import PlainAutodiff
 from diffstride_backends.protocol import (
     Backend,
@@ -198,8 +199,9 @@ def _varying_together(arrays: tuple[jax.Array | None, ...]) -> list[jax.Array | 
     Under `jax.shard_map` a stride can be the same on all devices while the batch is not. JAX adds
     its gradient up over the devices, but not inside a custom derivative.
     """
-    varying = [frozenset() if array is None else jax.typeof(array).mat.varying for array in arrays]
-    together = frozenset().union(*varying)
+    nowhere: frozenset[str] = frozenset()
+    varying = [nowhere if array is None else varying_axes(array) for array in arrays]
+    together = nowhere.union(*varying)
     return [
         None
         if array is None

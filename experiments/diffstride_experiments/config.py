@@ -489,6 +489,8 @@ def fingerprint(config: Config) -> str:
     That is the options, what the methods are, and how samples are read.
     """
     deciding = _deciding(config)
+    if all(METHODS[name].pooling != "diffstride" for name in config.methods):
+        deciding["model.smoothness"] = None  # no window has it
     methods = [asdict(METHODS[name]) for name in config.methods]
     deciding["methods"] = [{**method, "label": None} for method in methods]
     if config.data.reading:

@@ -11,7 +11,7 @@ from diffstride_conformance.selection import paired_cases, representative_cases
 from support.amounts import quick_every, quick_where
 from support.subjects import CONVOLVING, EAGER, subject
 
-from diffstride_core import kernels
+from diffstride_core.testing import block_elements
 
 # The quick tests go through these, and through fewer where each is compiled.
 SELECTED = representative_cases()
@@ -56,9 +56,9 @@ def test_every_case(case, name, dtype):
 
 
 @over_cases_offered(["numpy", "torch"], SELECTED)
-def test_case_in_blocks(name, case, monkeypatch):
-    monkeypatch.setattr(kernels, "BLOCK_ELEMENTS", 1)
-    assert run_case(subject(name), case, "float64")
+def test_case_in_blocks(name, case):
+    with block_elements(1):
+        assert run_case(subject(name), case, "float64")
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,20 @@ import copy
 import dataclasses
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 import scipy.signal
-from diffstride_backends import jax_backend, registry, torch_backend
+from diffstride_backends import registry
 from support.core_plans import CLEAN, FRAMEWORKS, make_plan, numpy_with_pullback
 
-from diffstride_core import bases, byte_cache, host
+from diffstride_core import bases, byte_cache
 from diffstride_core.planning import (
     fft_from_size,
     plan_resize,
 )
+from diffstride_core.testing import cache_info, cache_limit, clear_caches
 
 pytestmark = pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")
 
@@ -93,8 +95,7 @@ def test_fft_axes_build_no_table(monkeypatch, name, shape, options, expected):
         return original(basis)
 
     monkeypatch.setattr(bases, "tables", recorded)
-    for cache in (host.factors, torch_backend._factors):
-        cache.cache_clear()
+    clear_caches()
     x = framework.backend.from_host(np.ones(shape), "float64")
     y, pullback = framework.with_pullback.diff_stride(x, (2.0, 2.0), **options)
     pullback(y)
@@ -102,61 +103,59 @@ def test_fft_axes_build_no_table(monkeypatch, name, shape, options, expected):
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
-def test_operators_are_made_anew_only_for_new_strides(monkeypatch, name):
+def test_operators_are_made_anew_only_for_new_strides(name):
     framework = registry.get(name)
-    made = []
+    clear_caches()
+    before = cache_info()["host.factors"].misses
 
-    def recorded(self, basis, like, original=host._HostOps.tables):
-        made.append(basis.size)
-        return original(self, basis, like)
+    def made():
+        return cache_info()["host.factors"].misses - before
 
-    monkeypatch.setattr(host._HostOps, "tables", recorded)
-    for cache in (host.factors, torch_backend._factors):
-        cache.cache_clear()
     x = framework.backend.from_host(np.ones((3, 40, 36)), "float64")
     strides = framework.backend.from_host(np.array([2.0, 1.5]), "float64")
     for _ in range(3):
         y, pullback = framework.with_pullback.diff_stride(x, strides)
         pullback(y)
-    assert sorted(made) == [36, 36, 40, 40]  # matrix and ramp of each axis
+    assert made() == 2  # the matrices of all axes, and their ramps
     framework.with_pullback.diff_stride(x, strides * 1.001)
-    assert sorted(made) == [36, 36, 36, 40, 40, 40]
+    assert made() == 3
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
-def test_operators_are_kept_within_bytes(name, monkeypatch):
+def test_operators_are_kept_within_bytes(name):
     functional, backend = registry.get(name).functional, registry.get(name).backend
     x, weight = (backend.from_host(np.ones(s), "float32") for s in ((1, 1, 1000), (1, 1, 3)))
-    for cache in (host.factors, torch_backend._factors):
-        cache.cache_clear()
-    kept = (host.factors, torch_backend._factors) if name == "torch" else (host.factors,)
-    for cache in kept:
-        assert cache.most_bytes <= 2**26
-        monkeypatch.setattr(cache, "most_bytes", 2**24)
-    for step in range(5):
-        functional.conv_diff_stride(x, weight, 2 + 1e-4 * step, method="fused")
-        for cache in kept:
-            assert 2**22 < cache.nbytes < 2**24
-    assert len(host.factors) < 5
+    clear_caches()
+    caches = ["host.factors", *(["torch_backend.factors"] if name == "torch" else [])]
+    with ExitStack() as stack:
+        for cache in caches:
+            assert cache_info()[cache].most_bytes <= 2**26
+            stack.enter_context(cache_limit(cache, 2**24))
+        for step in range(5):
+            functional.conv_diff_stride(x, weight, 2 + 1e-4 * step, method="fused")
+            for cache in caches:
+                assert 2**22 < cache_info()[cache].nbytes < 2**24
+    assert cache_info()["host.factors"].entries < 5
 
 
 def test_tables_are_kept_but_not_for_ever():
     basis = bases.AxisBasis(13, 6, bases.half_spectrum)
     assert bases.tables(basis)[0] is bases.tables(dataclasses.replace(basis))[0]
 
-    torch = torch_backend.torch
-    float64, cpu = torch.float64, torch.device("cpu")
-    for cache, rest in (
-        (bases.tables, ()),
-        (torch_backend._tables, (float64, cpu)),
-        (jax_backend._tables, ("float64",)),
-    ):
-        assert cache.most_bytes <= 2**26
-        cache.cache_clear()
-        for size in range(1, 2 * cache.most_entries):
-            cache(bases.AxisBasis(size, 1, first_bin), *rest)
-        assert len(cache) == cache.most_entries
-        cache.cache_clear()
+    clear_caches()
+    backends = [registry.get(name).backend for name in ("torch", "jax")]
+    likes = [backend.from_host(np.ones(1), "float32") for backend in backends]
+    caches = ("bases.tables", "torch_backend.tables", "jax_backend.tables")
+    most = max(cache_info()[cache].most_entries for cache in caches)
+    for size in range(1, 2 * most):
+        for backend, like in zip(backends, likes, strict=True):
+            backend.tables(bases.AxisBasis(size, 1, first_bin), like)
+    for cache in caches:
+        info = cache_info()[cache]
+        assert info.most_bytes <= 2**26
+        assert info.entries == info.most_entries
+    clear_caches()
+    assert all(cache_info()[cache].entries == 0 for cache in caches)
 
 
 def first_bin(size, output_size):
@@ -203,7 +202,7 @@ def test_a_cache_bounds_its_entries_and_can_be_cleared():
     for size in range(5):
         cache(size)
     assert len(cache) == 3
-    cache.cache_clear()
+    cache.clear()
     assert (len(cache), cache.nbytes) == (0, 0)
     cache(4)
     assert len(calls) == 6

@@ -29,6 +29,8 @@ from diffstride_torch import diff_stride as torch_diff_stride
 from support.amounts import quick_every
 from support.subjects import skip
 
+from diffstride_core.testing import cache_info
+
 pytestmark = pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")
 
 ROOT = Path(__file__).parents[3]
@@ -269,8 +271,7 @@ def test_default_streams_of_threads_are_told_apart(cupy, ds):
 
 
 def test_tables_are_bounded(fake):
-    backend = importlib.import_module("diffstride_backends.cupy_backend")
-    assert backend._tables.most_bytes <= 2**26
+    assert cache_info()["cupy_backend.tables"].most_bytes <= 2**26
 
 
 @pytest.mark.parametrize("options", [{}, {"convention": "paper"}, {"shared": True}, {"axes": 0}])

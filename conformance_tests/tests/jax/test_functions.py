@@ -1,7 +1,6 @@
 """The functions under JAX's transformations."""
 
 import gc
-import weakref
 from functools import partial
 
 import jax
@@ -27,6 +26,7 @@ from diffstride_core.convolution.plan import ConvPlan
 from diffstride_core.planning import plan_diff_stride
 from diffstride_core.resample import RESAMPLE
 from diffstride_core.settings import make_settings
+from diffstride_core.testing import cache_info, cache_limit, clear_caches
 
 
 @pytest.fixture(autouse=True)
@@ -66,32 +66,49 @@ def test_jit_needs_sizes_and_compiles_once_per_size():
         jax.jit(diff_stride)(x, jnp.asarray([2.0, 2.0]))
 
 
-def test_one_compilation_while_the_size_stays():
+def test_one_compilation_while_the_size_stays(caplog):
     x = random(3, 30, 26)
-    diff_stride(x, jnp.asarray([2.0, 2.0]))
-    before = dict(jax_backend._programs._entries)
-    compiled = [program._cache_size() for _, program, _ in before.values()]
+
+    def resize(stride):
+        with jax.log_compiles():
+            diff_stride(x, jnp.asarray([stride, stride]))
+
+    resize(2.0)
+    made = cache_info()["jax_backend.program"].misses
+    caplog.clear()
     for stride in (2.001, 2.002, 2.003):
-        diff_stride(x, jnp.asarray([stride, stride]))
-    assert jax_backend._programs._entries == before
-    assert [program._cache_size() for _, program, _ in before.values()] == compiled
+        resize(stride)
+    assert cache_info()["jax_backend.program"].misses == made
+    assert not caplog.records
+    resize(3.0)
+    assert any("ompiling" in record.message for record in caplog.records)
 
 
-def test_programs_are_kept_within_bytes(monkeypatch):
-    programs = jax_backend._programs
-    assert programs.most_bytes <= 2**27
-    programs.cache_clear()
+def test_programs_are_kept_within_bytes():
     x = random(1, 40)
+    clear_caches()
+    alive = len(compiled_programs())
     diff_stride(x, 2.0, axes=-1, method="matmul")
-    ((_, first, size),) = programs._entries.values()
+    kept = cache_info()["jax_backend.program"]
+    assert (kept.entries, kept.most_bytes <= 2**27) == (1, True)
     # Tables of 40 samples to 20, at least: what only lasts as long as the program.
-    assert size > 4 * 2 * 11 * (40 + 20)
-    first = weakref.ref(first)
-    monkeypatch.setattr(programs, "most_bytes", size)
-    diff_stride(x, 2.0, axes=-1, method="matmul", sizes=16)
-    assert len(programs) == 1
+    assert kept.nbytes > 4 * 2 * 11 * (40 + 20)
+    assert len(compiled_programs()) == alive + 1
+    with cache_limit("jax_backend.program", kept.nbytes):
+        diff_stride(x, 2.0, axes=-1, method="matmul", sizes=16)
+    assert cache_info()["jax_backend.program"].entries == 1
+    assert len(compiled_programs()) == alive + 1
+
+
+def compiled_programs():
+    """Return the compiled functions of the backend that are alive."""
     gc.collect()
-    assert first() is None
+    kind = type(jax.jit(abs))
+    return [
+        function
+        for function in gc.get_objects()
+        if type(function) is kind and function.__module__ == jax_backend.__name__
+    ]
 
 
 def test_programs_count_as_what_they_take_with_gradients():

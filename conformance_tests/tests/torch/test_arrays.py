@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from diffstride_backends import torch_backend
-from diffstride_backends.torch_backend import _tables
 from diffstride_torch import (
     complexity,
     diff_stride,
@@ -18,7 +17,7 @@ from support.torch_functions import each_engine
 from support.torch_values import assert_close, random, strides_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffstride_core import kernels
+from diffstride_core.testing import block_elements, clear_caches
 
 some_cannot_crop = pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")
 
@@ -81,7 +80,7 @@ def test_channels_last_stays_and_copies_nothing(rank):
 @pytest.mark.parametrize("convention", ["paper", "nominal", "tensorflow"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_large_batches_are_resized_in_blocks(convention, dtype, kind, monkeypatch):
+def test_large_batches_are_resized_in_blocks(convention, dtype, kind):
     x = random(7, 3, 12, 16).to(dtype, memory_format=kind).requires_grad_()
     s = strides_of(1.7, 2.4, requires_grad=True)
 
@@ -91,8 +90,9 @@ def test_large_batches_are_resized_in_blocks(convention, dtype, kind, monkeypatc
 
     whole = run()
     for elements in (1, 3 * 3 * 12 * 16, 6 * 3 * 12 * 16):
-        monkeypatch.setattr(kernels, "BLOCK_ELEMENTS", elements)
-        for part, expected in zip(run(), whole, strict=True):
+        with block_elements(elements):
+            parts = run()
+        for part, expected in zip(parts, whole, strict=True):
             assert part.dtype == expected.dtype
             assert part.stride() == expected.stride()
             torch.testing.assert_close(part, expected)
@@ -213,7 +213,7 @@ def test_strides_on_another_device_are_refused():
 def test_default_dtype_and_device_do_not_reach_inside():
     x, s = random(2, 12, 15), strides_of(1.7, 2.4)
     expected = diff_stride(x, s)
-    _tables.cache_clear()
+    clear_caches()
     torch.set_default_dtype(torch.float16)
     try:
         with torch.device("meta"):

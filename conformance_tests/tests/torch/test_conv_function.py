@@ -26,7 +26,7 @@ from support.torch_values import assert_close, loss, random, strides_of
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional
 
-from diffstride_core import kernels
+from diffstride_core.testing import block_elements
 
 # Forward-mode differentiation loads PyTorch's own scripted decompositions.
 forward_mode = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script.*` is deprecated")
@@ -322,7 +322,7 @@ def test_inputs_are_not_modified(name, method):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("name", ["2d", "groups-dilated-circular", "depthwise"])
-def test_large_batches_are_taken_in_blocks(name, kind, dtype, monkeypatch):
+def test_large_batches_are_taken_in_blocks(name, kind, dtype):
     shape, *others, options = CASES[name]
     arrays = tensors((7, *shape[1:]), *others, dtype=dtype)
     x = arrays[0].detach().to(memory_format=kind).requires_grad_()
@@ -334,8 +334,9 @@ def test_large_batches_are_taken_in_blocks(name, kind, dtype, monkeypatch):
 
     whole = run()
     for elements in (1, 3 * x[0].numel(), 10 * x[0].numel()):
-        monkeypatch.setattr(kernels, "BLOCK_ELEMENTS", elements)
-        for part, expected in zip(run(), whole, strict=True):
+        with block_elements(elements):
+            parts = run()
+        for part, expected in zip(parts, whole, strict=True):
             # Sums in another order, which bfloat16 rounds.
             limits = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 2**-7}
             assert_near(part, expected, limits[dtype])

@@ -1,6 +1,7 @@
 """The PyTorch functions: half precision, autocast, operations in place."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from diffstride_torch import (
 from support.torch_functions import each_engine
 from support.torch_values import assert_close, loss, random, strides_of
 
-from diffstride_core import kernels
+from diffstride_core.testing import block_elements
 
 HALF_CASES = [
     case for case in all_cases() if math.prod(case.shape) < 20000 and is_posed(case, "bfloat16")
@@ -71,8 +72,7 @@ def shifted_in_place(y):
 @each_engine
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "in blocks", "no batch"])
 @pytest.mark.parametrize("strides", [(1.7, 2.4), (1.0, 1.0)])
-def test_operations_in_place(layout, strides, method, monkeypatch):
-    monkeypatch.setattr(kernels, "BLOCK_ELEMENTS", 1 if layout == "in blocks" else 2**19)
+def test_operations_in_place(layout, strides, method):
     x, s = random(2, 3, 12, 15), strides_of(*strides, requires_grad=True)
     if layout == "channels_last":
         x = x.to(memory_format=torch.channels_last)
@@ -82,7 +82,8 @@ def test_operations_in_place(layout, strides, method, monkeypatch):
         # At strides of 1, the identity.
         return diff_stride(x, s, limits=None, convention="paper", method=method)
 
-    y, expected = shifted_in_place(f()), (f() + 1).relu()
+    with block_elements(1) if layout == "in blocks" else nullcontext():
+        y, expected = shifted_in_place(f()), (f() + 1).relu()
     assert_close(y, expected)
     for a, b in zip(
         torch.autograd.grad(loss(y), (x, s)),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffstride_backends.torch_backend import _tables
+from diffstride_backends import registry, torch_private
 from diffstride_torch import (
     NothingToCropWarning,
     complexity,
@@ -17,6 +17,7 @@ from support.torch_functions import each_engine
 from support.torch_values import assert_close, loss, random, strides_of
 
 from diffstride_core import bases, kernels
+from diffstride_core.testing import clear_caches
 
 # Dynamo's own way of tracing any autograd function, up to 2.13 at least.
 COMPILER_WARNING = (
@@ -129,7 +130,7 @@ def test_tables_made_in_another_mode_are_not_reused_outside_it(before):
         return (*torch.autograd.grad(gradient.sum(), s), *plain)
 
     expected = second_order()
-    _tables.cache_clear()
+    clear_caches()
     if before == "inference":
         with torch.inference_mode():
             f(x, s)
@@ -141,10 +142,10 @@ def test_tables_made_in_another_mode_are_not_reused_outside_it(before):
             torch.vmap(torch.func.grad(f), in_dims=(0, None))(x, s.detach())
     for size, out_size in ((12, 12), (15, 10)):
         basis = bases.AxisBasis(size, out_size, bases.half_spectrum)
-        for table in _tables(basis, torch.float64, torch.device("cpu")):
+        for table in registry.get("torch").backend.tables(basis, x):
             assert type(table) is torch.Tensor
             assert not table.is_inference()
-            assert not torch._C._functorch.is_functorch_wrapped_tensor(table)
+            assert not torch_private.is_transformed(table)
     for actual, wanted in zip(second_order(), expected, strict=True):
         assert type(actual) is torch.Tensor
         assert_close(actual, wanted)
@@ -334,7 +335,7 @@ def test_exported_equals_eager(strict):
         def forward(self, x):
             return diff_stride(x, self.s, sizes=(12, 10), method="matmul")
 
-    _tables.cache_clear()
+    clear_caches()
     model, x = Model(), random(2, 12, 15)
     exported = torch.export.export(model, (x,), strict=strict).module()
     y = model(x)

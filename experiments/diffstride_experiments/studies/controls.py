@@ -36,7 +36,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     LEARNT: {"methods": ("diffstride",)},
     HELD: {"methods": ("diffstride-held",)},
     BEHIND: {"methods": ("diffstride",), "model.placement": "after"},
-    PAPER: {"methods": ("diffstride-paper",)},
+    # Its smoothness counts frequencies.
+    PAPER: {"methods": ("diffstride-paper",), "model.smoothness": None},
 }
 FIXED: tuple[MethodName, ...] = ("conv", "spectral")
 WIDER = {method: f"{METHODS[method].label}, wider" for method in FIXED}
