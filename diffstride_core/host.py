@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffstride_core import bases
+from diffstride_core._namespace import namespace_of
 from diffstride_core.byte_cache import ByteBoundCache
 from diffstride_core.operation import MakeFactors
 from diffstride_core.operators import resize_operators
@@ -29,7 +30,7 @@ class _HostOps(ArrayOps):
         return bases.tables(basis)
 
 
-_HOST = _HostOps(np.empty(0))
+_HOST = _HostOps(namespace_of(np.empty(0)))
 
 
 @ByteBoundCache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from diffstride_core import bases
-from diffstride_core._namespace import device_of, namespace_of
+from diffstride_core._namespace import device_of
 from diffstride_core.kernels import Array as Array
 from diffstride_core.kernels import Kernels
 
@@ -21,8 +21,10 @@ class ArrayOps:
 
     Parameters
     ----------
-    example : array
-        Any array of the framework; gives the namespace.
+    xp : module
+        The array API namespace.
+    kernels : type
+        Of the products.
 
     Attributes
     ----------
@@ -35,8 +37,8 @@ class ArrayOps:
 
     reads_values = False
 
-    def __init__(self, example: Array, kernels: type[Kernels] = Kernels) -> None:
-        self.xp: Any = namespace_of(example)
+    def __init__(self, xp: Any, kernels: type[Kernels] = Kernels) -> None:
+        self.xp = xp
         self.kernels = kernels(self.xp)
         self._precise: dict[Any, Any] = {}
 

@@ -15,7 +15,7 @@ from diffstride_backends.protocol import (
     evaluate,
     pull_back,
 )
-from diffstride_core._namespace import device_of
+from diffstride_core._namespace import device_of, namespace_of
 from diffstride_core.arguments import check_float, check_plain
 from diffstride_core.kernels import Kernels
 from diffstride_core.operation import Operation
@@ -40,7 +40,7 @@ class EagerBackend(Backend[Any]):
     """
 
     def __init__(self, example: Any, kernels: type[Kernels] = Kernels) -> None:
-        super().__init__(example, kernels)
+        super().__init__(namespace_of(example), kernels)
         self._type: type = type(example)
         self._names = [name for name in _DTYPES if hasattr(self.xp, name)]
         self._floats = tuple(name for name in _FLOATS if name in self._names)

@@ -43,7 +43,8 @@ class JaxBackend(Backend[jax.Array]):
     """JAX arrays, concrete or traced."""
 
     def __init__(self) -> None:
-        super().__init__(jnp.empty(0))
+        # Without an array: the first one starts JAX's devices, before which users configure them.
+        super().__init__(jnp)
 
     def precise_dtype(self, array: jax.Array) -> Any:  # noqa: D102
         return jnp.result_type(float)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 import numpy as np
-import scipy.fft
 
 from diffstride_backends import eager
 from diffstride_backends.functional import Functional
@@ -51,11 +50,16 @@ class NumpyBackend(eager.EagerBackend):
     def unshared(self, strides: HostArray) -> HostArray:  # noqa: D102
         return np.array(self.native(strides))
 
-    # scipy.fft keeps float32; numpy.fft computes it in double precision.
+    # scipy.fft computes several lines at a time, numpy.fft one after another. It is imported where
+    # it is needed, since it takes longer to import than everything else here.
     def rfft(self, array: HostArray, axis: int) -> HostArray:  # noqa: D102
+        import scipy.fft
+
         return np.asarray(scipy.fft.rfft(array, axis=axis))
 
     def irfft(self, array: HostArray, size: int, axis: int) -> HostArray:  # noqa: D102
+        import scipy.fft
+
         return np.asarray(scipy.fft.irfft(array, n=size, axis=axis))
 
     def check_strides(self, strides: HostArray, like: HostArray | None) -> None:  # noqa: D102

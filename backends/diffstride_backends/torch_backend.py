@@ -24,6 +24,7 @@ from diffstride_backends.protocol import (
 )
 from diffstride_backends.registry import Framework
 from diffstride_core import bases, host
+from diffstride_core._namespace import namespace_of
 from diffstride_core.byte_cache import ByteBoundCache
 from diffstride_core.convolution.evaluation import EvaluationUnits
 from diffstride_core.convolution.plan import ConvPlan
@@ -93,7 +94,7 @@ class TorchBackend(Backend[torch.Tensor]):
     """PyTorch tensors on any device."""
 
     def __init__(self) -> None:
-        super().__init__(torch.empty(0), TorchKernels)
+        super().__init__(namespace_of(torch.empty(0)), TorchKernels)
 
     def precise_dtype(self, array: torch.Tensor) -> torch.dtype:  # noqa: D102
         return _precise_dtype(array.device.type)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffstride_core._namespace import namespace_of
 from diffstride_core.ops import ArrayOps
 from diffstride_core.plan import Plan
 from diffstride_core.planning import plan_diff_stride
@@ -40,7 +41,7 @@ Floats = NDArray[np.floating]
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#7F7F7F", "#000000"
 
-_OPS = ArrayOps(np.empty(0))
+_OPS = ArrayOps(namespace_of(np.empty(0)))
 
 
 @dataclass(frozen=True)

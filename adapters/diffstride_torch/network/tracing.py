@@ -22,7 +22,6 @@ from diffstride_backends.torch_backend import is_distributed
 from torch import fx, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride_core import NothingToCropWarning
 from diffstride_core.arguments import normalized_axes
@@ -525,6 +524,9 @@ class _Recorder(fx.Interpreter):
         super().__init__(module)
         self.shapes: dict[fx.Node, Size] = {}
         self.multiply_adds: dict[fx.Node, int] = {}
+        # It takes longer to import than everything else here.
+        from torch.utils.flop_counter import FlopCounterMode
+
         self._counter = FlopCounterMode(display=False)
 
     def run(self, *args: Any, **options: Any) -> Any:
