@@ -97,15 +97,25 @@ def integers(name: str, value: Any) -> tuple[int, ...]:
         # The order of the entries counts, and a set's is arbitrary.
         if isinstance(value, (*_TEXT, *_UNORDERED, np.ma.MaskedArray)):
             raise TypeError
-        entries = tuple(value) if several else (value,)
-        for entry in entries:
-            _check_number(entry)
-        integers = tuple(operator.index(entry) for entry in entries)
+        integers = tuple(map(_index, value)) if several else (_index(value),)
     except (TypeError, RuntimeError):  # RuntimeError: tensors that have no values
         raise TypeError(f"{name} must be an int or a sequence of ints, got {value!r}") from None
     if not integers:
         raise ValueError(f"{name} must have at least one entry, got {value!r}")
     return integers
+
+
+def integer(name: str, value: Any) -> int:
+    """Return an int."""
+    try:
+        return _index(value)
+    except (TypeError, RuntimeError):  # RuntimeError: tensors that have no values
+        raise TypeError(f"{name} must be an int, got {value!r}") from None
+
+
+def _index(value: Any) -> int:
+    _check_number(value)
+    return operator.index(value)
 
 
 def in_order(name: str, values: Any, entries: str) -> tuple[Any, ...]:

@@ -129,7 +129,10 @@ def _output_size(
     settings: Settings, size: int, stride: float, is_last: bool, size_offset: int
 ) -> int:
     own = settings.convention.output_size(size, settings.smoothness, stride, is_last)
-    return max(1, min(size, own + size_offset)) if size_offset else own
+    if not size_offset and settings.multiple_of == 1:
+        return own
+    raised = -(-max(1, own + size_offset) // settings.multiple_of) * settings.multiple_of
+    return min(size, raised)
 
 
 def size_jumps(

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from diffstride_core.arguments import METHODS, NORMS, Limits, checked_limits, integers, option, real
+from diffstride_core.arguments import (
+    METHODS,
+    NORMS,
+    Limits,
+    checked_limits,
+    integer,
+    integers,
+    option,
+    real,
+)
 from diffstride_core.conventions import CONVENTIONS, DEFAULT_CONVENTION, Convention
 from diffstride_core.plan import Bounds
 
@@ -18,6 +27,7 @@ class WindowOptions(TypedDict, total=False):
     smoothness: float | None
     limits: Limits | None
     cropping: bool
+    multiple_of: int
     norm: str | None
     convention: str
 
@@ -36,6 +46,7 @@ class SizeOptions(TypedDict, total=False):
     smoothness: float | None
     limits: Limits | None
     cropping: bool
+    multiple_of: int
     convention: str
 
 
@@ -65,6 +76,8 @@ class Settings:
     norm, method : str
     size_offset : tuple of int
         Per axis, what is added to the output size that follows from the stride.
+    multiple_of : int
+        Output sizes are raised to a multiple of it, as far as the input's size allows.
     """
 
     axes: tuple[int, ...]
@@ -75,6 +88,7 @@ class Settings:
     norm: str
     method: str
     size_offset: tuple[int, ...]
+    multiple_of: int
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `make_settings` that give these settings, as plain values.
@@ -82,6 +96,7 @@ class Settings:
         They can be written as JSON, and are keyword arguments of every framework's layers.
         """
         offset = {"size_offset": list(self.size_offset)} if any(self.size_offset) else {}
+        multiple = {"multiple_of": self.multiple_of} if self.multiple_of > 1 else {}
         return {
             "axes": list(self.axes),
             "smoothness": self.smoothness,
@@ -91,6 +106,7 @@ class Settings:
             "convention": self.convention.name,
             "method": self.method,
             **offset,
+            **multiple,
         }
 
     def layer_arguments(self, strides: Sequence[float]) -> dict[str, Any]:
@@ -114,6 +130,7 @@ def make_settings(
     smoothness: float | None = None,
     limits: Limits | None = (None, None),
     cropping: bool = True,
+    multiple_of: int = 1,
     norm: str | None = None,
     convention: str = DEFAULT_CONVENTION,
     method: str = "auto",
@@ -161,8 +178,32 @@ def make_settings(
     if len(offsets) == 1:
         offsets *= len(named)
     return Settings(
-        named, chosen, smoothness, checked_limits(limits), cropping, norm, method, offsets
+        named,
+        chosen,
+        smoothness,
+        checked_limits(limits),
+        cropping,
+        norm,
+        method,
+        offsets,
+        _checked_multiple(multiple_of, cropping, chosen),
     )
+
+
+def _checked_multiple(multiple_of: int, cropping: bool, convention: Convention) -> int:
+    multiple = integer("multiple_of", multiple_of)
+    if multiple < 1:
+        raise ValueError(f"multiple_of must be at least 1, got {multiple}")
+    if multiple > 1 and not cropping:
+        raise ValueError(
+            f"multiple_of must be 1 with cropping=False, which keeps the sizes, got {multiple}"
+        )
+    if multiple > 1 and not convention.has_free_sizes:
+        raise ValueError(
+            f"multiple_of must be 1 for convention {convention.name!r}, whose sizes are those of "
+            f"the authors' code, got {multiple}"
+        )
+    return multiple
 
 
 def declared_bounds(settings: Settings) -> Bounds:

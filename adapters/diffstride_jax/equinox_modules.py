@@ -54,7 +54,7 @@ class DiffStride(eqx.Module):
         spatial axis, ``axes=(-3, -2, -1)`` for three.
     shared : bool
         Learn one stride for all axes instead of one per axis.
-    smoothness, limits, cropping, norm, convention, method
+    smoothness, limits, cropping, multiple_of, norm, convention, method
         See `diff_stride`.
     size_offset : int or sequence of int
         Added to the output size that follows from a stride, within 1 to N: one per axis or one for
@@ -112,6 +112,7 @@ class DiffStride(eqx.Module):
         smoothness: float | None = None,
         limits: Limits | None = (None, None),
         cropping: bool = True,
+        multiple_of: int = 1,
         norm: str | None = None,
         convention: str = DEFAULT_CONVENTION,
         method: str = "auto",
@@ -126,6 +127,7 @@ class DiffStride(eqx.Module):
             smoothness=smoothness,
             limits=limits,
             cropping=cropping,
+            multiple_of=multiple_of,
             norm=norm,
             convention=convention,
             method=method,
@@ -208,7 +210,7 @@ class DiffStrideConv(eqx.nn.Conv):
         that without computing anything at full resolution. Choose it to reproduce the paper, or
         where the function must be that of a convolution at full resolution, low-pass filtered. By
         default "after" where `method` is "fused" or "separate", else "before".
-    shared, smoothness, limits, cropping, norm, convention
+    shared, smoothness, limits, cropping, multiple_of, norm, convention
         See `DiffStride`.
     key : jax.Array
         For the initial weight and bias.
@@ -261,6 +263,7 @@ class DiffStrideConv(eqx.nn.Conv):
         smoothness: float | None = None,
         limits: Limits | None = (None, None),
         cropping: bool = True,
+        multiple_of: int = 1,
         norm: str | None = None,
         convention: str = DEFAULT_CONVENTION,
         key: jax.Array,
@@ -296,6 +299,7 @@ class DiffStrideConv(eqx.nn.Conv):
             smoothness=smoothness,
             limits=limits,
             cropping=cropping,
+            multiple_of=multiple_of,
             norm=norm,
             convention=convention,
             dtype=strides_dtype("dtype", self.weight.dtype),

@@ -49,7 +49,7 @@ class DiffStride(nnx.Module):
         The axes to resize; by default height and width, which are in front of the channels.
     shared : bool
         Learn one stride for all axes instead of one per axis.
-    smoothness, limits, cropping, norm, convention, method
+    smoothness, limits, cropping, multiple_of, norm, convention, method
         See `diff_stride`.
     size_offset : int or sequence of int
         Added to the output size that follows from a stride, within 1 to N: one per axis or one for
@@ -99,6 +99,7 @@ class DiffStride(nnx.Module):
         smoothness: float | None = None,
         limits: Limits | None = (None, None),
         cropping: bool = True,
+        multiple_of: int = 1,
         norm: str | None = None,
         convention: str = DEFAULT_CONVENTION,
         method: str = "auto",
@@ -113,6 +114,7 @@ class DiffStride(nnx.Module):
             smoothness=smoothness,
             limits=limits,
             cropping=cropping,
+            multiple_of=multiple_of,
             norm=norm,
             convention=convention,
             method=method,
@@ -187,7 +189,7 @@ class DiffStrideConv(nnx.Conv):
         that without computing anything at full resolution. Choose it to reproduce the paper, or
         where the function must be that of a convolution at full resolution, low-pass filtered. By
         default "after" where `method` is "fused" or "separate", else "before".
-    shared, smoothness, limits, cropping, norm, convention
+    shared, smoothness, limits, cropping, multiple_of, norm, convention
         See `DiffStride`.
     dtype, kernel_init, bias_init
         See `nnx.Conv`.
@@ -235,6 +237,7 @@ class DiffStrideConv(nnx.Conv):
         smoothness: float | None = None,
         limits: Limits | None = (None, None),
         cropping: bool = True,
+        multiple_of: int = 1,
         norm: str | None = None,
         convention: str = DEFAULT_CONVENTION,
         dtype: Any = None,
@@ -284,6 +287,7 @@ class DiffStrideConv(nnx.Conv):
             smoothness=smoothness,
             limits=limits,
             cropping=cropping,
+            multiple_of=multiple_of,
             norm=norm,
             convention=convention,
             param_dtype=dtype_of_strides,

@@ -213,6 +213,7 @@ def explain(
     smoothness: float | None = None,
     limits: Limits | None = (None, None),
     cropping: bool = True,
+    multiple_of: int = 1,
     norm: str | None = None,
     convention: str = DEFAULT_CONVENTION,
     method: str = "auto",
@@ -223,7 +224,7 @@ def explain(
     ----------
     x : ndarray, shape (..., N_1, ..., N_d, ...)
         An image, a signal (with ``axes=-1``) or a batch of them.
-    strides, sizes, axes, smoothness, limits, cropping, norm, convention, method
+    strides, sizes, axes, smoothness, limits, cropping, multiple_of, norm, convention, method
         As for `diff_stride`.
     dy : ndarray, of the shape and dtype of the output, optional
         The derivative of a loss in the output. By default the output y itself, which is that of
@@ -270,6 +271,7 @@ def explain(
         "smoothness": smoothness,
         "limits": limits,
         "cropping": cropping,
+        "multiple_of": multiple_of,
         "norm": norm,
         "convention": convention,
         "method": method,

@@ -18,7 +18,7 @@ class DiffStride(EagerLayer[NDArray[Any]]):
         Initial strides, at least 1: one per resized axis or one for all.
     shared : bool
         Learn one stride for all axes instead of one per axis.
-    axes, smoothness, limits, cropping, norm, convention, method
+    axes, smoothness, limits, cropping, multiple_of, norm, convention, method
         See `diff_stride`.
     size_offset : int or sequence of int
         Added to the output size that follows from a stride, within 1 to N: one per axis or one for

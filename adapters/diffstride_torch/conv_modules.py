@@ -62,7 +62,7 @@ class DiffStrideConv(PooledConvolution):
         that without computing anything at full resolution. Choose it to reproduce the paper, or
         where the function must be that of a convolution at full resolution, low-pass filtered. By
         default "after" where `method` is "fused" or "separate", else "before".
-    smoothness, shared, limits, cropping, trainable, norm, convention
+    smoothness, shared, limits, cropping, multiple_of, trainable, norm, convention
         See `DiffStride`.
     device, dtype : optional
         Of all parameters; strides are never in half precision.
@@ -111,6 +111,7 @@ class DiffStrideConv(PooledConvolution):
         shared: bool = False,
         limits: Limits | None = (None, None),
         cropping: bool = True,
+        multiple_of: int = 1,
         trainable: bool = True,
         norm: str | None = None,
         convention: str = DEFAULT_CONVENTION,
@@ -128,6 +129,7 @@ class DiffStrideConv(PooledConvolution):
             shared=shared,
             limits=limits,
             cropping=cropping,
+            multiple_of=multiple_of,
             trainable=trainable,
             norm=norm,
             convention=convention,

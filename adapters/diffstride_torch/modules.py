@@ -92,6 +92,9 @@ class DiffStride(KeepsPrecision, Resize):
         Limits on the strides besides the built-in bounds; None switches those off too.
     cropping : bool
         False masks the spectrum without cropping it.
+    multiple_of : int
+        Output sizes are raised to the next multiple of it, as far as the input's size allows: for
+        hardware or later layers that need such sizes. Not in the tensorflow convention.
     trainable : bool
         Whether the strides require a gradient.
     norm, convention, method
@@ -126,10 +129,10 @@ class DiffStride(KeepsPrecision, Resize):
     too inside `torch.compile`, where the values are those of the last forward pass outside it or of
     the last `project_strides`.
 
-    A state dict holds convention, smoothness and size offset beside the strides, as extra state: a
-    tensor. To load a state that was saved with another convention, smoothness or offset is an
-    error, which leaves the layer as it was. A state without them, as of a version that did not save
-    them, is loaded with one warning for the whole model. Neither is reported as a missing key.
+    A state dict holds convention, smoothness, size offset and `multiple_of` beside the strides, as
+    extra state: a tensor. To load a state that was saved with others is an error, which leaves the
+    layer as it was. A state without them, as of a version that did not save them, is loaded with
+    one warning for the whole model. Neither is reported as a missing key.
     """
 
     rank: ClassVar[int]
@@ -142,6 +145,7 @@ class DiffStride(KeepsPrecision, Resize):
         shared: bool = False,
         limits: Limits | None = (None, None),
         cropping: bool = True,
+        multiple_of: int = 1,
         trainable: bool = True,
         norm: str | None = None,
         convention: str = DEFAULT_CONVENTION,
@@ -157,6 +161,7 @@ class DiffStride(KeepsPrecision, Resize):
             smoothness=smoothness,
             limits=limits,
             cropping=cropping,
+            multiple_of=multiple_of,
             norm=norm,
             convention=convention,
             method=method,
@@ -260,7 +265,7 @@ class DiffStride(KeepsPrecision, Resize):
 
     def _saved_arguments(self) -> dict[str, Any]:
         """Return the arguments without which the strides' values mean nothing."""
-        names = ("convention", "smoothness", "size_offset")
+        names = ("convention", "smoothness", "size_offset", "multiple_of")
         arguments = self.settings.arguments()
         return {name: arguments[name] for name in names if name in arguments}
 
@@ -330,6 +335,8 @@ class DiffStride(KeepsPrecision, Resize):
             shown.append(f"axes={settings.axes}")
         if any(settings.size_offset):
             shown.append(f"size_offset={settings.size_offset}")
+        if settings.multiple_of > 1:
+            shown.append(f"multiple_of={settings.multiple_of}")
         return ", ".join(shown)
 
     def _refresh(self) -> None:

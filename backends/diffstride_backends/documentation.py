@@ -103,6 +103,9 @@ limits : (lower, upper) or None
     switches the built-in bounds off too, but for S >= 1.
 cropping : bool
     False masks the spectrum without cropping it: the shape never changes.
+multiple_of : int
+    Output sizes are raised to the next multiple of it, as far as the input's size allows. The
+    window stays as it is. Not in the tensorflow convention.
 norm : {"forward", "ortho", "backward"}, optional
     Scale of the output: a constant stays that constant ("forward"), or is multiplied by
     the square root of ("ortho"), or by ("backward") the ratio of input and output size.
@@ -158,7 +161,7 @@ padding_mode : {"zeros", "circular"}
     What is beyond the border: zeros, or the other end of the map.
 channels_last : bool
     Whether x and the output are (..., N_1, ..., N_d, C) instead; the weight stays.
-smoothness, limits, cropping, norm, convention
+smoothness, limits, cropping, multiple_of, norm, convention
     As for `diff_stride`.
 method : {"auto", "fused", "separate"}
     "fused" adds up shifted resizes of the input at the output's resolution, "separate"
@@ -187,7 +190,7 @@ Parameters
 ----------
 shape : sequence of int
     Of the input.
-strides, axes, smoothness, limits, cropping, convention
+strides, axes, smoothness, limits, cropping, multiple_of, convention
     As for `diff_stride`; the strides must have concrete values.
 
 Returns

@@ -394,6 +394,22 @@ def _choices() -> Iterator[BadCall]:
             group.add(what, first, 2.0, error=TypeError, mentions=mentions, cropping=value)
         yield from group.calls
 
+        group = _Group(operation, "multiple_of")
+        for value, error, allowed in (
+            (0, ValueError, "be at least 1"),
+            (-8, ValueError, "be at least 1"),
+            (2.0, TypeError, "be an int"),
+            (True, TypeError, "be an int"),
+            (None, TypeError, "be an int"),
+            ((2, 2), TypeError, "be an int"),
+        ):
+            mentions = (f"multiple_of must {allowed}", f"got {value!r}")
+            group.add(repr(value), first, 2.0, error=error, mentions=mentions, multiple_of=value)
+        for others in ({"cropping": False}, {"convention": "tensorflow"}):
+            mentions = ("multiple_of must be 1", "got 4")
+            group.add(f"4 {others}", first, 2.0, mentions=mentions, multiple_of=4, **others)
+        yield from group.calls
+
 
 def _tensorflow() -> Iterator[BadCall]:
     group = _Group("diff_stride", "tensorflow")
@@ -610,6 +626,7 @@ def _convolutions() -> Iterator[BadCall]:
         yield from calls(argument, f"be one of {names}", *wrong, error=TypeError)
     yield from calls("channels_last", "be True or False", 1, 0, None, "yes", error=TypeError)
     yield from calls("cropping", "be True or False", 1, None, error=TypeError)
+    yield from calls("multiple_of", "be at least 1", 0)
     yield from calls("limits", "lower <= upper", (3.0, 2.0))
     yield from calls("smoothness", "above 0 and at most 1", 0.0, -1.0, 1.5, math.nan)
     yield from calls("smoothness", "finite number above 0", 0.0, convention="paper")

@@ -91,6 +91,7 @@ def all_cases() -> tuple[Case, ...]:
         *_complexities(),
         *_kernels(),
         *_convolutions(),
+        *_multiples(),
     ]
     names = [case.name for case in cases]
     assert len(set(names)) == len(names)
@@ -428,4 +429,26 @@ def _convolutions() -> Iterator[Case]:
             strides,
             has_bias=bool(rng.random() < 0.5),
             **options,
+        )
+
+
+def _multiples() -> Iterator[Case]:
+    """Output sizes raised to a multiple: to an even, an odd and the input's own size."""
+    for convention, method in itertools.product(("paper", "nominal"), ("matmul", "fft")):
+        for (size, stride), multiple in itertools.product(
+            ((33, 2.0), (32, 2.7), (21, 1.0), (24, 7.5)), (2, 3, 8)
+        ):
+            options: dict[str, Any] = {
+                "axes": (-1,),
+                "convention": convention,
+                "method": method,
+                "multiple_of": multiple,
+            }
+            yield _diff_stride("multiple", (2, size), (stride,), **options)
+        options = {"convention": convention, "method": method, "multiple_of": 4}
+        yield _diff_stride("multiple", (2, 3, 19, 30), (1.7, 2.6), **options)
+    for convention, method in itertools.product(("paper", "nominal"), ("fused", "separate")):
+        options = {"convention": convention, "method": method, "multiple_of": 4}
+        yield _conv_diff_stride(
+            "conv_multiple", (2, 3, 14, 17), (4, 3, 3, 3), (2.2, 1.6), has_bias=True, **options
         )

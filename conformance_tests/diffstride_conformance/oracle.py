@@ -290,6 +290,7 @@ def output_sizes(
     smoothness: float | None = None,
     limits: Limits | None = (None, None),
     cropping: bool = True,
+    multiple_of: int = 1,
     convention: Convention = "nominal",
 ) -> tuple[int, ...]:
     """Return the output size of each resized axis.
@@ -310,7 +311,8 @@ def output_sizes(
 
     the smallest even size whose Nyquist frequency ``M/2`` is at or above `q`.
 
-    The guards absorb the rounding of a float32 stride. ``cropping=False`` keeps ``M = N``.
+    The guards absorb the rounding of a float32 stride. ``cropping=False`` keeps ``M = N``. Where
+    sizes are to be multiples of `m`, the `M` above becomes ``min(N, m ceil(M/m))``.
 
     Parameters
     ----------
@@ -322,6 +324,8 @@ def output_sizes(
         The resized axes; for ``"tensorflow"`` height, then width.
     cropping : bool
         False for the full size (``"tensorflow"``: the full size with the width made even).
+    multiple_of : int
+        ``m``; 1 for ``"tensorflow"``.
 
     Returns
     -------
@@ -348,7 +352,10 @@ def output_sizes(
         else:
             q = N / (2 * S) + smoothness
             sizes.append(min(N, 2 * math.ceil(q - 1e-5 - 1e-7 * q)))
-    return tuple(sizes)
+    return tuple(
+        min(N, multiple_of * math.ceil(M / multiple_of))
+        for N, M in zip(sizes_in, sizes, strict=True)
+    )
 
 
 # --- Step 4: one matrix per axis --------------------------------------------------------------
@@ -432,6 +439,7 @@ def diff_stride(
     smoothness: float | None = None,
     limits: Limits | None = (None, None),
     cropping: bool = True,
+    multiple_of: int = 1,
     norm: Norm | None = None,
     convention: Convention = "nominal",
 ) -> Reference:
@@ -461,6 +469,8 @@ def diff_stride(
         ``"tensorflow"``.
     cropping : bool
         False to mask only, at the full size.
+    multiple_of : int
+        As for :func:`output_sizes`.
     norm : {"forward", "ortho", "backward"}, optional
         ``"forward"`` keeps a constant constant; ``"ortho"`` is that times ``prod sqrt(N/M)``,
         ``"backward"`` times ``prod N/M``. The convention's default if None.
@@ -488,6 +498,7 @@ def diff_stride(
         smoothness=smoothness,
         limits=limits,
         cropping=cropping,
+        multiple_of=multiple_of,
         convention=convention,
     )
     if convention == "tensorflow":

@@ -241,6 +241,6 @@ def _output_shape(case: Case, sizes: tuple[int, ...] | None) -> tuple[int, ...]:
 
 def sizing_options(case: Case) -> dict[str, Any]:
     """Return the axes, and those options of a case that ``output_sizes`` has too."""
-    names = ("smoothness", "limits", "cropping", "convention")
+    names = ("smoothness", "limits", "cropping", "multiple_of", "convention")
     known = {name: case.options[name] for name in names if name in case.options}
     return {"axes": case.axes, **known}

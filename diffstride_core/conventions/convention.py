@@ -22,11 +22,14 @@ class Convention(Window):
     name : str
     default_smoothness : float
     default_norm : str
+    has_free_sizes : bool
+        Whether sizes may be raised to a multiple.
     """
 
     name: ClassVar[str]
     default_smoothness: ClassVar[float]
     default_norm: ClassVar[str] = "forward"
+    has_free_sizes: ClassVar[bool] = True
 
     def check_smoothness(self, smoothness: float) -> None:
         """Raise ValueError unless the smoothness is one the convention allows."""

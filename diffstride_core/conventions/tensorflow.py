@@ -29,6 +29,7 @@ class TensorFlow(Convention):
     name = "tensorflow"
     default_smoothness = 4.0
     default_norm = "backward"
+    has_free_sizes = False
     has_fft = False
 
     def check_axis_count(self, axes: tuple[int, ...]) -> None:  # noqa: D102

@@ -39,6 +39,7 @@ OPTIONS = (
     {"stride": 3.0, "axes": (-3, -2), "limits": None, "cropping": False},
     {"stride": [2.0, 1.5], "axes": (1, 2), "convention": "tensorflow"},
     {"stride": [2.0, 1.75], "axes": (1, 2), "size_offset": (-1, 2)},
+    {"stride": 2.5, "axes": (1, 2), "multiple_of": 3},
 )
 
 

@@ -349,6 +349,28 @@ def test_bad_offsets(options, error, message):
         make_settings(axes=(-2, -1), **options)
 
 
+@pytest.mark.parametrize("convention", ["nominal", "paper"])
+@pytest.mark.parametrize("options", [{}, {"size_offset": -1}, {"limits": None}], ids=str)
+def test_sizes_are_raised_to_a_multiple(convention, options):
+    options = {"axes": (-2, -1), "convention": convention, **options}
+    settings = make_settings(multiple_of=4, **options)
+    for stride in (1.0, 1.3, 2.0, 2.3, 9.0):
+        own = make_plan((40, 41), (stride, stride), **options)
+        plan = make_plan((40, 41), (stride, stride), multiple_of=4, **options)
+        assert plan.output_sizes == tuple(
+            min(axis.size, 4 * math.ceil(axis.output_size / 4)) for axis in own.axes
+        )
+        for axis in plan.axes:
+            for end, jump in zip((0.0, math.inf), size_jumps(settings, axis, stride), strict=True):
+                if jump is not None:
+                    at, before = (
+                        make_plan((axis.size,) * 2, (s, s), multiple_of=4, **options).axes[-1]
+                        for s in (jump, math.nextafter(jump, stride))
+                    )
+                    assert at.output_size != before.output_size
+                    assert (jump < stride) == (end == 0.0)
+
+
 def test_size_jumps_where_no_stride_changes_the_size():
     (axis,) = make_plan((32,), (2.0,), cropping=False).axes
     assert size_jumps(make_settings(axes=(-1,), cropping=False), axis, 2.0) == (None, None)

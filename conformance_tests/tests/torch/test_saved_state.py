@@ -415,3 +415,10 @@ def test_distributed_checkpoints(tmp_path, one_process):
         else:
             model.load_state_dict(state)
     assert torch.equal(target(image()), source(image()))
+
+
+def test_a_state_holds_the_multiple_of_the_sizes():
+    state = DiffStride2d(2.5, multiple_of=4).state_dict()
+    DiffStride2d(2.5, multiple_of=4).load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r"saved with.*multiple_of=4"):
+        DiffStride2d(2.5).load_state_dict(state)
