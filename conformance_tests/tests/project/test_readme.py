@@ -1,51 +1,47 @@
-"""The README's code runs and its numbers are true."""
+"""The code of README and pages runs, prints what they show, and their numbers are true."""
 
+import json
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from diffstride_numpy import output_sizes, spectral_pool
+from support.documents import blocks_of, check_blocks
 
 ROOT = Path(__file__).parents[3]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
-ROWS = re.findall(r"^\| (\d+) \| ([\d.]+) \| (\d+) \| (\d+) \| (\d+) \|$", README, re.M)
-
-
-def test_readme_has_an_example_for_each_framework():
-    assert [re.search(r"diffstride_(\w+)", block).group(1) for block in BLOCKS] == [
-        "torch",
-        "jax",
-        "numpy",
-    ]
-
-
-@pytest.mark.parametrize("block", BLOCKS, ids=["torch", "jax", "numpy"])
-def test_example_runs(block, capsys):
-    exec(compile(block, "README.md", "exec"), {})
-    assert capsys.readouterr().out
-
+README = ROOT / "README.md"
+SIZES = (ROOT / "docs/sizes.md").read_text()
+ROWS = re.findall(r"^\| (\d+) \| ([\d.]+) \| (\d+) \| (\d+) \| (\d+) \|$", SIZES, re.M)
 
 PAGES = {
-    page.relative_to(ROOT / "docs").as_posix(): blocks
-    for page in sorted((ROOT / "docs").rglob("*.md"))
-    if (blocks := re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
+    page.relative_to(ROOT).as_posix(): blocks
+    for page in [README, *sorted((ROOT / "docs").rglob("*.md"))]
+    if (blocks := blocks_of(page))
 }
-del PAGES["cupy.md"]  # needs a GPU; test_cupy.py runs it
+del PAGES["docs/cupy.md"]  # needs a GPU; test_cupy.py runs it
 
 
 # The exporter's own.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("page", PAGES)
-def test_examples_of_a_page_run_in_their_order(page, tmp_path, monkeypatch):
+def test_examples_of_a_page_print_what_it_shows(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile("\n".join(PAGES[page]), page, "exec"), {})
+    check_blocks(ROOT / page, PAGES[page])
 
 
 def test_pages_with_examples_are_found():
-    assert {"index.md", "jax.md", "mathematics.md", "torch/training.md"} <= set(PAGES)
+    found = {"README.md", "docs/index.md", "docs/jax.md", "docs/torch/training.md"}
+    assert found <= set(PAGES)
+
+
+def test_an_output_that_is_old_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nx = 1\nprint(x)\n```\n\n```text\n2\n```\n")
+    with pytest.raises(AssertionError, match="line 2: the block prints\n1\n"):
+        check_blocks(page, blocks_of(page))
 
 
 def test_readme_links_every_page():
@@ -54,7 +50,7 @@ def test_readme_links_every_page():
         f"{folder}/{page.name}"
         for folder, path in folders.items()
         for page in path.glob("*.md")
-        if f"]({folder}/{page.name})" not in README
+        if f"]({folder}/{page.name})" not in README.read_text()
     ]
     assert missing == []
 
@@ -78,4 +74,29 @@ def test_sizes_of_three_layers():
             (size, _) = output_sizes((size, size), 2.0, convention=convention)
             sizes.append(size)
         assert tuple(sizes) == expected
-        assert ", ".join(map(str, expected)) in README
+        assert ", ".join(map(str, expected)) in SIZES
+
+
+def compared_networks():
+    """Return the table of the README, from the study's outcomes."""
+    file = ROOT / "experiments/results/robustness-images/outcomes.jsonl"
+    cells = defaultdict(list)
+    for line in file.read_text().splitlines():
+        outcome = json.loads(line)
+        cells[tuple(outcome["labels"])].append(outcome)
+
+    def cell(outcomes):
+        accuracy, cost = (
+            np.mean([outcome[name] for outcome in outcomes])
+            for name in ("accuracy", "multiply_adds")
+        )
+        return f"{100 * accuracy:.1f} at {cost / 1e6:.1f}"
+
+    starts, networks = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
+    lines = [["initial strides", *networks], ["---"] + ["---:"] * len(networks)]
+    lines += [[start, *(cell(cells[start, network]) for network in networks)] for start in starts]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def test_compared_networks():
+    assert compared_networks() in README.read_text()
