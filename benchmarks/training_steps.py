@@ -66,7 +66,7 @@ def build(name: str, kind: str) -> nn.Module:
 def training_step(network: nn.Module, shape: tuple[int, ...]) -> Callable[[], None]:
     """Return a whole step: forward, loss, backward, optimiser, projection of the strides."""
     images, labels = torch.randn(shape), torch.randint(10, shape[:1])
-    # A rate at which nothing changes its size while it is timed; the operators are made anew.
+    # A rate at which nothing changes its size while it is timed; the operators are made again.
     optimizer = torch.optim.SGD(param_groups(network, lr=1e-6, stride_lr=1e-6), momentum=0.9)
     learns = any(
         isinstance(module, DiffStride2d) and module.strides.requires_grad

@@ -190,7 +190,7 @@ def check_strides(
 def host_strides(strides: Any, name: str = "strides") -> NDArray[np.floating]:
     """Return strides given as numbers or as a host array, in float32 or float64.
 
-    They are within the range of float32, see `within_float32`, but for those that are infinite.
+    They are within the range of float32, see `within_float32`, except for infinite ones.
 
     Raises
     ------

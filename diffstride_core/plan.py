@@ -87,7 +87,7 @@ class AxisPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A resize, fully decided but for the stride's value.
+    """A resize, fully decided except for the stride's value.
 
     Attributes
     ----------

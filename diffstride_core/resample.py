@@ -147,7 +147,7 @@ def _in_blocks(
     shape: Callable[[], tuple[int, ...]] | None,
     *arrays: Array,
 ) -> Part:
-    """Call `in_blocks`, but for small arrays, and those whose first axis is resized: no batch."""
+    """Call `in_blocks`, except for small arrays and for those whose first axis is resized."""
     # Compilers come no further: they would make a condition of what is asked of sizes.
     if not ops.kernels.can_write(arrays[0]):
         return function(None, *arrays)

@@ -138,7 +138,7 @@ def make_settings(
 ) -> Settings:
     """Check the arguments of a layer and return them with the convention's defaults filled in.
 
-    The arguments are those of `diff_stride`, but for one that layers alone have.
+    The arguments are those of `diff_stride`, and one that only layers have.
 
     Parameters
     ----------

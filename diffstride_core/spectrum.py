@@ -26,7 +26,7 @@ def resized(ops: ArrayOps, axis: AxisPlan, mask: Array, x: Array) -> Array:
 
 
 def resized_back(ops: ArrayOps, axis: AxisPlan, mask: Array, g: Array) -> Array:
-    """Return A^T g, from M to N samples: the resize back, but for the 1/N of the definition."""
+    """Return A^T g, from M to N samples: the resize back, without the 1/N of the definition."""
     size, output_size = axis.size, axis.output_size
     return _resized(ops, axis.axis, mask, g, output_size, size, output_size / size)
 

@@ -70,7 +70,7 @@ class DiffStride(eqx.Module):
     plans : PlanCache
         Static state: the output sizes that follow from the strides as they were read last, when the
         layer was made and by `replan` or `project_strides` since. `equinox.filter_jit` compiles
-        anew exactly when one of them differs.
+        again exactly when one of them differs.
 
     Raises
     ------

@@ -101,7 +101,7 @@ class AxisExplanation:
 class Explanation:
     """What one call of `diff_stride` computes: its forward pass and its backward pass.
 
-    The shapes are those of `x` but for the sizes along the resized axes, written (N_h, N_w) here
+    The shapes are those of `x` except for the sizes along the resized axes, written (N_h, N_w) here
     for two of them. Spectra are in the unit of `x`, with the normalisation that `norm` names in
     `numpy.fft`, and in double precision.
 

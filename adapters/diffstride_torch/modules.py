@@ -131,7 +131,7 @@ class DiffStride(KeepsPrecision, Resize):
 
     A state dict holds convention, smoothness, size offset and `multiple_of` beside the strides, as
     extra state: a tensor. To load a state that was saved with others is an error, which leaves the
-    layer as it was. A state without them, as of a version that did not save them, is loaded with
+    layer as it was. A state without them, from a version that did not save them, is loaded with
     one warning for the whole model. Neither is reported as a missing key.
     """
 

@@ -100,7 +100,7 @@ smoothness : float, optional
     1e-30 to 1e30.
 limits : (lower, upper) or None
     Limits on the strides besides the built-in bounds, None for none. ``limits=None``
-    switches the built-in bounds off too, but for S >= 1.
+    switches the built-in bounds off too, except for S >= 1.
 cropping : bool
     False masks the spectrum without cropping it: the shape never changes.
 multiple_of : int

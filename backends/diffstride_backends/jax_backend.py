@@ -76,7 +76,7 @@ class JaxBackend(Backend[jax.Array]):
         _check_devices(name, x, like)
 
     def check_strides(self, strides: jax.Array, like: jax.Array | None) -> None:  # noqa: D102
-        if not isinstance(strides, jax.Array):  # as of a module restored on the host
+        if not isinstance(strides, jax.Array):  # for example of a module restored on the host
             raise TypeError(f"strides must be a jax.Array, got {type(strides).__name__}")
         if strides.dtype not in (jnp.float32, jnp.float64):
             raise TypeError(f"strides must be float32 or float64, got dtype {strides.dtype}")

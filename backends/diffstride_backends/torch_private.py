@@ -148,7 +148,7 @@ def is_transformed(tensor: torch.Tensor) -> bool:
 
 
 def is_batched(tensor: torch.Tensor) -> bool:
-    """Return whether torch.vmap maps over the tensor, be it inside other transforms."""
+    """Return whether torch.vmap maps over the tensor, also inside other transforms."""
     while _is_wrapped(tensor):
         if _is_batched(tensor):
             return True
@@ -225,7 +225,7 @@ def convolves_as(conv: nn.Module, base: type[nn.Module]) -> bool:
 
 
 def without_padding(module: nn.Module) -> None:
-    """Let a convolution pad nothing, in whatever mode."""
+    """Let a convolution pad nothing, whatever its padding mode."""
     conv: Any = module
     conv.padding = (0,) * len(conv.kernel_size)
     # What modes other than zeros pad by.

@@ -296,7 +296,7 @@ class _ShiftedAxis(NamedTuple):
         """Return <u, (dA/dS) x>, summed over the taps."""
 
         def with_channels(array: Array) -> Array:
-            """Count the taps to the channels: dA/dS is the same for all but for the shift."""
+            """Count the taps to the channels: dA/dS is the same for all except for the shift."""
             if self.taps == 1:
                 return array
             *before, rows, channels = array.shape

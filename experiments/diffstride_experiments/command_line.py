@@ -55,7 +55,7 @@ class _Option:
 
     @property
     def choices(self) -> list[Any]:
-        """What it, or each entry of a list, is one of; empty where that is no list of values."""
+        """The values allowed for it, or for each entry of a list; empty if any value is."""
         entries = [get_args(kind)[0] if get_origin(kind) is tuple else kind for kind in self.types]
         literals = [get_args(entry) for entry in entries if get_origin(entry) is Literal]
         return list(dict.fromkeys(choice for literal in literals for choice in literal))

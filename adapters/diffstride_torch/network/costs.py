@@ -303,7 +303,7 @@ class _Evaluation:
         if not settings.cropping or never_cropped:
             return 1.0, 0.0
         stride = axis.bounds.apply(strides[i % len(strides)])
-        # The smooth size is twice the cutoff, but for a constant, and that follows N/(2S).
+        # The smooth size is twice the cutoff plus a constant, and the cutoff follows N/(2S).
         growth = (
             settings.convention.cutoff_derivative(axis.size, settings.smoothness, stride) / stride
         )

@@ -305,7 +305,7 @@ class _Group:
 
     @property
     def reason(self) -> str | None:
-        """Why the operation keeps its stride, be it for the sake of another."""
+        """Why the operation keeps its stride, possibly because another one does."""
         shared = self.root()._shared
         if self.own is None and shared is not None:
             return f"it shares its stride with an operation that keeps its own: {shared}"

@@ -90,7 +90,7 @@ def find_files(roots: Sequence[Path], suffixes: Collection[str], wanted: str) ->
     Returns
     -------
     Found
-        The same for the same files, in whatever order the system lists them.
+        The same for the same files, whatever order the system lists them in.
 
     Raises
     ------
