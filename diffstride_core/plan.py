@@ -87,7 +87,7 @@ class AxisPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A resize, fully decided except for the stride's value.
+    """A resize; only the values of the strides are open.
 
     Attributes
     ----------

@@ -53,7 +53,7 @@ class Convolution:
 
 @dataclass(frozen=True, slots=True)
 class ConvPlan:
-    """A convolution and a resize of all its spatial axes, fully decided except for the stride's value.
+    """A convolution and a resize of all its spatial axes; only the values of the strides are open.
 
     Attributes
     ----------
