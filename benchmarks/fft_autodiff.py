@@ -30,7 +30,7 @@ def diff_stride(x: Tensor, strides: Tensor, convention: str) -> Tensor:
         output_size, cutoff, width = window(size, stride, is_last=axis == -1)
         kept.append(output_size)
         half = output_size // 2
-        mask = ((cutoff - torch.arange(half + 1)) / width).clamp(0, 1)
+        mask = ((cutoff - torch.arange(half + 1, device=x.device)) / width).clamp(0, 1)
         if axis == -1:
             spectrum = spectrum[..., : half + 1] * mask
             continue
@@ -59,4 +59,4 @@ def _paper_window(size: int, stride: Tensor, *, is_last: bool) -> tuple[int, Ten
     """Return the output size, the frequency at which the ramp ends, and the ramp's width."""
     cutoff = size / (2 * stride) + 4.0
     output_size = min(size, 2 * math.ceil(cutoff.item() - 1e-5))
-    return output_size, cutoff + float(is_last), torch.tensor(4.0)
+    return output_size, cutoff + float(is_last), torch.full_like(cutoff, 4.0)
