@@ -11,7 +11,7 @@ from diffstride_experiments.plot import png
 from diffstride_experiments.studies.bases import INPUT_SHAPES
 from diffstride_experiments.studies.changes import changed
 from diffstride_experiments.studies.figures import DPI, Style, draw_against_cost, style
-from diffstride_experiments.studies.seeds import of_seeds, with_more
+from diffstride_experiments.studies.seeds import of_seeds
 from diffstride_experiments.studies.study import Case, Outcome, Report, Study
 from diffstride_experiments.studies.summary import (
     Difference,
@@ -25,8 +25,6 @@ __all__ = ["CONTROLS"]
 
 COLUMNS = ("initial strides", "network")
 STARTS = {"2, 2, 2": (2.0, 2.0, 2.0), "3, 2, 3": (3.0, 2.0, 3.0), "4, 4, 4": (4.0, 4.0, 4.0)}
-MORE_SEEDS = frozenset({"3, 2, 3", "4, 4, 4"})
-"""Starts that have two seeds more."""
 LEARNT = METHODS["diffstride"].label
 HELD = "strides held"
 BEHIND = "behind the convolution"
@@ -55,9 +53,7 @@ def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:
     for network, options in NETWORKS.items():
         for start, strides in STARTS.items():
             config = changed(base, {"model.strides": strides, **options})
-            # The paper's convention takes minutes a run.
-            own = seeds if network == PAPER else _seeds(start, seeds)
-            cases += of_seeds((start, network), config, own)
+            cases += of_seeds((start, network), config, seeds)
     return cases
 
 
@@ -70,12 +66,8 @@ def _wider(base: Config, seeds: Sequence[int], outcomes: Sequence[Outcome]) -> l
         for method, label in WIDER.items():
             config = changed(base, {"methods": (method,), "model.strides": strides})
             config = widened(config, price, INPUT_SHAPES["images"])
-            cases += of_seeds((start, label), config, _seeds(start, seeds))
+            cases += of_seeds((start, label), config, seeds)
     return cases
-
-
-def _seeds(start: str, seeds: Sequence[int]) -> Sequence[int]:
-    return with_more(seeds) if start in MORE_SEEDS else seeds
 
 
 def _report(outcomes: Sequence[Outcome]) -> Report:
