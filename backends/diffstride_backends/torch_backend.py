@@ -380,9 +380,10 @@ def has_autocast(kind: str) -> bool:
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    if not torch.amp.is_autocast_available(device.type):  # as on the meta device
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device.type, enabled=False) if has_autocast(device.type) else _UNCHANGED
+
+
+_UNCHANGED = nullcontext()
 
 
 class _Attached(torch.autograd.Function):
@@ -418,6 +419,22 @@ class _Attached(torch.autograd.Function):
         return None, None, None, *gradients
 
 
+class _AttachedOutsideTransforms(torch.autograd.Function):
+    """The same where no transform of torch.func is active.
+
+    PyTorch then does not ask for the signature of the forward pass in each call, which takes longer
+    than a small resize.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> torch.Tensor:
+        y = _Attached.forward(*inputs)
+        _Attached.setup_context(ctx, inputs, y)
+        return y
+
+    backward = staticmethod(_Attached.backward)
+
+
 def attach(
     backend: TorchBackend, operation: Operation, plan: Any, *arrays: torch.Tensor | None
 ) -> torch.Tensor:
@@ -431,17 +448,22 @@ def attach(
     assert x is not None
     # Autocast would run the small products that build the operator in half precision.
     with _no_autocast(x.device):
-        if (
-            plain_autodiff.enabled
-            or torch_private.is_forward_mode()
-            or (torch.compiler.is_compiling() and not _has_gradient(arrays))
-        ):
+        transform = torch_private.active_transform()
+        if plain_autodiff.enabled or transform == "forward mode":
             return evaluate(backend, operation, plan, arrays)
-        if torch.compiler.is_compiling():
+        is_compiling = torch.compiler.is_compiling()
+        if transform is None and not _has_gradient(arrays):
+            if is_compiling:
+                return evaluate(backend, operation, plan, arrays)
+            with torch.no_grad() if torch.is_grad_enabled() else _UNCHANGED:
+                return evaluate(backend, operation, plan, arrays).detach()
+        if is_compiling:
             # With dynamic sizes a compiler makes a symbol of each number of the plan when it first
             # meets it. Met within an autograd function, it would be unknown to the next one.
             hash(plan)
-        y: torch.Tensor = _Attached.apply(backend, operation, plan, *arrays)
+        is_plain = transform is None and not is_compiling
+        attached = _AttachedOutsideTransforms if is_plain else _Attached
+        y: torch.Tensor = attached.apply(backend, operation, plan, *arrays)
         return y
 
 
@@ -457,11 +479,12 @@ def as_base(result: torch.Tensor) -> torch.Tensor:
     return result.detach()
 
 
-# torch.compile cannot trace a function with `setup_context` that nobody differentiates.
 def _has_gradient(arrays: tuple[torch.Tensor | None, ...]) -> bool:
-    return torch.is_grad_enabled() and any(
-        array is not None and array.requires_grad for array in arrays
-    )
+    if torch.is_grad_enabled():
+        for array in arrays:
+            if array is not None and array.requires_grad:
+                return True
+    return False
 
 
 def _convolve_then_resize(

@@ -9,11 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+
+Transform: TypeAlias = Literal["forward mode", "torch.func"] | None
 
 NAMES = (
     "_C._DisableFuncTorch",
@@ -85,13 +87,19 @@ def check_not_traced() -> None:
         )
 
 
-def is_forward_mode() -> bool:
-    """Return whether a level of forward-mode differentiation is active, of whatever tensors.
+def active_transform() -> Transform:
+    """Return what is done to operations beyond autograd: nothing where a compiler follows.
 
-    Asking the tensors for tangents would not do: inside another transform they hide them.
+    ``"forward mode"`` where a level of it is active, whatever the tensors are: asking them for
+    tangents would not do, since inside another transform they hide them. ``"torch.func"`` for its
+    other transforms.
     """
     # A compiler that traces forward mode would find, when it checks its graph, no level.
-    return not torch.compiler.is_compiling() and getattr(forward_ad, "_current_level", 0) >= 0
+    if torch.compiler.is_compiling():
+        return None
+    if getattr(forward_ad, "_current_level", 0) >= 0:
+        return "forward mode"
+    return None if _transform() is None else "torch.func"
 
 
 def is_followed() -> bool:

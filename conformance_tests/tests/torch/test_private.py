@@ -57,14 +57,14 @@ def test_what_follows_operations_is_seen():
         note(x)
     with forward_ad.dual_level():
         note(x)
-        assert torch_private.is_forward_mode()
+        assert torch_private.active_transform() == "forward mode"
     with torch.utils.flop_counter.FlopCounterMode(display=False):
         note(x)
         assert torch_private.is_dispatched()
     note(x)
     assert seen[0] is seen[-1] is False
     assert all(seen[1:-1])
-    assert not torch_private.is_forward_mode()
+    assert torch_private.active_transform() is None
     assert not torch_private.is_dispatched()
 
 
@@ -73,6 +73,7 @@ def test_transforms_are_told_by_their_tensors():
 
     def note(t):
         seen.append((torch_private.is_transformed(t), torch_private.is_batched(t)))
+        assert (torch_private.active_transform() == "torch.func") == seen[-1][0]
         return t.sum()
 
     note(x)
