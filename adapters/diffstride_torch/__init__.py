@@ -35,6 +35,7 @@ from diffstride_torch.network.freezing import freeze as freeze
 from diffstride_torch.network.summary import stride_summary as stride_summary
 from diffstride_torch.network.surgery import ReplacementReport as ReplacementReport
 from diffstride_torch.network.surgery import replace_downsampling as replace_downsampling
+from diffstride_torch.training import project_after_step as project_after_step
 
 
 def __getattr__(name: str) -> object:

@@ -36,15 +36,33 @@ from diffstride_torch.joining import Resize
 from diffstride_torch.precision import KeepsPrecision
 
 _steps = 0
+_counted: object = None
 
 
-def _count_step(*_: object) -> None:
-    global _steps
-    _steps += 1
+def count_step(_optimizer: object, _arguments: object, options: object) -> None:
+    """Count a step of an optimiser: once, however many hooks after it ask for that.
+
+    Fused optimisers write without a trace in the version counter. What a hook reads is known by the
+    count, so it counts first: PyTorch calls an optimiser's own hooks before those of all.
+
+    Parameters
+    ----------
+    _optimizer, _arguments, options : object
+        What PyTorch calls hooks with: for all hooks after one step they are the same objects.
+    """
+    global _steps, _counted
+    if _counted is not options:
+        _steps += 1
+        _counted = options
 
 
-# Fused optimisers write without a trace in the version counter.
-register_optimizer_step_post_hook(_count_step)
+def _end_step(optimizer: object, arguments: object, options: object) -> None:
+    global _counted
+    count_step(optimizer, arguments, options)
+    _counted = None  # A closure among the options holds a model.
+
+
+register_optimizer_step_post_hook(_end_step)
 
 
 class _Version:
