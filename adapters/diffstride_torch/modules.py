@@ -520,6 +520,20 @@ def project_strides(model: torch.nn.Module) -> None:
         layer._plans.update(values_token(layer.strides), tuple(bounded.tolist()))
 
 
+def read_strides(layers: Iterable[DiffStride]) -> list[tuple[float, ...]]:
+    """Return the strides of layers as numbers, and bring their plans up to date.
+
+    Those that have changed since they were known last are read in one transfer per device and
+    dtype: after `project_strides` there are none.
+    """
+    layers = list(layers)
+    changed = [layer for layer in layers if not layer._plans.is_as_of(values_token(layer.strides))]
+    read = read_together(layer.strides for layer in changed)
+    for layer, strides in zip(changed, read, strict=True):
+        layer._plans.update(values_token(layer.strides), tuple(strides.tolist()))
+    return [layer._plans.strides or () for layer in layers]
+
+
 def read_together(tensors: Iterable[torch.Tensor]) -> list[np.ndarray[Any, Any]]:
     """Return the values of small tensors on the host, in one transfer per device and dtype."""
     tensors = [whole(tensor.detach()) for tensor in tensors]
