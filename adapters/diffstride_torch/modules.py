@@ -516,8 +516,15 @@ def project_strides(model: torch.nn.Module) -> None:
     for (_, layer), strides in zip(layers, values, strict=True):
         bounded = np.array(layer._plans.project(tuple(strides.tolist())), dtype=strides.dtype)
         if (bounded != strides).any():
-            layer.strides.copy_(distributed_as(torch.from_numpy(bounded), layer.strides))
+            write_strides(layer, bounded.tolist())
         layer._plans.update(values_token(layer.strides), tuple(bounded.tolist()))
+
+
+@torch.no_grad()
+def write_strides(layer: DiffStride, values: Sequence[float]) -> None:
+    """Let a layer have other values of its stride parameters."""
+    on_host = torch.tensor(values, dtype=layer.strides.dtype)
+    layer.strides.copy_(distributed_as(on_host, layer.strides))
 
 
 def read_strides(layers: Iterable[DiffStride]) -> list[tuple[float, ...]]:

@@ -119,7 +119,7 @@ class StrideSummary:
                 f"own share, at M: of {self.multiply_adds:,} multiply-adds per image, the layer's "
                 "and all at its output's size"
             )
-        return "\n".join([*_aligned([header, *lines]), *notes])
+        return "\n".join([*aligned([header, *lines]), *notes])
 
 
 def stride_summary(model: torch.nn.Module, flops: Flops | None = None) -> StrideSummary:
@@ -250,7 +250,7 @@ def _cells(row: LayerSummary, with_shares: bool) -> list[list[str]]:
         line += _axis_cells(row.axes[i]) if i < len(row.axes) else [""] * 7
         if with_shares:
             shares = (row.share, row.share_at_output)
-            line += ["" if i else _shown(share, "{:.1%}") for share in shares]
+            line += ["" if i else shown(share, "{:.1%}") for share in shares]
         lines.append(line)
     return lines
 
@@ -260,20 +260,21 @@ def _axis_cells(axis: AxisSummary) -> list[str]:
     return [
         str(axis.axis),
         f"{axis.stride:.3f}",
-        _shown(axis.input_size, "{}"),
-        _shown(axis.output_size, "{}"),
-        _shown(axis.effective_stride, "{:.3f}"),
-        _shown(axis.rise, "+{:.2g}", unknown),
-        _shown(axis.fall, "-{:.2g}", unknown),
+        shown(axis.input_size, "{}"),
+        shown(axis.output_size, "{}"),
+        shown(axis.effective_stride, "{:.3f}"),
+        shown(axis.rise, "+{:.2g}", unknown),
+        shown(axis.fall, "-{:.2g}", unknown),
     ]
 
 
-def _shown(value: float | None, style: str, missing: str = "?") -> str:
+def shown(value: float | None, style: str, missing: str = "?") -> str:
+    """Return a value as a cell of a table."""
     return missing if value is None else style.format(value)
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines with aligned cells: names to the left, numbers to the right."""
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table with aligned cells: names to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(
