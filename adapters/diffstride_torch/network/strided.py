@@ -49,8 +49,8 @@ def to_strided(model: nn.Module) -> nn.Module:
 
     An approximation: a convolution with a layer behind it becomes one of the nearest whole stride
     (as `round_strides` finds it) with the same weights. It keeps every S-th sample of the map that
-    the layer would have low-pass filtered, so that outputs differ. Measure the accuracy again, and
-    train the result a little more. `freeze` changes no output.
+    the layer would have low-pass filtered. Expect the accuracy to fall far: train the result, an
+    ordinary network, and measure it again. `freeze` changes no output.
 
     Parameters
     ----------
