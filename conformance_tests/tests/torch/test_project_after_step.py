@@ -10,6 +10,8 @@ import torch
 from diffstride_torch import DiffStride1d, param_groups, project_after_step, project_strides
 from support.torch_modules import Reads, layer, set_strides
 from support.torch_training import batch, layers_of, network, small, strides_of
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.hooks import RemovableHandle
@@ -183,15 +185,27 @@ def test_a_compiled_model():
     wrap_and_train(lambda inner: torch.compile(inner, backend="eager"), optimizer, model)
 
 
-def test_a_model_of_several_processes():
-    model, optimizer = model_and_optimizer()
+@pytest.fixture
+def one_process():
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
     )
-    try:
-        wrap_and_train(torch.nn.parallel.DistributedDataParallel, optimizer, model)
-    finally:
-        torch.distributed.destroy_process_group()
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_model_of_several_processes(one_process):
+    model, optimizer = model_and_optimizer()
+    wrap_and_train(torch.nn.parallel.DistributedDataParallel, optimizer, model)
+
+
+def test_a_distributed_model(one_process):
+    model = network(small, limits=LIMITS)
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    optimizer = torch.optim.SGD(param_groups(model, lr=0.01, stride_lr=1e3))
+    project_after_step(optimizer, model)
+    train_step(model, optimizer, batch(small))
+    assert within(own.full_tensor() for own in strides_of(model))
 
 
 def test_a_compiled_step(rule):
