@@ -98,6 +98,15 @@ class PlanCache:
         """What the layer was made with besides its strides."""
         return self._settings
 
+    @property
+    def strides(self) -> tuple[float, ...] | None:
+        """The values of the stride parameters, as of the last `refresh`; None if it had none."""
+        return self._strides
+
+    def is_as_of(self, token: Hashable) -> bool:
+        """Return whether no stride has changed since the last `refresh`, which had the token."""
+        return self._token is not None and token == self._token
+
     def refresh(self, token: Hashable, read: Callable[[], tuple[float, ...] | None]) -> None:
         """Bring the plans up to date with the strides.
 
@@ -114,7 +123,7 @@ class PlanCache:
         ValueError
             If a stride is NaN or infinite.
         """
-        if self._token is None or token != self._token:
+        if not self.is_as_of(token):
             self.update(token, read())
         while len(self._plans) > _MOST_SIZES:
             # The oldest of those that bound nothing, else the oldest.

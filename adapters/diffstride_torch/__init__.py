@@ -32,9 +32,14 @@ from diffstride_torch.network.downsampling import (
 )
 from diffstride_torch.network.freezing import FixedResize as FixedResize
 from diffstride_torch.network.freezing import freeze as freeze
+from diffstride_torch.network.metrics import stride_metrics as stride_metrics
+from diffstride_torch.network.rounding import RoundingReport as RoundingReport
+from diffstride_torch.network.rounding import round_strides as round_strides
+from diffstride_torch.network.strided import to_strided as to_strided
 from diffstride_torch.network.summary import stride_summary as stride_summary
 from diffstride_torch.network.surgery import ReplacementReport as ReplacementReport
 from diffstride_torch.network.surgery import replace_downsampling as replace_downsampling
+from diffstride_torch.training import project_after_step as project_after_step
 
 
 def __getattr__(name: str) -> object:

@@ -21,7 +21,7 @@ from diffstride_torch.joining import (
 )
 from diffstride_torch.modules import DiffStride, DiffStride1d, DiffStride2d, DiffStride3d
 from diffstride_torch.shared_call import SharedCall
-from diffstride_torch.sliding import SlidingKernel, sliding_kernel_of
+from diffstride_torch.sliding import CONVOLUTIONS, SlidingKernel, sliding_kernel_of
 
 
 class DiffStrideConv(PooledConvolution):
@@ -164,18 +164,9 @@ class DiffStrideConv(PooledConvolution):
         """
         made: Any = cls.__new__(cls)
         super(PooledConvolution, made).__init__(  # type: ignore[call-arg]
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            padding=conv.padding,
-            dilation=conv.dilation,
-            groups=conv.groups,
-            padding_mode=conv.padding_mode,
-            bias=False,
-            device="meta",
+            **_sizes_of(conv), padding=conv.padding
         )
-        made.weight, made.bias = conv.weight, conv.bias
-        made.training = conv.training
+        _share_parameters(conv, made)
         sliding = sliding_kernel_of(conv)
         assert sliding is not None
         if any(sliding.end_padding):
@@ -191,6 +182,20 @@ class DiffStrideConv(PooledConvolution):
 
     def _set_up(self, pool: DiffStride, method: str, placement: str) -> None:
         self.pool, self.method, self.placement = pool, method, placement
+
+    def strided(self, stride: Sequence[int]) -> AnyConv:
+        """Return the convolution with a stride in the place of its layer, sharing its parameters.
+
+        What `of` makes of a strided convolution, the other way round.
+        """
+        conv: Any = self
+        base: Any = next(base for base in CONVOLUTIONS if isinstance(self, base))
+        padding = conv.padding
+        if self._end_padding is not None:
+            padding = tuple(reversed(self._end_padding[::2]))
+        made: AnyConv = base(**_sizes_of(conv), stride=tuple(stride), padding=padding)
+        _share_parameters(conv, made)
+        return made
 
     def share(self, call: SharedCall, reader: int) -> None:
         """Take part in one call of the layer before several convolutions that read one tensor."""
@@ -298,6 +303,25 @@ class DiffStrideConv3d(DiffStrideConv, nn.Conv3d):
     """
 
     _layer = DiffStride3d
+
+
+def _sizes_of(conv: AnyConv) -> dict[str, Any]:
+    """Return the arguments of a convolution like another one, but for stride, padding and bias."""
+    return {
+        "in_channels": conv.in_channels,
+        "out_channels": conv.out_channels,
+        "kernel_size": conv.kernel_size,
+        "dilation": conv.dilation,
+        "groups": conv.groups,
+        "padding_mode": conv.padding_mode,
+        "bias": False,
+        "device": "meta",
+    }
+
+
+def _share_parameters(conv: AnyConv, made: AnyConv) -> None:
+    made.weight, made.bias = conv.weight, conv.bias
+    made.training = conv.training
 
 
 def pad_argument(sliding: SlidingKernel, *, first: bool = True) -> list[int]:

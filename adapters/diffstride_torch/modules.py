@@ -36,15 +36,33 @@ from diffstride_torch.joining import Resize
 from diffstride_torch.precision import KeepsPrecision
 
 _steps = 0
+_counted: object = None
 
 
-def _count_step(*_: object) -> None:
-    global _steps
-    _steps += 1
+def count_step(_optimizer: object, _arguments: object, options: object) -> None:
+    """Count a step of an optimiser: once, however many hooks after it ask for that.
+
+    Fused optimisers write without a trace in the version counter. What a hook reads is known by the
+    count, so it counts first: PyTorch calls an optimiser's own hooks before those of all.
+
+    Parameters
+    ----------
+    _optimizer, _arguments, options : object
+        What PyTorch calls hooks with: for all hooks after one step they are the same objects.
+    """
+    global _steps, _counted
+    if _counted is not options:
+        _steps += 1
+        _counted = options
 
 
-# Fused optimisers write without a trace in the version counter.
-register_optimizer_step_post_hook(_count_step)
+def _end_step(optimizer: object, arguments: object, options: object) -> None:
+    global _counted
+    count_step(optimizer, arguments, options)
+    _counted = None  # A closure among the options holds a model.
+
+
+register_optimizer_step_post_hook(_end_step)
 
 
 class _Version:
@@ -505,8 +523,29 @@ def project_strides(model: torch.nn.Module) -> None:
     for (_, layer), strides in zip(layers, values, strict=True):
         bounded = np.array(layer._plans.project(tuple(strides.tolist())), dtype=strides.dtype)
         if (bounded != strides).any():
-            layer.strides.copy_(distributed_as(torch.from_numpy(bounded), layer.strides))
+            write_strides(layer, bounded.tolist())
         layer._plans.update(values_token(layer.strides), tuple(bounded.tolist()))
+
+
+@torch.no_grad()
+def write_strides(layer: DiffStride, values: Sequence[float]) -> None:
+    """Let a layer have other values of its stride parameters."""
+    on_host = torch.tensor(values, dtype=layer.strides.dtype)
+    layer.strides.copy_(distributed_as(on_host, layer.strides))
+
+
+def read_strides(layers: Iterable[DiffStride]) -> list[tuple[float, ...]]:
+    """Return the strides of layers as numbers, and bring their plans up to date.
+
+    Those that have changed since they were known last are read in one transfer per device and
+    dtype: after `project_strides` there are none.
+    """
+    layers = list(layers)
+    changed = [layer for layer in layers if not layer._plans.is_as_of(values_token(layer.strides))]
+    read = read_together(layer.strides for layer in changed)
+    for layer, strides in zip(changed, read, strict=True):
+        layer._plans.update(values_token(layer.strides), tuple(strides.tolist()))
+    return [layer._plans.strides or () for layer in layers]
 
 
 def read_together(tensors: Iterable[torch.Tensor]) -> list[np.ndarray[Any, Any]]:

@@ -33,6 +33,7 @@ NAMES = (
     "Tensor._version",
     "autograd.forward_ad._current_level",
     "nn.Conv2d._conv_forward",
+    "optim.Optimizer._patch_step_function",
 )
 """Those that are attributes of ``torch``."""
 
@@ -238,3 +239,14 @@ def without_padding(module: nn.Module) -> None:
     conv.padding = (0,) * len(conv.kernel_size)
     # What modes other than zeros pad by.
     conv._reversed_padding_repeated_twice = [0, 0] * len(conv.padding)
+
+
+def calls_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an optimiser calls the hooks that are registered for its steps.
+
+    One that wraps another and was not initialised as an optimiser itself takes them and never does.
+    """
+    # Initialising an optimiser marks its class's method.
+    if not hasattr(torch.optim.Optimizer, "_patch_step_function"):
+        return True
+    return bool(getattr(type(optimizer).step, "hooked", False))

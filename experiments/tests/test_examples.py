@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffstride_experiments.entry import importing
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -14,7 +15,9 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 @pytest.mark.parametrize(
     ("script", "option"),
     [
+        ("examples/accelerate_digits.py", "--epochs"),
         ("examples/digits_nnx.py", "--stride"),
+        ("examples/lightning_digits.py", "--stride"),
         ("examples/swap_train_ship.py", "--images"),
         ("examples/torch_jax_parity.py", "--steps"),
         ("checks/kill_and_resume.py", "--kills"),
@@ -31,7 +34,9 @@ def test_scripts_refuse_bad_options_in_a_line(script, option):
 @pytest.mark.parametrize(
     ("script", "package", "install"),
     [
+        ("examples/accelerate_digits.py", "accelerate", "'diffstride[experiments]' accelerate"),
         ("examples/digits_nnx.py", "jax", "'diffstride[experiments,flax]' optax"),
+        ("examples/lightning_digits.py", "lightning", "'diffstride[experiments]' lightning"),
         ("examples/swap_train_ship.py", "onnxruntime", "'diffstride[experiments]'"),
         ("examples/torch_jax_parity.py", "jax", "'diffstride[experiments,flax]' optax"),
         ("checks/kill_and_resume.py", "torch", "'diffstride[experiments]'"),
@@ -82,3 +87,24 @@ def test_swap_train_ship(capsys):
     out = capsys.readouterr().out
     assert "replaced 8 operations by 5 layers" in out
     assert "DiffStride, frozen" in out
+
+
+# Their own, of PyTorch's names and of the number of cores.
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
+@pytest.mark.parametrize("library", ["accelerate", "lightning"])
+def test_loops_of_other_libraries_log_strides_and_go_on(library, tmp_path, capsys):
+    main = runpy.run_path(str(EXAMPLES / f"{library}_digits.py"))["main"]
+    at_once, in_parts = tmp_path / "at-once", tmp_path / "in-parts"
+    expected = main(epochs=2, stride=3.0, folder=at_once, seed=0)
+    main(epochs=1, stride=3.0, folder=in_parts, seed=0)
+    assert main(epochs=2, stride=3.0, folder=in_parts, seed=0) == expected
+    assert expected["accuracy"] > 0.5
+    assert 1 <= expected["strides/blocks.0.pool/height"] != 3.0
+    assert "strides/blocks.0.pool/height: " in capsys.readouterr().out
+    curves = EventAccumulator(str(at_once / "curves" if library == "accelerate" else at_once))
+    curves.Reload()
+    assert {"accuracy", "loss", "multiply_adds", *expected} <= set(curves.Tags()["scalars"])

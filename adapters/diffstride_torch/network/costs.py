@@ -15,7 +15,7 @@ from diffstride_core.convolution.evaluation import Product, fused_products, resi
 from diffstride_core.plan import AxisPlan, Plan
 from diffstride_core.planning import never_cropped, plan_diff_stride
 from diffstride_torch.joining import fused_plan, weight_shape
-from diffstride_torch.modules import DiffStride, read_together
+from diffstride_torch.modules import DiffStride, read_strides
 from diffstride_torch.network.tracing import (
     Call,
     Constant,
@@ -174,10 +174,7 @@ class _Evaluation:
         self.total = 0
         self.of_layer = dict.fromkeys(layers, 0)
         self.at_output_of = dict.fromkeys(layers, 0)
-        values = read_together(layer.strides for layer in layers)
-        self._strides = {
-            layer: tuple(own.tolist()) for layer, own in zip(layers, values, strict=True)
-        }
+        self._strides = dict(zip(layers, read_strides(layers), strict=True))
         self._strides.update(strides or {})
         self._stride_gradients = {layer: [0.0] * len(layer.settings.axes) for layer in layers}
         self._sizes: dict[Step | None, Size] = {None: trace.input_size}

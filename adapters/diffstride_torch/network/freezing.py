@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -29,6 +28,7 @@ from diffstride_torch.modules import DiffStride, SpectralPool
 from diffstride_torch.network.tracing import (
     check_model,
     checked_example,
+    copied,
     evaluation,
     plans_met,
     swap_modules,
@@ -154,7 +154,7 @@ def freeze(model: nn.Module, example_input: Any = None) -> nn.Module:
             f"model must have a DiffStride or SpectralPool layer, got {type(model).__name__} with "
             "none"
         )
-    frozen = _copied(model)
+    frozen = copied(model, "to be frozen")
     plans = _plans_seen(model) if example_input is None else _plans_met(frozen, example_input)
     for name in layers:
         if len(plans[name]) != 1:
@@ -170,15 +170,6 @@ def freeze(model: nn.Module, example_input: Any = None) -> nn.Module:
         return fixed[""]
     swap_modules(frozen, {frozen.get_submodule(name): fixed[name] for name in fixed})
     return frozen
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise ValueError(
-            f"model {type(model).__name__} cannot be copied, as it must be to be frozen: {error}"
-        ) from error
 
 
 def _layers(model: nn.Module) -> dict[str, DiffStride | SpectralPool]:

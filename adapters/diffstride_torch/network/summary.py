@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
-from diffstride_backends.torch_backend import whole
 
-from diffstride_core.plan import Plan
+from diffstride_core.plan import AxisPlan, Plan
 from diffstride_core.planning import size_jumps
-from diffstride_torch.modules import DiffStride
+from diffstride_torch.modules import DiffStride, read_strides
 
 
-class Flops(Protocol):
-    """The multiply-adds of a model per image, as its strides are now: see `flops_penalty`."""
+class Counter(Protocol):
+    """What counts the multiply-adds of a model per image, as its strides are now."""
 
     @property
     def layers(self) -> Sequence[DiffStride]:
@@ -23,6 +22,10 @@ class Flops(Protocol):
 
     def multiply_adds(self) -> int:
         """Return those of the whole model."""
+
+
+class Flops(Counter, Protocol):
+    """A counter that knows the parts, too: see `flops_penalty`."""
 
     def of_layer(self, layer: DiffStride) -> int:
         """Return those of a DiffStride layer."""
@@ -116,7 +119,7 @@ class StrideSummary:
                 f"own share, at M: of {self.multiply_adds:,} multiply-adds per image, the layer's "
                 "and all at its output's size"
             )
-        return "\n".join([*_aligned([header, *lines]), *notes])
+        return "\n".join([*aligned([header, *lines]), *notes])
 
 
 def stride_summary(model: torch.nn.Module, flops: Flops | None = None) -> StrideSummary:
@@ -144,11 +147,8 @@ def stride_summary(model: torch.nn.Module, flops: Flops | None = None) -> Stride
     """
     names = named_layers(model)
     called = [] if flops is None else list(flops.layers)
-    if not names.keys() >= set(called):
-        raise ValueError(
-            f"flops must be of the model given, got one with a DiffStride layer that "
-            f"{type(model).__name__} does not have"
-        )
+    check_counted("flops", called, names, model)
+    read_strides(names)
     total = None if flops is None else flops.multiply_adds()
     rows = []
     for layer in dict.fromkeys([*called, *names]):
@@ -160,20 +160,27 @@ def stride_summary(model: torch.nn.Module, flops: Flops | None = None) -> Stride
     return StrideSummary(tuple(rows), total)
 
 
-def _axes(layer: DiffStride) -> tuple[AxisSummary, ...]:
-    values = whole(layer.strides.detach()).tolist()
-    strides = values * (layer.rank // len(values))
-    plan = last_plan(layer)
-    if plan is None:
-        bounds = layer.plans.bounds()
-        return tuple(
-            AxisSummary(axis, bound.apply(stride), None, None, None, None, None)
-            for axis, bound, stride in zip(layer.settings.axes, bounds, strides, strict=True)
+def check_counted(
+    argument: str,
+    layers: Sequence[DiffStride],
+    names: Mapping[DiffStride, tuple[str, ...]],
+    model: torch.nn.Module,
+) -> None:
+    """Raise ValueError if an argument counts the multiply-adds of another model's layers."""
+    if not names.keys() >= set(layers):
+        raise ValueError(
+            f"{argument} must be of the model given, got one with a DiffStride layer that "
+            f"{type(model).__name__} does not have"
         )
+
+
+def _axes(layer: DiffStride) -> tuple[AxisSummary, ...]:
     summaries = []
-    for name, axis, stride in zip(layer.settings.axes, plan.axes, strides, strict=True):
-        used = axis.bounds.apply(stride)
-        below, above = size_jumps(layer.settings, axis, stride)
+    for name, used, axis in axes_as_used(layer):
+        if axis is None:
+            summaries.append(AxisSummary(name, used, None, None, None, None, None))
+            continue
+        below, above = size_jumps(layer.settings, axis, used)
         summaries.append(
             AxisSummary(
                 axis=name,
@@ -188,6 +195,20 @@ def _axes(layer: DiffStride) -> tuple[AxisSummary, ...]:
     return tuple(summaries)
 
 
+def axes_as_used(layer: DiffStride) -> Iterator[tuple[int, float, AxisPlan | None]]:
+    """Yield each axis that a layer resizes, as it was given, with the stride within its bounds.
+
+    Third comes the axis's plan for the size that the layer saw last, None if it has seen none.
+    """
+    (strides,) = read_strides([layer])
+    plan = last_plan(layer)
+    axes = (None,) * layer.rank if plan is None else plan.axes
+    bounds = layer.plans.bounds() if plan is None else [axis.bounds for axis in plan.axes]
+    strides *= layer.rank // len(strides)
+    for name, axis, bound, stride in zip(layer.settings.axes, axes, bounds, strides, strict=True):
+        yield name, bound.apply(stride), axis
+
+
 def named_layers(model: torch.nn.Module) -> dict[DiffStride, tuple[str, ...]]:
     """Return the DiffStride layers of a model, as registered, each with all its names.
 
@@ -196,14 +217,20 @@ def named_layers(model: torch.nn.Module) -> dict[DiffStride, tuple[str, ...]]:
     ValueError
         If there are none.
     """
-    names: dict[DiffStride, tuple[str, ...]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, DiffStride):
-            names[module] = (*names.get(module, ()), name)
+    names = layer_names(model)
     if not names:
         raise ValueError(
             f"model must have a DiffStride layer, got {type(model).__name__} with none"
         )
+    return names
+
+
+def layer_names(model: torch.nn.Module) -> dict[DiffStride, tuple[str, ...]]:
+    """Return the DiffStride layers of a model, as registered, each with all its names."""
+    names: dict[DiffStride, tuple[str, ...]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, DiffStride):
+            names[module] = (*names.get(module, ()), name)
     return names
 
 
@@ -223,7 +250,7 @@ def _cells(row: LayerSummary, with_shares: bool) -> list[list[str]]:
         line += _axis_cells(row.axes[i]) if i < len(row.axes) else [""] * 7
         if with_shares:
             shares = (row.share, row.share_at_output)
-            line += ["" if i else _shown(share, "{:.1%}") for share in shares]
+            line += ["" if i else shown(share, "{:.1%}") for share in shares]
         lines.append(line)
     return lines
 
@@ -233,20 +260,21 @@ def _axis_cells(axis: AxisSummary) -> list[str]:
     return [
         str(axis.axis),
         f"{axis.stride:.3f}",
-        _shown(axis.input_size, "{}"),
-        _shown(axis.output_size, "{}"),
-        _shown(axis.effective_stride, "{:.3f}"),
-        _shown(axis.rise, "+{:.2g}", unknown),
-        _shown(axis.fall, "-{:.2g}", unknown),
+        shown(axis.input_size, "{}"),
+        shown(axis.output_size, "{}"),
+        shown(axis.effective_stride, "{:.3f}"),
+        shown(axis.rise, "+{:.2g}", unknown),
+        shown(axis.fall, "-{:.2g}", unknown),
     ]
 
 
-def _shown(value: float | None, style: str, missing: str = "?") -> str:
+def shown(value: float | None, style: str, missing: str = "?") -> str:
+    """Return a value as a cell of a table."""
     return missing if value is None else style.format(value)
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines with aligned cells: names to the left, numbers to the right."""
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table with aligned cells: names to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(

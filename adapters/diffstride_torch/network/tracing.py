@@ -8,6 +8,7 @@ strides.
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 import warnings
@@ -226,7 +227,7 @@ class Trace:
         self.steps: list[Step] = []
         self.meetings: list[Meeting] = []
         with evaluation(model), plans_met(model):
-            traced = _traced(model)
+            traced = traced_graph(model)
             recorder = _Recorder(traced)
             try:
                 recorder.run(*arguments)
@@ -298,7 +299,7 @@ class Trace:
             self.calls.append(Call(name, cost, step, per_position))
 
     def _resize_call(self, node: fx.Node, step: Step) -> ResizeCall:
-        given = _arguments(node, ("x", "conv"))
+        given = arguments_of(node, ("x", "conv"))
         conv = given.get("conv")
         if conv is not None:
             conv = self._modules[str(conv.target)]
@@ -366,6 +367,16 @@ def check_model(model: nn.Module) -> None:
             f"{type(model).__name__}: give the model before that, or another one that has loaded "
             "its full state"
         )
+
+
+def copied(model: nn.Module, purpose: str) -> nn.Module:
+    """Return a copy of a model, raise ValueError where there can be none."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ValueError(
+            f"model {type(model).__name__} cannot be copied, as it must be {purpose}: {error}"
+        ) from error
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -454,7 +465,7 @@ class Rehearsal:
 
     def __init__(self, model: nn.Module, example_input: Any) -> None:
         self._model, self._arguments = model, checked_example(model, example_input)
-        self._runner = _Runner(_traced(model))
+        self._runner = _Runner(traced_graph(model))
 
     def failure(self) -> tuple[str, str] | None:
         """Run the model.
@@ -490,6 +501,12 @@ class _Runner(fx.Interpreter):
 
 
 class _Tracer(fx.Tracer):
+    """A tracer that calls some classes of modules as a whole."""
+
+    def __init__(self, whole: tuple[type[nn.Module], ...]) -> None:
+        super().__init__()
+        self._whole = (DiffStride, SpectralPool, *whole)
+
     def create_arg(self, a: Any) -> Any:
         # The convolution that a layer is called with.
         if isinstance(a, nn.Module):
@@ -497,18 +514,31 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, DiffStride | SpectralPool):
+        if isinstance(m, self._whole):
             return True
         if isinstance(m, PooledConvolution):
             return False  # Not even where its weight is parametrised, by a class of PyTorch's own.
         return super().is_leaf_module(m, module_qualified_name)
 
 
-def _traced(model: nn.Module) -> fx.GraphModule:
+def traced_graph(model: nn.Module, whole: tuple[type[nn.Module], ...] = ()) -> fx.GraphModule:
+    """Return a model traced with torch.fx.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    whole : tuple of type
+        Classes of modules not to look into, besides the layers that resize and PyTorch's own.
+
+    Raises
+    ------
+    ValueError
+        If torch.fx cannot trace the model.
+    """
     # Alone it would have no name, by which its layer is given it.
     root = nn.Sequential(model) if isinstance(model, PooledConvolution) else model
     try:
-        return fx.GraphModule(root, _Tracer().trace(root))
+        return fx.GraphModule(root, _Tracer(whole).trace(root))
     except Exception as error:
         hint = "" if unwrapped(model) is model else "; give the model before it is wrapped"
         raise ValueError(
@@ -606,7 +636,7 @@ _MAXIMUM_CALLS: dict[Any, int] = {
 def _rule(node: fx.Node, module: nn.Module | None, shapes: dict[fx.Node, Size]) -> Rule:
     """Return how a call changes the size of its input; None where it is not one of those known."""
     if isinstance(module, DiffStride | SpectralPool):
-        return _resizing_rule(module, shapes[_arguments(node, ("x",))["x"]])
+        return _resizing_rule(module, shapes[arguments_of(node, ("x",))["x"]])
     if module is not None and (sliding := sliding_kernel_of(module)) is not None:
         return sliding
     output = shapes[node][2:]
@@ -623,7 +653,7 @@ def _rule(node: fx.Node, module: nn.Module | None, shapes: dict[fx.Node, Size]) 
     if isinstance(module, nn.Upsample):
         return _interpolation(output, module.scale_factor)
     if node.target is functional.interpolate:
-        given = _arguments(node, ("input", "size", "scale_factor"))
+        given = arguments_of(node, ("input", "size", "scale_factor"))
         if _has_nodes((given.get("size"), given.get("scale_factor"))):
             return None
         return _interpolation(output, given.get("scale_factor"))
@@ -631,7 +661,7 @@ def _rule(node: fx.Node, module: nn.Module | None, shapes: dict[fx.Node, Size]) 
 
 
 def _reduces_all_positions(node: fx.Node, rank: int) -> bool:
-    dims = _arguments(node, ("input", "dim")).get("dim")
+    dims = arguments_of(node, ("input", "dim")).get("dim")
     if dims is None or _has_nodes(dims):
         return dims is None
     return {dim % rank for dim in per_axis(dims, 1)} >= set(range(2, rank))
@@ -663,17 +693,17 @@ def _called_kernel(node: fx.Node, shapes: dict[fx.Node, Size]) -> SlidingKernel 
     rank: int
     if node.target in _CONVOLUTION_CALLS:
         rank = _CONVOLUTION_CALLS[node.target]
-        given = _arguments(node, ("input", "weight", "bias", "stride", "padding", "dilation"))
+        given = arguments_of(node, ("input", "weight", "bias", "stride", "padding", "dilation"))
         kernel: Any = shapes[given["weight"]][2:]
         given = {"stride": 1, **given}
     elif node.target in _AVERAGE_CALLS:
         rank = _AVERAGE_CALLS[node.target]
-        given = _arguments(node, ("input", "kernel_size", "stride", "padding", "ceil_mode"))
+        given = arguments_of(node, ("input", "kernel_size", "stride", "padding", "ceil_mode"))
         kernel = given["kernel_size"]
     elif node.target in _MAXIMUM_CALLS:
         rank = _MAXIMUM_CALLS[node.target]
         names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
-        given = _arguments(node, names)
+        given = arguments_of(node, names)
         kernel = given["kernel_size"]
     else:
         return None
@@ -696,7 +726,8 @@ def _has_nodes(arguments: Any) -> bool:
     return bool(found)
 
 
-def _arguments(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+def arguments_of(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return the arguments of a call by their names, which are given in order."""
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 

@@ -23,7 +23,8 @@ PAGES = {
 del PAGES["docs/cupy.md"]  # needs a GPU; test_cupy.py runs it
 
 
-# The exporter's own.
+# The exporter's and Lightning's own.
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("page", PAGES)

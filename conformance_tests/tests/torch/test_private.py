@@ -186,3 +186,19 @@ def test_a_convolution_can_be_made_to_pad_nothing(mode):
 def test_an_unknown_name_is_answered_by_what_is_safe():
     assert torch_private._known("_C._no_such_name", unknown=True)(1) is True
     assert torch_private._known("_C._no_such_part.name", unknown=1)() == 1
+
+
+def test_optimizers_that_call_no_hooks_are_told_apart():
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+        def step(self, closure=None):
+            return self.optimizer.step(closure)
+
+    optimizer, calls = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1), []
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    optimizer.step()
+    assert calls == [1]
+    assert torch_private.calls_step_hooks(optimizer)
+    assert not torch_private.calls_step_hooks(Wrapper(optimizer))
