@@ -40,7 +40,8 @@ from diffstride_torch.network.surgery import replace_downsampling as replace_dow
 def __getattr__(name: str) -> object:
     if name == "AntiAliasing":
         _warnings.warn(
-            "diffstride_torch.AntiAliasing is now AntiAliasingSpectralPool; the old name will go",
+            "diffstride_torch.AntiAliasing is now AntiAliasingSpectralPool; the old name will be "
+            "removed",
             DeprecationWarning,
             stacklevel=2,
         )

@@ -161,7 +161,7 @@ def freeze(model: nn.Module, example_input: Any = None) -> nn.Module:
             sizes = sorted(tuple(axis.size for axis in plan.axes) for plan in plans[name])
             hint = "" if sizes else "; give an example_input that reaches it"
             raise ValueError(
-                f"layer {name!r} must meet exactly one input size to be frozen, got "
+                f"layer {name!r} must see exactly one input size to be frozen, got "
                 f"{', '.join(map(str, sizes)) or 'none'}{hint}"
             )
     like = next(model.parameters(), torch.empty(0))
@@ -177,7 +177,7 @@ def _copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:
         raise ValueError(
-            f"model {type(model).__name__} cannot be copied, as it must be to be frozen: {error}"
+            f"model {type(model).__name__} cannot be copied, which freezing requires: {error}"
         ) from error
 
 
