@@ -214,7 +214,7 @@ def _implementations(
             missing[location] = str(error)
             continue
         if implementation.name in found:
-            missing[location] = f"another implementation has the name {implementation.name!r}"
+            missing[location] = f"the name {implementation.name!r} is already taken"
             continue
         found[implementation.name] = implementation
         named_by[implementation.name] = f"--backend {location}"

@@ -412,7 +412,7 @@ def test_two_of_one_name(install, run):
     status, data, _ = run("--backends", "numpy", "--backend", location)
     assert (status, data["missing"]) == (
         1,
-        {location: "another implementation has the name 'numpy'"},
+        {location: "the name 'numpy' is already taken"},
     )
 
 
