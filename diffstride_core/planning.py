@@ -97,9 +97,9 @@ def plan_diff_stride(
     elif output_sizes is None:
         if strides is None:
             raise ValueError(
-                "sizes must be given where the strides are traced and have no values: outside the "
-                "traced function call output_sizes(x.shape, strides, ...), and inside pass the "
-                "result as diff_stride(x, strides, sizes=..., ...)"
+                "sizes must be given where the strides are traced, because traced strides have no "
+                "values: call output_sizes(x.shape, strides, ...) outside the traced function, and "
+                "pass the result to diff_stride(x, strides, sizes=..., ...) inside"
             )
         used = [bound.apply(strides[0 if shared else i]) for i, bound in enumerate(bounds)]
         output_sizes = tuple(

@@ -45,7 +45,8 @@ from diffstride_torch.training import project_after_step as project_after_step
 def __getattr__(name: str) -> object:
     if name == "AntiAliasing":
         _warnings.warn(
-            "diffstride_torch.AntiAliasing is now AntiAliasingSpectralPool; the old name will go",
+            "diffstride_torch.AntiAliasing is now AntiAliasingSpectralPool; the old name will be "
+            "removed",
             DeprecationWarning,
             stacklevel=2,
         )

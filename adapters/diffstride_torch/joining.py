@@ -87,7 +87,7 @@ class Resize(nn.Module):
             return self._resize(x)
         if isinstance(conv, PooledConvolution) and conv.pool is not self:
             raise TypeError(
-                "conv must be a convolution alone, got one with a layer of its own, a "
+                "conv must be a plain convolution, got one with its own layer, a "
                 f"{type(conv).__name__}"
             )
         with sizes_untraced():
@@ -200,7 +200,7 @@ _decided = lru_cache(maxsize=256)(_decide)
 
 def refuse_fused(reason: str) -> NoReturn:
     """Raise ValueError for a convolution that cannot be fused, and the reason for that."""
-    raise ValueError(f"method must be 'separate' or 'auto' here, got 'fused', for which {reason}")
+    raise ValueError(f"method must be 'separate' or 'auto' here, got 'fused': {reason}")
 
 
 class PooledConvolution:

@@ -205,8 +205,8 @@ class DiffStride(KeepsPrecision, Resize):
         torch_private.check_not_traced()
         if self.strides.dtype.itemsize < 4:
             raise TypeError(
-                f"strides must be float32 or float64, got dtype {self.strides.dtype}; where that "
-                "comes of an mp_policy, give each DiffStride layer to fully_shard first, without it"
+                f"strides must be float32 or float64, got dtype {self.strides.dtype}; if an "
+                "mp_policy changed it, give each DiffStride layer to fully_shard first, without it"
             )
         BACKEND.check_strides(self.strides, x)
         self._refresh()

@@ -94,7 +94,9 @@ def plot_stride_history(history: Sequence[StrideSummary]) -> Figure:
             )
     counts = {len(row.axes) for entry in history for row in entry.rows}
     if len(counts) > 1:
-        raise ValueError(f"history must have as many axes in each layer, got {sorted(counts)}")
+        raise ValueError(
+            f"history must have the same number of axes in each layer, got {sorted(counts)}"
+        )
     figure = plotting.make_figure(7.0, 3.2)
     panel = figure.subplots()
     plotting.draw_strides(

@@ -88,9 +88,9 @@ def check(state: object, own: Mapping[str, Any], prefix: str = "") -> None:
         raise ValueError(f"{layer}: {error}") from None
     if saved is not None and saved != own:
         raise ValueError(
-            f"{layer} was saved with {_as_keywords(saved)}, but has {_as_keywords(own)}, under "
-            "which the same weights compute something else. Make it with the former or, to load "
-            f"the weights all the same, leave the keys that end in {KEY!r} out of the state"
+            f"{layer} was saved with {_as_keywords(saved)}, but has {_as_keywords(own)}, so the "
+            "same weights would compute something else. Make the layer with the saved settings; to "
+            f"load the weights anyway, leave the keys that end in {KEY!r} out of the state"
         )
 
 
@@ -114,8 +114,9 @@ def warn_unchecked(own: Mapping[str, Any], prefix: str, load: list[str]) -> None
     layer = f"layer {prefix[:-1]!r}" if prefix else "the layer"
     warnings.warn(
         f"the state holds strides, but not the convention and smoothness they were learnt with: "
-        f"{layer} takes its own, {_as_keywords(own)}, and so do the model's other layers. If they "
-        "were learnt with others, the model computes something else than the one that was saved",
+        f"{layer} uses its own, {_as_keywords(own)}, and so do the model's other layers. If the "
+        "strides were learnt with other settings, this model computes something different from the "
+        "one that was saved",
         stacklevel=callers_level(),
     )
 

@@ -24,22 +24,23 @@ from diffstride_conformance.verify import Report, count_steps, not_offered, veri
 SUFFIXES = (".html", ".json")
 
 DESCRIPTION = """\
-Check that implementations of DiffStride give the outputs, gradients, sizes and errors that they
-owe: to an independent float64 reference, to recordings of the authors' own code, and to each other.
+Check the outputs, gradients, sizes and errors of DiffStride implementations. The command compares
+them with an independent float64 reference, with recordings of the authors' own code, and with each
+other.
 """
 
 EXAMPLES = """\
 examples:
-  diffstride-verify                                      all that is installed, about two minutes
+  diffstride-verify                                      all installed backends, about two minutes
   diffstride-verify --backends torch --dtype bfloat16    one framework in half precision
   diffstride-verify --all --report report.html           every case, with a map of the errors
   diffstride-verify --backend my_package.layer:Backend   an implementation of your own: see
                                                          diffstride_conformance.implementation,
-                                                         and for two short ones
+                                                         and two short examples in
                                                          diffstride_conformance.examples
-  diffstride-verify --backends jax --case complexity-2   one case, as a failure names it
+  diffstride-verify --backends jax --case complexity-2   one case, by the name that a failure shows
 
-exit status: 0 if everything passed; 1 if not, if a backend that was asked for or a package is
+exit status: 0 if everything passed; 1 if something failed, if a requested backend or a package is
 missing, or if the report cannot be written; 2 for wrong options; 130 after an interruption
 """
 
@@ -120,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         action="extend",
         choices=frameworks.names(),
         metavar="NAME",
-        help=f"of {', '.join(frameworks.names())}; by default all that are usable here",
+        help=f"backends to check: {', '.join(frameworks.names())} (default: all that are usable)",
     )
     parser.add_argument(
         "--backend",
@@ -128,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="MODULE:NAME",
-        help="implementations of your own; compared with others that --backends names",
+        help="your own implementations to check, also against those that --backends names",
     )
     parser.add_argument(
         "--dtype",
@@ -136,26 +137,33 @@ def _parser() -> argparse.ArgumentParser:
         choices=DTYPES,
         default=["float64", "float32"],
         metavar="DTYPE",
-        help=f"of the inputs, of {', '.join(DTYPES)}; float64 and float32 by default",
+        help=f"dtypes of the inputs: {', '.join(DTYPES)} (default: float64 float32)",
     )
     parser.add_argument(
         "--method",
         nargs="+",
         choices=[method for methods in METHODS.values() for method in methods],
         metavar="METHOD",
-        help="leave out the cases that ask for another than these, of matmul and fft (resizes) or "
-        "of fused and separate (a convolution before one)",
+        help="leave out cases that need another method: matmul or fft for resizes; fused or "
+        "separate for a convolution before a resize",
     )
     parser.add_argument(
         "--all",
         action="store_true",
-        help="every case instead of a selection; a framework that compiles takes many minutes",
+        help="run every case instead of a selection; frameworks that compile take many minutes",
     )
     parser.add_argument(
-        "--case", nargs="+", action="extend", metavar="NAME", help="the cases of these names alone"
+        "--case",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="run only the cases with these names",
     )
     parser.add_argument(
-        "--report", type=_report_path, metavar="FILE", help="write a page (.html) or data (.json)"
+        "--report",
+        type=_report_path,
+        metavar="FILE",
+        help="write a report: a page (.html) or data (.json)",
     )
     return parser
 
@@ -206,7 +214,7 @@ def _implementations(
             missing[location] = str(error)
             continue
         if implementation.name in found:
-            missing[location] = f"there is another of the name {implementation.name!r}"
+            missing[location] = f"the name {implementation.name!r} is already taken"
             continue
         found[implementation.name] = implementation
         named_by[implementation.name] = f"--backend {location}"

@@ -27,8 +27,8 @@ class Nominal(Convention):
     def check_smoothness(self, smoothness: float) -> None:  # noqa: D102
         if not LEAST_SMOOTHNESS <= smoothness <= 1:
             raise ValueError(
-                "smoothness must be above 0 and at most 1, a fraction of the band, for "
-                f"convention {self.name!r}, from {LEAST_SMOOTHNESS:g} on, got {smoothness!r}"
+                "smoothness must be above 0 and at most 1, as a fraction of the band, for "
+                f"convention {self.name!r}, and from {LEAST_SMOOTHNESS:g} up, got {smoothness!r}"
             )
 
     def floor(self, size: int, smoothness: float) -> float:  # noqa: D102

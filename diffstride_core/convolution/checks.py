@@ -58,7 +58,7 @@ def checked_convolution(
     out_channels, per_group, *kernel = map(int, weight_shape)
     if 0 in weight_shape or any(size % 2 == 0 for size in kernel):
         raise ValueError(
-            "weight must have odd kernel sizes, so that the output stands where the input does, "
+            "weight must have odd kernel sizes, so that the output is aligned with the input, "
             f"and no empty axis, got shape {tuple(weight_shape)}"
         )
     (number,) = per_axis("groups", groups, 1)

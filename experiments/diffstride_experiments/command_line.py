@@ -113,9 +113,9 @@ def _metavar(kind: Any) -> str:
 
 def _default(field: FieldInfo, name: str, given: Values) -> str:
     if name not in given and field.is_required():
-        return "to be given"
+        return "required"
     value = given.get(name, field.get_default(call_default_factory=True))
-    return f"default: {_spelled(value, ' ') or 'none given'}"
+    return f"default: {_spelled(value, ' ') or 'none'}"
 
 
 def _spelled(value: Any, between: str = "x") -> str:
@@ -197,7 +197,7 @@ def read_arguments(
         if flag.startswith("-"):
             known = {option.flag for option in _options({"": group})}
             raise UsageError(f"{flag}: there is no such option{similar(flag, known)}")
-        raise UsageError(f"{unknown[0]}: there is no option that takes this value")
+        raise UsageError(f"{unknown[0]}: no option takes this value")
     result: Values = {}
     for name, value in vars(given).items():
         place, (*groups, last) = result, name.split(".")

@@ -63,33 +63,33 @@ class Model(Options):
     """The network."""
 
     name: Literal["small_resnet", "preact_resnet18", "preact_resnet56", "resnet18"] = "small_resnet"
-    """Network of diffstride_torch.models."""
+    """Network from diffstride_torch.models."""
 
     strides: tuple[Stride, ...] = (2.0, 2.0, 2.0)
-    """Stride of each place that downsamples, from the input to the output: S, or HxW for its axes;
-    the initial one where it is learnt, rounded for strided convolution."""
+    """Strides of the places that downsample, from the input to the output: S, or HxW for height and
+    width. Learnt strides start from them; strided convolution rounds them."""
 
     placement: Literal["method", "before", "after"] = "method"
-    """Whether a layer that resizes comes before the first convolution of its place or after it.
-    method: as each method has it. A stem's comes after it in any case; strided convolutions have no
-    such layer."""
+    """Whether the resizing layer comes before or after the first convolution of its block. method:
+    as each method defines it. In a stem it always comes after; strided convolutions have no such
+    layer."""
 
     smoothness: PositiveFloat | None = None
-    """Width of the window's ramp where strides are learnt: rho, a fraction of the band that the
-    output holds, or R in frequencies for diffstride-paper and diffstride-tensorflow. None: the
-    convention's own."""
+    """Width of the window's ramp for learnt strides: rho, a fraction of the band that the output
+    holds; for diffstride-paper and diffstride-tensorflow R, in frequencies. None: the default of
+    the convention."""
 
     lower_limit: float | None = Field(None, ge=1)
-    """Smallest stride that is learnt, besides the built-in bounds."""
+    """Smallest learnt stride, in addition to the built-in bounds."""
 
     upper_limit: float | None = Field(None, ge=1)
-    """Largest stride that is learnt, besides the built-in bounds."""
+    """Largest learnt stride, in addition to the built-in bounds."""
 
     channels: tuple[PositiveInt, ...] = ()
-    """Channels of the stem and of each stage. None given: the network's own."""
+    """Channels of the stem and of each stage. If none are given, those of the network."""
 
     stem: Literal["small", "imagenet"] = "small"
-    """A 3x3 convolution, or ImageNet's 7x7 convolution and max pooling."""
+    """small: a 3x3 convolution. imagenet: a 7x7 convolution of stride 2, then max pooling."""
 
     @model_validator(mode="after")
     def _check_stem(self) -> Self:
@@ -111,7 +111,7 @@ class Model(Options):
         if self.name == "small_resnet":
             if not strides or strides != (channels or 4) - 1:
                 raise ValueError(
-                    "strides must have one entry less than channels, which has the stem's too, got "
+                    "strides must have one entry fewer than channels, which includes the stem, got "
                     f"{strides} strides and {channels or 4} channels"
                 )
             return self
@@ -121,8 +121,8 @@ class Model(Options):
             raise ValueError(f"strides must have {numbers} entries for {self.name}, got {strides}")
         if channels not in (0, max(allowed)):
             raise ValueError(
-                f"channels must have {max(allowed)} entries for {self.name}, the stem's and each "
-                f"stage's, got {channels}"
+                f"channels must have {max(allowed)} entries for {self.name}, for the stem and each "
+                f"stage, got {channels}"
             )
         return self
 
@@ -157,10 +157,10 @@ class Model(Options):
 
 
 class Optimizer(Options):
-    """Steps and their sizes."""
+    """The optimiser and its learning rates."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or stochastic gradient descent."""
+    """AdamW or stochastic gradient descent."""
 
     learning_rate: PositiveFloat = 0.005
     """Peak learning rate of the weights."""
@@ -169,29 +169,29 @@ class Optimizer(Options):
     """Peak learning rate of the strides, which have no weight decay."""
 
     weight_decay: NonNegativeFloat = 0.01
-    """Weight decay of the weights. SGD's is coupled: it is added to the gradient."""
+    """Weight decay of the weights. SGD adds it to the gradient."""
 
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of SGD."""
 
     schedule: Literal["constant", "one-cycle", "cosine", "steps"] = "one-cycle"
-    """How the learning rates change: not at all, up and down again, down along a cosine after the
-    warm-up, or by factors."""
+    """How the learning rates change. constant: not at all. one-cycle: up, then down. cosine: down
+    along a cosine after the warm-up. steps: by factors."""
 
     warmup_epochs: NonNegativeFloat = 0.0
-    """Epochs in which constant, cosine and steps rise linearly from 0."""
+    """Epochs over which the constant, cosine and steps schedules rise linearly from 0."""
 
     boundaries: tuple[PositiveInt, ...] = ()
-    """Where the steps schedule goes on to its next factor."""
+    """Where the steps schedule moves to its next factor."""
 
     boundary_unit: Literal["steps", "epochs"] = "steps"
-    """What the boundaries count."""
+    """Unit of the boundaries."""
 
     factors: tuple[PositiveFloat, ...] = ()
-    """Factors of the peak learning rates in the steps schedule: one more than boundaries."""
+    """Factors of the peak learning rates in the steps schedule, one more than boundaries."""
 
     clip_norm: PositiveFloat | None = None
-    """Largest norm of the gradient of all parameters together; it is scaled down to that."""
+    """Largest norm of the gradient over all parameters; a larger gradient is scaled down to it."""
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:
@@ -210,70 +210,70 @@ class Optimizer(Options):
             )
         if self.schedule == "one-cycle" and self.warmup_epochs:
             raise ValueError(
-                "warmup_epochs must be 0 for one-cycle, which has a rise of its own, got "
+                "warmup_epochs must be 0 for one-cycle, which has its own warm-up, got "
                 f"{self.warmup_epochs}"
             )
         return self
 
 
 class Training(Options):
-    """The loop."""
+    """The training loop."""
 
     epochs: PositiveInt = 10
     """Passes over the training samples."""
 
     batch_size: int = Field(100, ge=2)
-    """Samples in a batch, over all processes; an incomplete last batch is left out."""
+    """Samples in a batch over all processes. An incomplete last batch is left out."""
 
     evaluation_batch_size: PositiveInt = 250
-    """Samples in a batch of the evaluation, for each process."""
+    """Samples in an evaluation batch of each process."""
 
     penalty: NonNegativeFloat = 1.0
-    """Factor λ of the complexity penalty J in diffstride-penalised; a larger one makes the network
+    """Weight λ of the complexity penalty J for diffstride-penalised. Larger values make the network
     cheaper."""
 
     budget: Budget = "initial"
-    """Multiply-adds per sample at which diffstride-budget is held; initial: those at the initial
-    strides."""
+    """Multiply-adds per sample that diffstride-budget holds. initial: those of the initial strides.
+    """
 
     budget_weight: NonNegativeFloat = 1.0
-    """Weight of the loss term that holds it there."""
+    """Weight of the loss term that holds the budget."""
 
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of each label that is spread over all classes."""
 
     mixup: NonNegativeFloat = 0.0
-    """Parameter a of mixup: pairs of samples are mixed by shares from Beta(a, a). 0: no mixup."""
+    """Parameter a of mixup, which mixes pairs of samples by shares from Beta(a, a). 0: no mixup."""
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of convolutions and products (autocast); float16 scales the loss."""
+    """Precision of convolutions and matrix products (autocast). float16 also scales the loss."""
 
     channels_last: bool = False
-    """Keep feature maps with their channels last in memory."""
+    """Store feature maps with the channels last in memory."""
 
     compile: Literal["off", "inductor", "aot_eager"] = "off"
-    """Compile the network for training, with this backend of torch.compile."""
+    """Backend of torch.compile for training. off: do not compile."""
 
     workers: int = Field(0, ge=0, le=1024)
-    """Processes that load samples, beside each training process. Results do not depend on it."""
+    """Processes that load samples for each training process. They do not change results."""
 
     checkpoint_seconds: NonNegativeFloat = 300.0
-    """Time between checkpoints within an epoch; 0: one after every step. Every epoch ends with
-    one."""
+    """Seconds between checkpoints within an epoch. 0: one after every step. Every epoch also ends
+    with a checkpoint."""
 
 
 class Config(Options):
-    """Train networks whose downsampling differs, and compare them.
+    """Train networks that downsample in different ways, and compare them.
 
-    A recipe is one that --list names, or the path of a TOML file; its help has its defaults. Every
-    option of it can be overridden. Without a recipe, small residual networks learn handwritten
-    digits from poor initial strides. The run folder keeps the options, metrics, checkpoints,
-    results and a plot; interrupted, the same command goes on from the last checkpoint, to the same
-    result. Started by torchrun, all processes share the work.
+    RECIPE is a name from --list or the path of a TOML file. Options override the recipe; to see its
+    defaults, add --help. Without a recipe, small residual networks learn handwritten digits from
+    poor initial strides. The run folder contains the options, metrics, checkpoints, results and a
+    plot. To continue an interrupted run, run the same command again: it starts from the last
+    checkpoint and gives the same result. With torchrun, all processes share the work.
     """
 
     run_dir: AnyPath = Path("runs/demo")
-    """Folder of the run."""
+    """Folder for the run."""
 
     methods: tuple[MethodName, ...] = (
         "conv",
@@ -292,24 +292,24 @@ class Config(Options):
     training: Training = Training()
 
     evaluate_on: EvaluateOn = "test"
-    """Choose options with validation: it holds out training samples, the test samples stay
-    unseen."""
+    """Samples to evaluate on. validation holds out training samples, to choose options without the
+    test samples."""
 
     seed: int = Field(0, ge=0, lt=2**63)
-    """Seed of the initial weights, the order of the samples and their augmentation. What is held
-    out is always the same."""
+    """Seed of the initial weights, the order of the samples and their augmentation. It does not
+    change which samples are held out."""
 
     threads: int = Field(2, ge=1, le=4096)
-    """CPU threads of each process. Results repeat exactly only with the same number."""
+    """CPU threads of each process. Results repeat exactly only with the same number of threads."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train: auto takes a GPU where there is one."""
+    """Device to train on. auto: a GPU if there is one."""
 
     @field_validator("methods")
     @classmethod
     def _check_methods(cls, methods: tuple[MethodName, ...]) -> tuple[MethodName, ...]:
         if not methods or len(set(methods)) != len(methods):
-            raise ValueError("must be at least one method, and each at most once")
+            raise ValueError("must name at least one method, and none of them twice")
         return methods
 
     @model_validator(mode="after")
@@ -386,8 +386,8 @@ def _find_recipe(recipe: str, folder: Path = Path()) -> Path:
     if path.suffix == ".toml" or path.exists() or len(Path(recipe).parts) != 1:
         return path
     raise UsageError(
-        f"recipe {recipe}: there is neither a file nor a recipe of this name"
-        f"{similar(recipe, recipe_names()) or '.'} diffstride-train --list names all."
+        f"recipe {recipe}: no file and no recipe has this name"
+        f"{similar(recipe, recipe_names()) or '.'} diffstride-train --list shows all recipes."
     )
 
 

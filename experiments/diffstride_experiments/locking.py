@@ -41,8 +41,8 @@ def locked(folder: Path, option: str) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise ExperimentError(
-            f"{option}: {folder} is in use, another run goes on there; wait for its end or choose "
-            "another folder."
+            f"{option}: {folder} is in use by another run; wait until it ends or choose another "
+            "folder."
         ) from error
     except OSError as error:
         _remove_empty(missing)
@@ -76,11 +76,11 @@ def check_folder(folder: Path, option: str) -> None:
         # Of a link to nothing, the link itself.
         nearest = next(path for path in (folder, *folder.absolute().parents) if _is_there(path))
         if not nearest.is_dir():
-            raise ExperimentError(f"{option}: {folder} must be a folder, but {nearest} is none.")
+            raise ExperimentError(f"{option}: {folder} must be a folder, but {nearest} is not one.")
     except OSError as error:
         raise ExperimentError(f"{option}: {folder} cannot be used: {error.strerror}.") from error
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ExperimentError(f"{option}: {folder} cannot be written, {nearest} may not be.")
+        raise ExperimentError(f"{option}: {folder} cannot be written: no permission for {nearest}.")
 
 
 def _is_there(path: Path) -> bool:

@@ -36,7 +36,9 @@ def _read_stride(value: Any) -> float | tuple[float, ...]:
     if len(strides) not in ((2,) if pair else (1, 2)) or not all(
         1 <= stride < float("inf") for stride in strides
     ):
-        raise ValueError("must be a stride S, or HxW for height and width, of numbers from 1 on")
+        raise ValueError(
+            "must be a stride S, or HxW for height and width, with numbers of at least 1"
+        )
     return strides if len(strides) == 2 else strides[0]
 
 

@@ -50,13 +50,13 @@ class Processes:
             If there is no GPU for ``"cuda"``, or more processes on this machine than GPUs.
         """
         if device == "cuda" and not torch.cuda.is_available():
-            raise ExperimentError("device: cuda is not available here, give auto or cpu.")
+            raise ExperimentError("device: cuda is not available here; give auto or cpu.")
         on_gpu = device != "cpu" and torch.cuda.is_available()
         local = int(os.environ.get("LOCAL_RANK", 0))
         if on_gpu and local >= torch.cuda.device_count():
             raise ExperimentError(
-                f"{torch.cuda.device_count()} GPUs are too few: give torchrun at most as many "
-                "processes on a machine."
+                f"{torch.cuda.device_count()} GPUs are too few: give torchrun at most that many "
+                "processes per machine."
             )
         where = torch.device("cuda", local) if on_gpu else torch.device("cpu")
         if on_gpu:

@@ -147,7 +147,7 @@ def _train(
     checkpoints = folder.checkpoints(trainer.method, trainer.processes)
     state, refused = checkpoints.load()
     for reason in refused:
-        console.print(f"{reason} The checkpoint before it is used.", markup=False, soft_wrap=True)
+        console.print(f"{reason} Using the checkpoint before it.", markup=False, soft_wrap=True)
     if state is not None:
         trainer.load_state_dict(state)
         if trainer.processes.is_first:

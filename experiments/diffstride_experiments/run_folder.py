@@ -71,21 +71,21 @@ class RunFolder:
             earlier = read_recipe(path)
         except UsageError as error:
             raise UsageError(
-                f"run_dir: {self.path} holds a run whose options this version does not take "
+                f"run_dir: {self.path} holds a run with options that this version does not accept "
                 f"({str(error).rstrip('.')}); choose another --run-dir."
             ) from error
         # Every run says where its layers stand; before that was an option, they stood elsewhere.
         has_network = "model" in earlier.model_fields_set
         if has_network and "placement" not in earlier.model.model_fields_set:
             raise UsageError(
-                f"run_dir: {self.path} holds a run of an earlier version, whose networks were "
-                "others; choose another --run-dir."
+                f"run_dir: {self.path} holds a run of an earlier version, with different networks; "
+                "choose another --run-dir."
             )
         changed = differences(earlier, self._config)
         if changed:
             raise ExperimentError(
-                f"run_dir: {self.path} holds a run with other options ({'; '.join(changed)}); give "
-                "the same options to go on with it, or choose another --run-dir."
+                f"run_dir: {self.path} holds a run with other options ({'; '.join(changed)}); to "
+                "continue it, give the same options; otherwise choose another --run-dir."
             )
 
     def _remove_unfinished(self) -> None:

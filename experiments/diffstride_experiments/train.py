@@ -10,7 +10,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command: read the options and train."""
-    run_command(_train, "Go on from the last checkpoint")
+    run_command(_train, "Continue from the last checkpoint")
 
 
 def _train() -> None:

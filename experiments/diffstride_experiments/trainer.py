@@ -382,11 +382,11 @@ def _steps_per_epoch(config: Config, data: Data, processes: Processes) -> int:
     size, count = config.training.batch_size, len(data.train)
     if size > count:
         raise ExperimentError(
-            f"training.batch_size: {size} is not allowed, there are {count} training samples."
+            f"training.batch_size: {size} is not allowed: there are {count} training samples."
         )
     if size % processes.count:
         raise ExperimentError(
-            f"training.batch_size: {size} is not allowed, give a multiple of the number of "
+            f"training.batch_size: {size} is not allowed; give a multiple of the number of "
             f"processes, {processes.count}."
         )
     return count // size

@@ -238,7 +238,7 @@ def test_groups_that_do_not_fit_are_named(options, changes, evaluate_on, message
         ),
         ({"hop_ms": 0.1}, "hop_ms must be at least two samples long, got 0.1"),
         ({"window_ms": 0.1}, "window_ms must be at least two samples long, got 0.1"),
-        ({"seconds": 0.02}, "seconds must be at least a window, 0.025, got 0.02"),
+        ({"seconds": 0.02}, "seconds must be at least one window, 0.025, got 0.02"),
         ({"mel_bands": 0}, "greater than 0"),
     ],
 )
@@ -271,7 +271,7 @@ def test_folder_without_sounds_is_explained(options, tmp_path):
 
 def test_more_bands_than_windows_can_tell_apart_are_refused(options):
     message = (
-        "data.mel_bands: 128 are too many for windows of 25 ms at 4000 Hz, some would be empty."
+        "data.mel_bands: 128 are too many for windows of 25 ms at 4000 Hz; some would be empty."
     )
     with pytest.raises(ExperimentError, match=re.escape(message)):
         options(mel_bands=128).load("test")

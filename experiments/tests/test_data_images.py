@@ -155,7 +155,7 @@ def test_other_size_is_named(folder, options, in_memory):
     with pytest.raises(ExperimentError) as caught:
         options(in_memory=in_memory).load("test")
     assert str(caught.value) == (
-        "data.size must be given where images differ in width and height: "
+        "data.size must be given if images differ in width and height: "
         f"{folder / 'train' / 'cat' / '0.jpg'} has 12x8, {path} 9x8."
     )
 
@@ -479,7 +479,7 @@ def test_fraction_of_what_is_split_already_is_refused(folder, options, parts):
         write(folder / name / "cat" / "0.png")
     if parts[0] != "train":
         (folder / "train").rename(folder / parts[0])
-    message = r"data.test_fraction: 0.2 is not allowed, since .* is split already"
+    message = r"data.test_fraction: 0.2 is not allowed, because .* is split already"
     with pytest.raises(ExperimentError, match=message):
         options(test_fraction=0.2).load("test")
 

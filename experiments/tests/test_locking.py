@@ -42,7 +42,7 @@ def test_second_is_refused_and_the_first_untouched(tmp_path):
     folder = tmp_path / "run"
     with locked(folder, "run_dir"):
         (folder / "metrics.jsonl").touch()
-        refused = pytest.raises(ExperimentError, match=r"run_dir: .* is in use, another run goes")
+        refused = pytest.raises(ExperimentError, match=r"run_dir: .* is in use by another run")
         with refused, locked(folder, "run_dir"):
             raise AssertionError("held twice")
         assert {path.name for path in folder.iterdir()} == {".lock", "metrics.jsonl"}
@@ -96,7 +96,7 @@ def test_folder_that_cannot_be_is_refused_by_name(tmp_path):
 def test_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
     # Whoever may write everywhere is refused nowhere.
     monkeypatch.setattr(locking.os, "access", lambda path, mode: False)
-    with pytest.raises(ExperimentError, match=r"run_dir: .*run cannot be written, .* may not be"):
+    with pytest.raises(ExperimentError, match=r"run_dir: .*run cannot be written: no permission"):
         check_folder(tmp_path / "run", "run_dir")
     monkeypatch.undo()
 

@@ -296,9 +296,9 @@ def test_unfinished_files_of_a_killed_run_are_removed(tiny_config):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"conv": "gone"}, "whose options this version does not take (recipe "),
-        ({"placement": "place"}, "whose options this version does not take (recipe "),
-        ({'placement = "method"\n': ""}, "of an earlier version, whose networks were others; "),
+        ({"conv": "gone"}, "with options that this version does not accept (recipe "),
+        ({"placement": "place"}, "with options that this version does not accept (recipe "),
+        ({'placement = "method"\n': ""}, "of an earlier version, with different networks; "),
     ],
     ids=["another method", "another option", "without placement"],
 )

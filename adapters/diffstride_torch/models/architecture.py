@@ -34,7 +34,7 @@ def stride_entries(strides: Strides) -> list[Pair | None]:
     """
     return [
         None if entry is None else stride_pair(entry, f"strides[{i}]")
-        for i, entry in enumerate(in_order("strides", strides, "one entry a place"))
+        for i, entry in enumerate(in_order("strides", strides, "one entry per place"))
     ]
 
 
@@ -171,14 +171,14 @@ class Architecture:
         if len(entries) > self.stages:
             if stem == "imagenet" and entries[0] is not None:
                 raise ValueError(
-                    "strides[0] must be None for stem='imagenet', whose strides are its own, "
+                    "strides[0] must be None for stem='imagenet', which has its own strides, "
                     f"got {strides[0]!r}"
                 )
             if self.first_stage_is_plain:
                 if entries[1] not in (None, (1.0, 1.0)):
                     raise ValueError(
-                        "strides[1] must be 1 or None where the stem has an entry, since the first "
-                        f"stage has no layer then, got {strides[1]!r}"
+                        "strides[1] must be 1 or None if the stem has an entry, because the first "
+                        f"stage then has no layer, got {strides[1]!r}"
                     )
                 entries[1] = None
         return (*[None] * (self.stages + 1 - len(entries)), *entries)

@@ -92,14 +92,14 @@ class FlopsPenalty:
         for step in trace.steps:
             if step.rule is None and _is_learnt(step.before):
                 raise ValueError(
-                    f"model {name}: how the size of the output of {step.name} follows from that of "
-                    "its input is not known"
+                    f"model {name}: it is unknown how the output size of {step.name} depends on "
+                    "its input size"
                 )
         for call in trace.calls:
             if not call.is_per_position and _is_learnt(call.at):
                 raise ValueError(
-                    f"model {name}: how the cost of {call.name} follows from the size of its input "
-                    "is not known, as it is for convolutions and linear layers"
+                    f"model {name}: it is unknown how the cost of {call.name} depends on its input "
+                    "size; it is known for convolutions and linear layers"
                 )
         self._trace = trace
         self.initial = self.multiply_adds()

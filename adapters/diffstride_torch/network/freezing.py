@@ -154,14 +154,14 @@ def freeze(model: nn.Module, example_input: Any = None) -> nn.Module:
             f"model must have a DiffStride or SpectralPool layer, got {type(model).__name__} with "
             "none"
         )
-    frozen = copied(model, "to be frozen")
+    frozen = copied(model, "freezing")
     plans = _plans_seen(model) if example_input is None else _plans_met(frozen, example_input)
     for name in layers:
         if len(plans[name]) != 1:
             sizes = sorted(tuple(axis.size for axis in plan.axes) for plan in plans[name])
             hint = "" if sizes else "; give an example_input that reaches it"
             raise ValueError(
-                f"layer {name!r} must meet exactly one input size to be frozen, got "
+                f"layer {name!r} must see exactly one input size to be frozen, got "
                 f"{', '.join(map(str, sizes)) or 'none'}{hint}"
             )
     like = next(model.parameters(), torch.empty(0))

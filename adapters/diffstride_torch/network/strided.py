@@ -102,7 +102,7 @@ def to_strided(model: nn.Module) -> nn.Module:
     check_model(model)
     names = named_layers(model)
     whole = whole_strides(model)
-    made = copied(model, "to become strided")
+    made = copied(model, "to_strided")
     strides = {made.get_submodule(names[layer][0]): whole[layer] for layer in names}
     conversion = _Conversion(made, strides)
     if conversion.refused:

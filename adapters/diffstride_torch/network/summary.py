@@ -110,14 +110,14 @@ class StrideSummary:
         header += ["own share", "at M"] if with_shares else []
         lines = [line for row in self.rows for line in _cells(row, with_shares)]
         notes = [
-            "N, M: sizes before and after; to smaller, larger M: the stride's way to the next size"
+            "N, M: input and output size; to smaller, larger M: change of stride to the next size"
         ]
         if any(axis.input_size is None for row in self.rows for axis in row.axes):
-            notes.append("?: sizes unknown, the layer has seen no input")
+            notes.append("?: sizes unknown, because the layer has seen no input")
         if with_shares:
             notes.append(
-                f"own share, at M: of {self.multiply_adds:,} multiply-adds per image, the layer's "
-                "and all at its output's size"
+                "own share, at M: the layer's and its output size's part of "
+                f"{self.multiply_adds:,} multiply-adds per image"
             )
         return "\n".join([*aligned([header, *lines]), *notes])
 

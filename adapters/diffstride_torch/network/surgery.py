@@ -282,8 +282,8 @@ def replace_downsampling(
     except Exception as error:
         undo()
         raise ValueError(
-            f"model {type(model).__name__} does not run with the sizes that DiffStride gives, and "
-            f"is as it was; skip the operations whose sizes must stay: {error}"
+            f"model {type(model).__name__} does not run with the sizes that DiffStride gives and "
+            f"was left unchanged; skip the operations whose sizes must not change: {error}"
         ) from error
 
 

@@ -364,8 +364,8 @@ def check_model(model: nn.Module) -> None:
     if any(map(is_sharded, model.modules())) or any(map(is_distributed, model.parameters())):
         raise ValueError(
             "model must not be distributed by fully_shard, got a distributed "
-            f"{type(model).__name__}: give the model before that, or another one that has loaded "
-            "its full state"
+            f"{type(model).__name__}: give the model before fully_shard, or another one that has "
+            "loaded its full state"
         )
 
 
@@ -375,7 +375,7 @@ def copied(model: nn.Module, purpose: str) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:
         raise ValueError(
-            f"model {type(model).__name__} cannot be copied, as it must be {purpose}: {error}"
+            f"model {type(model).__name__} cannot be copied, which {purpose} requires: {error}"
         ) from error
 
 
@@ -542,8 +542,8 @@ def traced_graph(model: nn.Module, whole: tuple[type[nn.Module], ...] = ()) -> f
     except Exception as error:
         hint = "" if unwrapped(model) is model else "; give the model before it is wrapped"
         raise ValueError(
-            f"model {type(model).__name__} cannot be traced by torch.fx, whose proxies have no "
-            f"values to decide by: {error}{hint}"
+            f"model {type(model).__name__} cannot be traced by torch.fx, which runs it without "
+            f"values: {error}{hint}"
         ) from error
 
 

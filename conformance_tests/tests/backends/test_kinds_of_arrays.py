@@ -428,7 +428,7 @@ def test_layers_are_in_an_order():
             with pytest.raises(TypeError, match=r"^layers must be a sequence"):
                 modules.complexity_penalty(layers)
         assert modules.complexity_penalty(iter([layer])) == modules.complexity_penalty([layer])
-    with pytest.raises(TypeError, match=r"^strides must be a sequence, one entry a place"):
+    with pytest.raises(TypeError, match=r"^strides must be a sequence, one entry per place"):
         models.resnet18(strides={1.0, 2.0, 3.0, 4.0, 5.0})
     with pytest.raises(TypeError, match=r"^shape must be an int or a sequence"):
         diffstride_numpy.DiffStride(2.0).output_sizes({30, 31})

@@ -410,7 +410,10 @@ def test_one_that_cannot_be_imported_is_a_failure(monkeypatch, run):
 def test_two_of_one_name(install, run):
     location = install(wrong("name", lambda name: "numpy"))
     status, data, _ = run("--backends", "numpy", "--backend", location)
-    assert (status, data["missing"]) == (1, {location: "there is another of the name 'numpy'"})
+    assert (status, data["missing"]) == (
+        1,
+        {location: "the name 'numpy' is already taken"},
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ PAGES = {
     "plain_sums": "As plain sums",
     "choosing": "Choosing convention, placement, smoothness, norm and learning rate",
     "performance": "How fast, and why",
-    "torch/surgery": "Swapping DiffStride into a model that exists",
+    "torch/surgery": "Adding DiffStride to an existing model",
     "notebooks/2_how_a_stride_gets_a_gradient": "2. How a stride gets a gradient",
     "api/numpy": "NumPy",
     "api/torch": "PyTorch",

@@ -220,7 +220,7 @@ def test_plot_stride_history_refuses_what_is_no_history(model):
     with pytest.raises(ValueError, match=r"same layers in each entry.* in entry 1"):
         plot_stride_history([stride_summary(model), stride_summary(model[0])])
     mixed = torch.nn.ModuleList([DiffStride1d(2.0), DiffStride2d(2.0)])
-    with pytest.raises(ValueError, match=r"as many axes in each layer, got \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"same number of axes in each layer, got \[1, 2\]"):
         plot_stride_history([stride_summary(mixed)])
 
 

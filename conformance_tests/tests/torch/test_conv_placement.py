@@ -377,7 +377,7 @@ def test_a_layer_in_any_order_of_axes():
     [
         (nn.Linear(3, 4), TypeError, "conv must be a torch.nn.Conv1d, .* got Linear"),
         (nn.ConvTranspose2d(3, 4, 3), TypeError, "got ConvTranspose2d"),
-        (make(), TypeError, "conv must be a convolution alone, .* a DiffStrideConv2d"),
+        (make(), TypeError, "conv must be a plain convolution, .* a DiffStrideConv2d"),
         (
             nn.Conv2d(3, 4, 3, stride=2, padding=1),
             ValueError,

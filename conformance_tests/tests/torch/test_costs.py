@@ -115,7 +115,7 @@ def test_costs_that_are_not_known_are_refused():
             y = self.pool(x).flatten(2)
             return y.transpose(1, 2) @ y
 
-    with pytest.raises(ValueError, match=r"Attention: how the (cost|size)"):
+    with pytest.raises(ValueError, match=r"Attention: it is unknown how the (cost|output size)"):
         flops_penalty(Attention(), images())
 
 

@@ -91,11 +91,11 @@ def test_a_frozen_output_takes_operations_in_place(make):
 def test_what_cannot_be_frozen():
     uncopied = nn.Sequential(DiffStride2d(2.0))
     uncopied.made = torch.ones(1, requires_grad=True) * 2  # which PyTorch does not copy
-    with pytest.raises(ValueError, match=r"model Sequential cannot be copied, as it must be"):
+    with pytest.raises(ValueError, match=r"model Sequential cannot be copied, which freezing"):
         freeze(uncopied, images(32))
     with pytest.raises(ValueError, match="got Sequential with none"):
         freeze(nn.Sequential(conv(2)))
-    with pytest.raises(ValueError, match=r"layer '0' must meet exactly one input size .* got none"):
+    with pytest.raises(ValueError, match=r"layer '0' must see exactly one input size .* got none"):
         freeze(nn.Sequential(DiffStride2d(2.0)))
     layer = nn.Sequential(DiffStride2d(2.0))
     layer(images(32))

@@ -386,7 +386,7 @@ BAD_EVERYWHERE = [
     ({"placement": None}, TypeError, "placement must be one of"),
     ({"in_channels": 0}, ValueError, "in_channels must be at least 1, got 0"),
     ({"num_classes": 1.5}, TypeError, "num_classes must be an int"),
-    ({"strides": 2.0}, TypeError, "strides must be a sequence, one entry a place, got 2.0"),
+    ({"strides": 2.0}, TypeError, "strides must be a sequence, one entry per place, got 2.0"),
     ({"strides": "222"}, TypeError, "strides must be a sequence"),
 ]
 BAD_ENTRIES = [

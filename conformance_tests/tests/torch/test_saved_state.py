@@ -190,7 +190,7 @@ def test_a_state_without_them_is_loaded_with_one_warning_for_the_whole_model(str
     old = without_extra_state(source.state_dict())
     for _ in range(2):  # One for each load.
         with pytest.warns(
-            UserWarning, match="layer '1' takes its own, convention='nominal', smoothness=0.25"
+            UserWarning, match="layer '1' uses its own, convention='nominal', smoothness=0.25"
         ) as caught:
             assert target.load_state_dict(old, strict=strict) == ([], [])
         (warning,) = caught

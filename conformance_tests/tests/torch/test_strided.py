@@ -355,5 +355,5 @@ def test_bad_arguments():
         to_strided(DiffStrideConv2d(3, 4, 3, 1.5, placement="after", limits=(1.4, 1.6)))
     uncopied = nn.Sequential(DiffStrideConv2d(3, 4, 3, placement="after"))
     uncopied.made = torch.ones(1, requires_grad=True) * 2
-    with pytest.raises(ValueError, match="cannot be copied, as it must be to become strided"):
+    with pytest.raises(ValueError, match="cannot be copied, which to_strided requires"):
         to_strided(uncopied)

@@ -55,34 +55,34 @@ class AudioFolder(FileSource):
     """Kind of data."""
 
     path: AnyPath
-    """Folder of the .wav, .flac and .ogg files, in it or in folders below."""
+    """Folder with the .wav, .flac and .ogg files, at any depth."""
 
     pattern: str = CLASS_FOLDERS
-    """Regular expression for the whole path of a file below path, with / and without extension.
-    (?P<label>...) in it is the class; (?P<group>...), if any, is what is held out together, for
-    instance a speaker."""
+    """Regular expression for the path of a file relative to the folder, with / and without the
+    extension. (?P<label>...) is the class. (?P<group>...), which is optional, is what is held out
+    together, for instance a speaker."""
 
     test_groups: tuple[str, ...] = ()
     """Groups held out for testing, never trained on."""
 
     validation_groups: tuple[str, ...] = ()
-    """Groups that --evaluate-on validation holds out too and evaluates on, instead of a fraction.
+    """Groups that --evaluate-on validation also holds out and evaluates on, instead of a fraction.
     """
 
     test_fraction: float = Field(0.2, ge=0.1, le=0.5)
-    """Share of the clips kept for testing where the pattern has no group."""
+    """Share of the clips kept for testing if the pattern has no group."""
 
     sample_rate: PositiveInt = 16_000
-    """Samples a second in Hz that all clips are resampled to."""
+    """Sample rate in Hz that all clips are resampled to."""
 
     seconds: PositiveFloat = 1.0
-    """Length of the clips: longer ones are cut off, shorter ones padded with zeros at the end."""
+    """Length of the clips. Longer clips are cut, shorter ones are padded with zeros at the end."""
 
     window_ms: PositiveFloat = 25.0
-    """Length of the spectrogram's windows in ms; a shorter clip counts as unreadable."""
+    """Length of the spectrogram's windows in ms. A shorter clip counts as unreadable."""
 
     hop_ms: PositiveFloat = 10.0
-    """Distance of the windows in ms."""
+    """Distance between the windows in ms."""
 
     mel_bands: PositiveInt = 64
     """Mel bands from 0 Hz to half the sample rate."""
@@ -115,7 +115,7 @@ class AudioFolder(FileSource):
                 raise ValueError(f"{name} must be at least two samples long, got {value}")
         if self.seconds * 1000 < self.window_ms:
             raise ValueError(
-                f"seconds must be at least a window, {self.window_ms / 1000}, got {self.seconds}"
+                f"seconds must be at least one window, {self.window_ms / 1000}, got {self.seconds}"
             )
         return self
 
@@ -241,7 +241,7 @@ class AudioFolder(FileSource):
             if log_mel.has_empty_bands():
                 raise ExperimentError(
                     f"data.mel_bands: {self.mel_bands} are too many for windows of "
-                    f"{self.window_ms:g} ms at {self.sample_rate} Hz, some would be empty."
+                    f"{self.window_ms:g} ms at {self.sample_rate} Hz; some would be empty."
                 )
             features = np.full(shape, np.nan, dtype=np.float32)
         missing = np.flatnonzero(np.isnan(features[:, 0, 0])).tolist()

@@ -25,18 +25,17 @@ class Cifar(Source):
     """Kind of data."""
 
     path: AnyPath
-    """Folder that holds the unpacked folder cifar-10-batches-py or cifar-100-python of the Python
-    version, from https://www.cs.toronto.edu/~kriz/cifar.html. Nothing is downloaded."""
+    """Folder with cifar-10-batches-py or cifar-100-python, unpacked from the Python version of
+    https://www.cs.toronto.edu/~kriz/cifar.html. Nothing is downloaded."""
 
     classes: Literal[10, 100] = 10
     """Number of classes."""
 
     augmentation: Literal["none", "shift-flip"] = "shift-flip"
-    """What is done to training images: nothing, or random shifts by up to pad pixels and mirroring.
-    """
+    """Augmentation of training images. shift-flip: random shifts by up to pad pixels, mirroring."""
 
     pad: NonNegativeInt = 4
-    """Largest random shift in pixels of shift-flip."""
+    """Largest random shift of shift-flip, in pixels."""
 
     def load(self, evaluate_on: EvaluateOn, workers: int = 0) -> Data:
         """Read and split the images, see `Source.load`."""

@@ -32,11 +32,11 @@ class FileSource(Source):
     """Folder of the files."""
 
     unreadable: Literal["fatal", "skip"] = "fatal"
-    """What unreadable files are: the end of the run before it starts, or left out. Every file is
-    read once to find all of them."""
+    """Unreadable files end the run before it starts (fatal) or are left out (skip). Every file is
+    read once to find them."""
 
     cache: AnyPath = Path("runs/cache")
-    """Folder that keeps what was computed from the files until they change."""
+    """Folder that caches what is computed from the files, until they change."""
 
     def _leave_out(
         self, unreadable: dict[int, Unreadable], count: int, found: Found

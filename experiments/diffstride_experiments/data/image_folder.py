@@ -44,33 +44,33 @@ class ImageFolder(FileSource):
     """Kind of data."""
 
     path: AnyPath
-    """Folder that holds train/CLASS/ and test/CLASS/ with images; where there is no test, val. With
-    test_fraction: folder that holds CLASS/ with images."""
+    """Folder with train/CLASS/ and test/CLASS/ (or val/CLASS/), which contain images. With
+    test_fraction: folder with CLASS/."""
 
     test_fraction: float | None = Field(None, gt=0, lt=1)
-    """Share of each class's images kept for testing, where path holds the classes themselves. None:
-    path holds them in train and test."""
+    """Share of the images of each class kept for testing, if path contains the classes themselves.
+    None: path contains train and test."""
 
     augmentation: Literal["none", "shift-flip", "random-resized-crop"] = "none"
-    """What is done to training images: nothing; random shifts by up to pad pixels and mirroring; or
-    ImageNet's random crops, resized, and mirroring."""
+    """Augmentation of training images. shift-flip: random shifts by up to pad pixels, mirroring.
+    random-resized-crop: random crops, resized, and mirroring, as usual for ImageNet."""
 
     size: PositiveInt | None = None
-    """Height and width: the shorter side is resized to it and the centre cropped. None: that of the
-    images, which must all have one. With random-resized-crop, which needs it, evaluation resizes
+    """Height and width: the shorter side is resized to it, then the centre is cropped. None: the
+    images must all have the same size. random-resized-crop needs a size; evaluation then resizes
     the shorter side to 256/224 of it."""
 
     pad: NonNegativeInt = 4
-    """Largest random shift in pixels of shift-flip."""
+    """Largest random shift of shift-flip, in pixels."""
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """What is subtracted from red, green and blue, which are in [0, 1]. Default: ImageNet's."""
+    """Mean of red, green and blue, in [0, 1], to subtract. The default is that of ImageNet."""
 
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
-    """What they are divided by then. Default: ImageNet's."""
+    """Standard deviation to divide by. The default is that of ImageNet."""
 
     in_memory: bool = False
-    """Decode all images once and keep them, 3 bytes a pixel."""
+    """Decode all images once and keep them in memory, 3 bytes per pixel."""
 
     @model_validator(mode="after")
     def _check_augmentation(self) -> Self:
@@ -141,7 +141,7 @@ class ImageFolder(FileSource):
             )
             raise ExperimentError(
                 f"data.path: {self.path} must hold train/CLASS/ and test/CLASS/ or val/CLASS/ "
-                f"with images, there is no {missing}."
+                f"with images, but there is no {missing}."
                 f"{advice if _has_folders(self.path) else ''}"
             )
         # Of a file that links lead to from both, the evaluation is the owner whatever is evaluated
@@ -164,9 +164,9 @@ class ImageFolder(FileSource):
         ]
         if len(parts) > 1 or any(_has_folders(self.path / name) for name in parts):
             raise ExperimentError(
-                f"data.test_fraction: {self.test_fraction} is not allowed, since {self.path} is "
-                f"split already, it has {', '.join(parts)}. Leave data.test_fraction out, or give "
-                "as data.path the folder that holds the classes."
+                f"data.test_fraction: {self.test_fraction} is not allowed, because {self.path} is "
+                f"split already: it has {', '.join(parts)}. Leave data.test_fraction out, or make "
+                "data.path the folder that holds the classes."
             )
 
     def _leave_out_beside(self, folders: Sequence[Path], found: Found) -> None:
@@ -298,6 +298,6 @@ def _leave_out_frames(path: str, frames: int, found: Found) -> None:
 def _check_size(path: str, size: Sequence[int], first_path: str, first_size: Sequence[int]) -> None:
     if size != first_size:
         raise ExperimentError(
-            "data.size must be given where images differ in width and height: "
+            "data.size must be given if images differ in width and height: "
             f"{first_path} has {first_size[0]}x{first_size[1]}, {path} {size[0]}x{size[1]}."
         )

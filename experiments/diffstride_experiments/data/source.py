@@ -68,10 +68,10 @@ class Source(Options, ABC):
     reading: ClassVar[int] = 0
 
     train_count: PositiveInt | None = None
-    """Training samples used, drawn with the classes' shares kept. None: all."""
+    """Number of training samples to use, with the shares of the classes kept. None: all."""
 
     evaluation_count: PositiveInt | None = None
-    """Samples evaluated on, drawn likewise. None: all."""
+    """Number of samples to evaluate on, drawn in the same way. None: all."""
 
     validation_fraction: float = Field(0.2, gt=0, le=0.5)
     """Share of the training samples that --evaluate-on validation holds out and evaluates on."""

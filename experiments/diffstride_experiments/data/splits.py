@@ -46,11 +46,11 @@ def hold_out(
     if counts.min() < 2:
         raise ExperimentError(
             f"{option}: class {classes[counts.argmin()]} is too small to hold out a share: it has "
-            f"{counts.min()} samples, at least 2 are needed."
+            f"{counts.min()} samples; at least 2 are needed."
         )
     if min(held_out, len(indices) - held_out) < len(classes):
         raise ExperimentError(
-            f"{option}: {fraction} holds out {held_out} of {len(indices)} samples, both parts must "
+            f"{option}: {fraction} holds out {held_out} of {len(indices)} samples; both parts must "
             f"have at least as many as there are classes, {len(classes)}."
         )
     from sklearn.model_selection import train_test_split
@@ -66,7 +66,7 @@ def hold_out(
         counts = np.bincount(labels[part], minlength=len(classes))
         if not counts.all():
             raise ExperimentError(
-                f"{option}: {fraction} {action} no sample of class {classes[counts.argmin()]}, "
+                f"{option}: {fraction} {action} no sample of class {classes[counts.argmin()]}; "
                 "both parts must have all classes."
             )
     return kept, held

@@ -57,7 +57,7 @@ def base(kind: DataKind, path: Path | None) -> Config:
             raise ExperimentError(f"--data.path must be left out for digits, got {path}.")
         data, epochs = Digits(), 10
     elif path is None or not path.is_dir():
-        given = "" if path is None else f", {path} is none"
+        given = "" if path is None else f"; {path} is not a folder"
         raise ExperimentError(f"--data.path must name the folder of the {kind}{given}.")
     elif kind == "images":
         data, epochs = _images(path), 6

@@ -10,7 +10,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command: read the options and run the study."""
-    run_command(lambda: _study(sys.argv[1:]), "Go on where it was stopped")
+    run_command(lambda: _study(sys.argv[1:]), "Continue where it stopped")
 
 
 def _study(arguments: Sequence[str]) -> None:

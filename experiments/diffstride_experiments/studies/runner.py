@@ -122,8 +122,8 @@ def _run(cases: Sequence[Case], missing: Sequence[int], jobs: int) -> Iterator[t
                     yield finished, future.result()
                 except BrokenExecutor as error:
                     raise ExperimentError(
-                        "the process of a run was ended, perhaps for want of memory, of which "
-                        "fewer --jobs need less. The same command goes on."
+                        "the process of a run was killed, perhaps because memory ran out; fewer "
+                        "--jobs need less. To continue, run the same command."
                     ) from error
                 for index in islice(waiting, 1):
                     running[pool.submit(run_case, cases[index])] = index
