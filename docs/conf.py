@@ -15,8 +15,8 @@ project_copyright = "The DiffStride developers"
 release = version = __version__
 
 extensions = [
+    "formulas",
     "links",
-    "mathml",
     "myst_nb",
     "numpydoc",
     "sphinx.ext.autodoc",
@@ -50,6 +50,6 @@ html_theme = "furo"
 html_title = "DiffStride"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_math_renderer = "mathml"
+html_math_renderer = "katex"
 html_copy_source = False
 html_show_sphinx = False
