@@ -204,13 +204,19 @@ def _targets(rows: Mapping[tuple[str, ...], Row]) -> bytes:
             label=f"learnt, from {start}",
         )
     fixed = [row for row in rows.values() if row.labels[1].startswith(FIXED)]
-    axes.plot(
-        [row.multiply_adds.mean for row in fixed],
-        [row.accuracy.mean for row in fixed],
-        "x",
-        color=plotting.GREY,
-        label="fixed strides",
-    )
+    for label, marker, at_ends in (
+        ("fixed strides of the grid", "x", False),
+        ("fixed where learnt strides ended", "+", True),
+    ):
+        chosen = [row for row in fixed if row.labels[1].startswith(ENDS) == at_ends]
+        axes.plot(
+            [row.multiply_adds.mean for row in chosen],
+            [row.accuracy.mean for row in chosen],
+            marker,
+            markersize=8,
+            color=plotting.BLACK if at_ends else plotting.GREY,
+            label=label,
+        )
     axes.set_xlabel("multiply-adds per sample at the end, millions")
     axes.set_ylabel("test accuracy, %")
     plotting.legend_below(figure, axes)
