@@ -118,7 +118,7 @@ def test_another_convention_or_smoothness_is_refused_and_changes_nothing(options
         f"convention={saved['convention']!r}, smoothness={saved['smoothness']!r}, "
         "but has convention='nominal', smoothness=0.25"
     ) in message
-    assert "Make it with the former" in message
+    assert "Make the layer with the saved settings" in message
     assert "leave the keys that end in '_extra_state' out of the state" in message
     assert equal(conv.state_dict(), before)
     assert torch.equal(conv(image()), y)
@@ -202,13 +202,13 @@ def test_a_state_without_them_is_loaded_with_one_warning_for_the_whole_model(str
 def test_a_state_that_lacks_them_for_some_layers_warns():
     state = network().state_dict()
     del state["3.pool._extra_state"]
-    with pytest.warns(UserWarning, match=r"layer '3\.pool' takes its own"):
+    with pytest.warns(UserWarning, match=r"layer '3\.pool' uses its own"):
         network().load_state_dict(state)
 
 
 def test_leaving_them_out_is_the_way_to_load_another_state_all_the_same():
     source, target = DiffStride2d(1.7, convention="paper"), DiffStride2d(2.0)
-    with pytest.warns(UserWarning, match="the layer takes its own, convention='nominal'"):
+    with pytest.warns(UserWarning, match="the layer uses its own, convention='nominal'"):
         target.load_state_dict(without_extra_state(source.state_dict()))
     assert torch.equal(target.strides, source.strides)
 
