@@ -193,9 +193,7 @@ def penalty(plans: Sequence[PlanCache], strides: Sequence[jax.Array]) -> jax.Arr
 
 def current_plan(plans: PlanCache, shape: Sequence[int], strides: jax.Array) -> Plan:
     """Return the plan for an input: of the strides as they are, or while traced as last read."""
-    plan = plans.plan(checked_shape(shape))  # also records that the layer has seen the size
-    values = BACKEND.host_values(strides)
-    return plan if values is None else plans.refreshed(values).plan(shape)
+    return plans.plan_of(checked_shape(shape), BACKEND.host_values(strides))
 
 
 def projected(
