@@ -125,9 +125,7 @@ class PlanCache:
         """
         if not self.is_as_of(token):
             self.update(token, read())
-        while len(self._plans) > _MOST_SIZES:
-            # The oldest of those that bound nothing, else the oldest.
-            del self._plans[min(self._plans, key=lambda sizes: self._plans[sizes].seen)]
+        self._forget()
 
     def update(self, token: Hashable, strides: tuple[float, ...] | None) -> None:
         """Bring the plans up to date with strides that have been read; see `refresh`."""
@@ -150,7 +148,21 @@ class PlanCache:
         other = PlanCache(self._settings, self._entries, self._strides)
         other._plans, other._bounds = self._plans, self._bounds
         other.update(None, strides)  # replaces the entries, and leaves ours as they are
+        other._forget()
         return other
+
+    def plan_of(self, shape: Sequence[int], strides: tuple[float, ...] | None) -> Plan:
+        """Return the plan for an input of the given shape, whose size counts as seen.
+
+        Parameters
+        ----------
+        shape : sequence of int
+        strides : tuple of float or None
+            Their values, which leave the cache's own as they are; None where they are traced, for
+            the plan of the values read last.
+        """
+        plan = self.plan(shape)
+        return plan if strides is None else self.refreshed(strides).plan(shape)
 
     def plan(self, shape: Sequence[int]) -> Plan:
         """Return the plan for an input of the given shape, as of the last `refresh`.
@@ -161,6 +173,14 @@ class PlanCache:
         entry = self._entry(axes, axis_sizes(axes, shape))
         entry.seen = True
         return entry.plan
+
+    def holds(self, plan: Plan) -> bool:
+        """Return whether a plan is the one for its sizes as of the last `refresh`.
+
+        The sizes do not count as seen.
+        """
+        axes = tuple(axis.axis for axis in plan.axes)
+        return self._entry(axes, tuple(axis.size for axis in plan.axes)).plan == plan
 
     def seen(self) -> tuple[Plan, ...]:
         """Return the plans for the sizes seen since the last projection, oldest first."""
@@ -191,12 +211,25 @@ class PlanCache:
 
         The sizes seen until now bound no later projection, unless none is seen in between.
         """
+        bounds = self.bounds_to_project()
+        return tuple(bound.apply(stride) for bound, stride in zip(bounds, strides, strict=True))
+
+    def bounds_to_project(self) -> tuple[Bounds, ...]:
+        """Return the bounds of each stride parameter, for a projection that is made of them.
+
+        See `project`, which makes one of values on the host.
+        """
         self._bounds = self.bounds()
         for entry in self._plans.values():
             entry.seen = False
         # A shared stride has the same bounds on every axis.
-        bounds = self._bounds[: self._entries]
-        return tuple(bound.apply(stride) for bound, stride in zip(bounds, strides, strict=True))
+        return self._bounds[: self._entries]
+
+    def _forget(self) -> None:
+        """Forget sizes of which there are too many."""
+        while len(self._plans) > _MOST_SIZES:
+            # The oldest of those that bound nothing, else the oldest.
+            del self._plans[min(self._plans, key=lambda sizes: self._plans[sizes].seen)]
 
     def _entry(self, axes: tuple[int, ...], sizes: tuple[int, ...]) -> _Entry:
         entry = self._plans.get((axes, sizes))

@@ -7,6 +7,7 @@ from pathlib import Path
 from diffstride_core import __version__
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # else importing modules looks for others
+os.environ.setdefault("KERAS_BACKEND", "jax")
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 project = "DiffStride"

@@ -26,6 +26,9 @@ from diffstride_core.plan_cache import PlanCache
 from diffstride_core.planning import plan_pool
 from diffstride_core.settings import Settings, make_settings
 from diffstride_jax.layers import (
+    STRIDES,
+    WEIGHTS,
+    CompilationKey,
     check_kept_padding,
     check_new_convolution,
     convolve_and_downsample,
@@ -459,6 +462,101 @@ def project_strides(model: ModelT) -> ModelT:
         replacements,
     )
     return done
+
+
+def compilation_key(model: Any) -> CompilationKey:
+    """Return what tells, before a call, whether strides make a compiled function compile anew.
+
+    Collect the keys of all calls: the next one compiles anew if its key is not among them. Other
+    reasons to compile, such as another batch size, are not in the key.
+
+    Parameters
+    ----------
+    model : pytree
+        With `DiffStride` layers, or a layer itself. Its strides are not read: sizes are those of
+        the last `replan` or `project_strides`, as they are in a compiled function.
+
+    Returns
+    -------
+    CompilationKey
+        Hashable, and equal to that of another call while the same compiled function serves both.
+        While a layer has seen no input nothing is known of its sizes, and any other strides count
+        as another size.
+
+    Examples
+    --------
+    >>> import equinox as eqx
+    >>> import jax.numpy as jnp
+    >>> from diffstride_jax.equinox_modules import DiffStride, compilation_key, replan
+    >>> layer = DiffStride(2.0)
+    >>> layer(jnp.ones((3, 32, 32))).shape
+    (3, 16, 16)
+    >>> moved = [
+    ...     replan(eqx.tree_at(lambda layer: layer.strides, layer, jnp.array(strides)))
+    ...     for strides in ([2.01, 1.99], [2.0, 3.0])
+    ... ]
+    >>> [compilation_key(other) == compilation_key(layer) for other in moved]
+    [True, False]
+    """
+    return CompilationKey(layer.plans for layer in _layers(model))
+
+
+def stride_labels(params: ModelT) -> ModelT:
+    """Return a tree that says which parameters are strides, for `optax.multi_transform`.
+
+    Give `optax.multi_transform` this function, not the tree: many models can be called, and Optax
+    calls labels that can be.
+
+    Parameters
+    ----------
+    params : pytree
+        Of modules, as ``eqx.filter(model, eqx.is_inexact_array)`` or their gradients.
+
+    Returns
+    -------
+    pytree
+        Of the same structure, with "strides" for the strides of `DiffStride` layers and "weights"
+        for any other leaf, whatever its name is. Where there is no such layer all are "weights".
+
+    Raises
+    ------
+    TypeError
+        For a tree without a module, as a list of arrays.
+
+    Examples
+    --------
+    >>> import equinox as eqx
+    >>> import jax
+    >>> import optax
+    >>> from diffstride_jax.equinox_modules import DiffStride, stride_labels
+    >>> conv = eqx.nn.Conv2d(3, 4, 3, key=jax.random.key(0))
+    >>> model = eqx.nn.Sequential([conv, DiffStride(2.0)])
+    >>> transforms = {"weights": optax.adamw(1e-3), "strides": optax.adam(1e-2)}
+    >>> optimizer = optax.multi_transform(transforms, stride_labels)
+    >>> state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+    """
+    modules = jax.tree.leaves(params, is_leaf=_is_module)
+    if not any(map(_is_module, modules)):
+        raise TypeError(
+            "params must be an equinox.Module or a tree that holds some, such as "
+            "eqx.filter(model, eqx.is_inexact_array), got a tree without one, which does not say "
+            f"what is a stride: {type(params).__name__}"
+        )
+    labels: ModelT = jax.tree.map(_labels, params, is_leaf=_is_layer)
+    return labels
+
+
+def _labels(node: Any) -> Any:
+    if not _is_layer(node):
+        return WEIGHTS
+    own = jax.tree_util.GetAttrKey("strides")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: STRIDES if path[0] == own else WEIGHTS, node
+    )
+
+
+def _is_module(node: Any) -> bool:
+    return isinstance(node, eqx.Module)
 
 
 def complexity_penalty(layers: Sequence[DiffStride]) -> jax.Array:

@@ -24,6 +24,42 @@ from diffstride_core.plan_cache import PlanCache
 from diffstride_core.planning import plan_pool
 from diffstride_core.settings import Settings, make_settings
 
+STRIDES, WEIGHTS = "strides", "weights"
+"""How `stride_labels` names what it tells apart."""
+
+
+class CompilationKey:
+    """What a compiled function is compiled for, as far as it follows from strides; hashable.
+
+    Made by `compilation_key`. Two keys are equal if the same compiled function serves both.
+
+    Parameters
+    ----------
+    plans : iterable of PlanCache
+        Of a model's layers, in the order of the model.
+    """
+
+    def __init__(self, plans: Iterable[PlanCache]) -> None:
+        self._plans = tuple(plans)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, CompilationKey):
+            return NotImplemented
+        return len(self._plans) == len(other._plans) and all(
+            map(_same_sizes, self._plans, other._plans)
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._plans)
+
+    def __repr__(self) -> str:
+        return f"CompilationKey({', '.join(map(repr, self._plans))})"
+
+
+def _same_sizes(plans: PlanCache, others: PlanCache) -> bool:
+    # Where neither has seen a size they are equal, but nothing is known of the sizes to come.
+    return plans is others or (plans == others and plans.newest() is not None)
+
 
 def make_plans(stride: Any, shared: bool, dtype: Any, **options: Any) -> tuple[PlanCache, Any]:
     """Return the plans of a new layer, and its strides as an array.
@@ -157,9 +193,7 @@ def penalty(plans: Sequence[PlanCache], strides: Sequence[jax.Array]) -> jax.Arr
 
 def current_plan(plans: PlanCache, shape: Sequence[int], strides: jax.Array) -> Plan:
     """Return the plan for an input: of the strides as they are, or while traced as last read."""
-    plan = plans.plan(checked_shape(shape))  # also records that the layer has seen the size
-    values = BACKEND.host_values(strides)
-    return plan if values is None else plans.refreshed(values).plan(shape)
+    return plans.plan_of(checked_shape(shape), BACKEND.host_values(strides))
 
 
 def projected(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from diffstride_core.convolution.checks import checked_placement, odd_kernel, pe
 from diffstride_core.planning import plan_pool
 from diffstride_core.settings import make_settings
 from diffstride_jax.layers import (
+    STRIDES,
+    WEIGHTS,
+    CompilationKey,
     check_kept_padding,
     check_new_convolution,
     convolve_and_downsample,
@@ -29,6 +32,8 @@ from diffstride_jax.layers import (
     read_strides,
     strides_dtype,
 )
+
+ParamsT = TypeVar("ParamsT")
 
 
 class StrideParam(nnx.Param[Any]):
@@ -420,6 +425,100 @@ def project_strides(model: nnx.Module) -> None:
     values = read_strides(layers, [layer.strides[...] for layer in layers.values()])
     for layer, strides in zip(layers.values(), values, strict=True):
         layer.plans, layer.strides[...] = projected(layer.plans, layer.strides[...], strides)
+
+
+def compilation_key(model: nnx.Module) -> CompilationKey:
+    """Return what tells, before a call, whether strides make a compiled function compile anew.
+
+    Collect the keys of all calls: the next one compiles anew if its key is not among them. Other
+    reasons to compile, such as another batch size, are not in the key.
+
+    Parameters
+    ----------
+    model : nnx.Module
+        Or a layer itself. Its strides are not read: sizes are those of the last `replan` or
+        `project_strides`, as they are in a compiled function.
+
+    Returns
+    -------
+    CompilationKey
+        Hashable, and equal to that of another call while the same compiled function serves both.
+        While a layer has seen no input nothing is known of its sizes, and any other strides count
+        as another size.
+
+    Examples
+    --------
+    >>> from diffstride_jax.nnx_modules import DiffStride, compilation_key, replan
+    >>> import jax.numpy as jnp
+    >>> layer = DiffStride(2.0)
+    >>> layer(jnp.ones((8, 32, 32, 3))).shape
+    (8, 16, 16, 3)
+    >>> before = compilation_key(layer)
+    >>> layer.strides[...] = jnp.array([2.01, 1.99])
+    >>> replan(layer)
+    >>> compilation_key(layer) == before
+    True
+    >>> layer.strides[...] = jnp.array([2.0, 3.0])
+    >>> replan(layer)
+    >>> compilation_key(layer) == before
+    False
+    """
+    return CompilationKey(layer.plans for layer in _named_layers(model).values())
+
+
+def stride_labels(params: ParamsT) -> ParamsT:
+    """Return a tree that says which parameters are strides, for `optax.multi_transform`.
+
+    Give `optax.multi_transform` the tree, not this function: `nnx.Optimizer` hands plain arrays to
+    Optax in its updates, and those do not say what they are.
+
+    Parameters
+    ----------
+    params : nnx.State
+        Variables, as ``nnx.state(model, nnx.Param)`` returns them.
+
+    Returns
+    -------
+    nnx.State
+        In the place of each variable "strides" for a `StrideParam`, "weights" for any other,
+        whatever its name is. Where there is no layer with strides all are "weights".
+
+    Raises
+    ------
+    TypeError
+        For a module, and for anything in the tree that is no variable.
+
+    Examples
+    --------
+    >>> import optax
+    >>> from diffstride_jax.nnx_modules import DiffStride, stride_labels
+    >>> from flax import nnx
+    >>> model = nnx.Sequential(nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0)), DiffStride(2.0))
+    >>> labels = stride_labels(nnx.state(model, nnx.Param))
+    >>> transforms = {"weights": optax.adamw(1e-3), "strides": optax.adam(1e-2)}
+    >>> optimizer = nnx.Optimizer(model, optax.multi_transform(transforms, labels), wrt=nnx.Param)
+    """
+    if isinstance(params, nnx.Module):
+        raise TypeError(
+            "params must be the state of a model, as nnx.state(model, nnx.Param), got the module "
+            f"{type(params).__name__}"
+        )
+    labels: ParamsT = jax.tree.map(_label, params, is_leaf=_is_variable)
+    return labels
+
+
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
+
+
+def _label(variable: Any) -> str:
+    if not _is_variable(variable):
+        raise TypeError(
+            "params must hold variables, as nnx.state(model, nnx.Param) does, got a plain "
+            f"{type(variable).__name__}, which does not say whether it is a stride; give Optax the "
+            "tree that stride_labels returns, not the function"
+        )
+    return STRIDES if isinstance(variable, StrideParam) else WEIGHTS
 
 
 def complexity_penalty(layers: Sequence[DiffStride]) -> jax.Array:

@@ -149,6 +149,12 @@ def test_plan_cache_keeps_16_plans_at_most(monkeypatch):
     assert made == []
     assert cache.plan((20,)).output_sizes == make_plan((20,), (3.0,)).output_sizes
     assert made == [(20,)]
+    for size in range(60, 80):
+        cache.plan((size,))
+    first = cache.refreshed((4.0,))
+    made.clear()
+    first.refreshed((5.0,))
+    assert made == [(size,) for size in range(64, 80)]
 
 
 def test_plan_cache_bounds_hold_for_all_sizes_seen_since_the_last_projection():
@@ -291,6 +297,28 @@ def test_refreshed_leaves_the_cache_as_it_is():
     assert other.plan((64,)).output_sizes == (16,)
     with pytest.raises(ValueError, match="strides must be finite"):
         cache.refreshed((math.nan,))
+
+
+def test_plans_of_values_that_are_not_the_caches():
+    cache = PlanCache(make_settings(axes=(-1,)), 1, (2.0,))
+    assert cache.plan_of((64,), None).output_sizes == (32,)
+    assert cache.plan_of((48,), (4.0,)).output_sizes == (12,)
+    assert cache.plan((48,)).output_sizes == (24,)
+    assert [plan.axes[0].size for plan in cache.seen()] == [64, 48]
+    with pytest.raises(ValueError, match="strides must be finite"):
+        cache.plan_of((64,), (math.inf,))
+
+
+def test_whether_a_cache_holds_a_plan():
+    cache = PlanCache(make_settings(axes=(-1,)), 1, (2.0,))
+    plan = PlanCache(cache.settings, 1, (2.01,)).plan((64,))
+    assert cache.holds(plan)
+    assert cache.seen() == ()
+    assert not cache.refreshed((3.0,)).holds(plan)
+    # However it has been used: other sizes do not matter.
+    cache.plan((20,))
+    assert cache.refreshed((2.1,)) != cache
+    assert cache.refreshed((2.02,)).holds(plan)
 
 
 def test_settings_as_plain_values():

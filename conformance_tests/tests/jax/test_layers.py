@@ -300,6 +300,41 @@ def learn(library, steps=60):
     return losses, strides_of(layer), len(traces), sizes
 
 
+@over_libraries
+def test_several_steps_in_one_compiled_function(library):
+    x, layer = random(*laid_out(library, 2, 32, 32, 1)), library.DiffStride([2.0, 2.6])
+    strides, sizes = strides_of(layer), layer.output_sizes(x.shape)
+
+    def descend(layer):
+        if library is nnx_modules:
+            slope = nnx.grad(mean_square)(layer, x).strides[...]
+            layer.strides[...] = layer.strides[...] - 40 * slope
+            return layer
+        slope = eqx.filter_grad(mean_square)(layer, x).strides
+        return eqx.tree_at(lambda layer: layer.strides, layer, layer.strides - 40 * slope)
+
+    def steps(layer):
+        if library is nnx_modules:
+            return nnx.fori_loop(0, 5, lambda _, layer: descend(layer), layer)
+        params, static = eqx.partition(layer, eqx.is_inexact_array)
+        params, _ = jax.lax.scan(
+            lambda params, _: (
+                eqx.filter(descend(eqx.combine(params, static)), eqx.is_array),
+                None,
+            ),
+            params,
+            length=5,
+        )
+        return eqx.combine(params, static)
+
+    found = projected(library, compiled(library, steps)(layer))
+    slope = jax.grad(lambda s: jnp.mean(diff_stride(x, s, axes=AXES[library], sizes=sizes) ** 2))
+    for _ in range(5):
+        strides = strides - 40 * slope(strides)
+    np.testing.assert_allclose(strides_of(found), strides, rtol=1e-5)
+    assert found.output_sizes(x.shape) != sizes
+
+
 @quick_for_equinox
 def test_strides_are_learnt_through_changes_of_size(library):
     losses, strides, traces, sizes = learn(library)
@@ -307,6 +342,156 @@ def test_strides_are_learnt_through_changes_of_size(library):
     np.testing.assert_allclose(strides, [2.3, 1.9], rtol=0, atol=0.1)
     assert len(sizes) > 1
     assert traces == len(sizes)
+
+
+def random_strides(steps):
+    """Yield strides of two layers, of which one moves: sizes stay, change and come back."""
+    random = np.random.default_rng(0)
+    values = np.full((2, 2), 2.0)
+    for _ in range(steps):
+        values[random.integers(2), 1] = random.uniform(1.93, 2.1)
+        yield values.tolist()
+
+
+def in_a_model(library, layers):
+    return nnx.List(layers) if library is nnx_modules else layers
+
+
+@over_libraries
+def test_a_key_tells_when_a_function_compiles_anew(library):
+    traces = []
+
+    def forward(model, x):
+        traces.append(1)
+        return model[1](model[0](x))
+
+    forward = compiled(library, forward)
+    x, other = (random(*laid_out(library, 1, size, size, 1)) for size in (32, 48))
+    made = [library.DiffStride(2.0), make_conv(library, 2.0).pool]
+    model, keys, foreseen = in_a_model(library, made), set(), []
+    for step, values in enumerate(random_strides(24)):
+        if step == 18:  # a copy has seen no size, and is served by what was compiled
+            model = copy.deepcopy(model)
+        changed = [with_strides(layer, *own) for layer, own in zip(model, values, strict=True)]
+        model = replanned(library, in_a_model(library, changed))
+        if (key := library.compilation_key(model)) not in keys:
+            foreseen.append(step)
+        keys.add(key)
+        traces.clear()
+        forward(model, x)
+        assert bool(traces) == (step in foreseen)
+    assert 3 <= len(foreseen) <= 10
+    # What another call has seen belongs to the key too, as it does for what is compiled.
+    forward(model, other)
+    assert library.compilation_key(model) in keys
+
+
+@over_libraries
+def test_a_key_of_no_size_promises_nothing(library):
+    layer = library.DiffStride(2.0)
+    before = library.compilation_key(layer)
+    assert library.compilation_key(replanned(library, layer)) == before
+    assert library.compilation_key(library.DiffStride(2.0)) != before
+    moved = replanned(library, with_strides(layer, 2.0, 2.001))
+    assert library.compilation_key(moved) != before
+    assert before != "key"
+    assert "strides=(2.0, 2.0)" in repr(before)
+
+
+class OwnNnx(nnx.Module):
+    """A user's layer with a parameter that is only named as strides are."""
+
+    def __init__(self, layer):
+        self.strides = nnx.Param(jnp.full(2, 2.0))
+        self.layer = layer
+
+    def __call__(self, x):
+        return self.layer(x) * self.strides.sum()
+
+
+class OwnEquinox(eqx.Module):
+    """The same in Equinox."""
+
+    strides: jax.Array
+    layer: equinox_modules.DiffStride
+
+    def __init__(self, layer):
+        self.strides = jnp.full(2, 2.0)
+        self.layer = layer
+
+    def __call__(self, x):
+        return self.layer(x) * self.strides.sum()
+
+
+@over_libraries
+def test_labels_give_strides_a_rate_of_their_own_and_no_decay(library):
+    layer = library.DiffStride([2.0, 2.6])
+    x = random(*laid_out(library, 2, 32, 32, 1))
+    transforms = {"weights": optax.add_decayed_weights(1.0), "strides": optax.sgd(1.0)}
+    if library is nnx_modules:
+        model = OwnNnx(layer)
+        labels = library.stride_labels(nnx.state(model, nnx.Param))
+        assert jax.tree.leaves(labels) == ["strides", "weights"]
+        optimizer = nnx.Optimizer(model, optax.multi_transform(transforms, labels), wrt=nnx.Param)
+
+        @nnx.jit
+        def step(model, optimizer):
+            gradients = nnx.grad(mean_square)(model, x)
+            optimizer.update(model, gradients)
+            return gradients
+
+        own, strides = model.strides[...], layer.strides[...]
+        gradients = step(model, optimizer)
+        changes = model.strides[...] - own, model.layer.strides[...] - strides
+        slopes = gradients.strides[...], gradients.layer.strides[...]
+    else:
+        model = OwnEquinox(layer)
+        labels = library.stride_labels(eqx.filter(model, eqx.is_inexact_array))
+        assert jax.tree.leaves(labels) == ["weights", "strides"]
+        assert labels.layer.strides == "strides"
+        optimizer = optax.multi_transform(transforms, library.stride_labels)
+        state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+
+        @eqx.filter_jit
+        def step(model, state):
+            gradients = eqx.filter_grad(mean_square)(model, x)
+            params = eqx.filter(model, eqx.is_inexact_array)
+            updates, _ = optimizer.update(gradients, state, params)
+            return gradients, updates
+
+        gradients, updates = step(model, state)
+        own, changes = model.strides, (updates.strides, updates.layer.strides)
+        slopes = gradients.strides, gradients.layer.strides
+    np.testing.assert_allclose(changes[0], slopes[0] + own, rtol=1e-6)
+    np.testing.assert_allclose(changes[1], -slopes[1], rtol=1e-3, atol=1e-6)
+    assert np.all(slopes[1] != 0)
+
+
+def test_labels_of_a_model_without_strides_are_all_weights():
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    labels = nnx_modules.stride_labels(nnx.state(model, nnx.Param))
+    assert jax.tree.leaves(labels) == ["weights"] * 2
+    labels = equinox_modules.stride_labels([eqx.nn.Linear(2, 3, key=jax.random.key(0))])
+    assert jax.tree.leaves(labels) == ["weights"] * 2
+
+
+def test_labels_are_refused_where_nothing_says_what_is_a_stride():
+    layer = nnx_modules.DiffStride(2.0)
+    with pytest.raises(TypeError, match=r"params must be the state of a model.*got the module Dif"):
+        nnx_modules.stride_labels(layer)
+    pure = nnx.as_pure(nnx.state(layer, nnx.Param))
+    with pytest.raises(TypeError, match=r"params must hold variables.*plain ArrayImpl.*the tree"):
+        nnx_modules.stride_labels(pure)
+    # What happens to those who give Optax the function.
+    both = {"weights": optax.sgd(1.0), "strides": optax.sgd(1.0)}
+    optimizer = nnx.Optimizer(
+        layer, optax.multi_transform(both, nnx_modules.stride_labels), wrt=nnx.Param
+    )
+    with pytest.raises(TypeError, match="give Optax the tree"):
+        optimizer.update(layer, nnx.grad(mean_square)(layer, random(2, 16, 16, 1)))
+    arrays = jax.tree.leaves(eqx.filter(equinox_modules.DiffStride(2.0), eqx.is_inexact_array))
+    with pytest.raises(TypeError, match=r"params must be an equinox\.Module or a tree.*: list"):
+        equinox_modules.stride_labels(arrays)
 
 
 def test_optimisers_can_tell_strides_apart():

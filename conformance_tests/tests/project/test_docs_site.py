@@ -137,7 +137,8 @@ def test_support_range_is_that_of_the_project():
     floors = {"Python": project["requires-python"].removeprefix(">=")}
     names = {"numpy": "NumPy", "scipy": "SciPy", "torch": "PyTorch", "jax": "JAX", "flax": "Flax"}
     names |= {"equinox": "Equinox", "cupy-cuda12x": "CuPy", "matplotlib": "Matplotlib"}
-    for extra in ("torch", "flax", "equinox", "cupy-cuda12x", "plot"):
+    names |= {"keras": "Keras"}
+    for extra in ("torch", "flax", "equinox", "keras", "cupy-cuda12x", "plot"):
         for requirement in (*project["dependencies"], *extras[extra]):
             name, floor = requirement.split(">=")
             floors[names.get(name, name)] = floor

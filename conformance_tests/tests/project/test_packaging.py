@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import email
 import email.message
+import os
 import re
 import subprocess
 import sys
@@ -29,10 +30,17 @@ PACKAGES = {
     "diffstride_torch": ROOT / "adapters/diffstride_torch",
     "diffstride_jax": ROOT / "adapters/diffstride_jax",
     "diffstride_cupy": ROOT / "adapters/diffstride_cupy",
+    "diffstride_keras": ROOT / "adapters/diffstride_keras",
     "diffstride_conformance": ROOT / "conformance_tests/diffstride_conformance",
     "diffstride_experiments": ROOT / "experiments/diffstride_experiments",
 }
-ADAPTERS = {"diffstride_numpy", "diffstride_torch", "diffstride_jax", "diffstride_cupy"}
+ADAPTERS = {
+    "diffstride_numpy",
+    "diffstride_torch",
+    "diffstride_jax",
+    "diffstride_cupy",
+    "diffstride_keras",
+}
 
 # The packages of the distribution that each may import, itself aside. Conformance reaches the
 # adapters through the registry alone, so that it runs with whichever frameworks are installed.
@@ -44,6 +52,8 @@ MAY_IMPORT = {
     "diffstride_torch": {"diffstride_core", "diffstride_backends", "diffstride_plotting"},
     "diffstride_jax": {"diffstride_core", "diffstride_backends"},
     "diffstride_cupy": {"diffstride_core", "diffstride_backends"},
+    # JAX or PyTorch, whichever Keras runs on, it reaches through the registry.
+    "diffstride_keras": {"diffstride_core", "diffstride_backends"},
     "diffstride_conformance": {"diffstride_core", "diffstride_backends"},
     "diffstride_experiments": {
         "diffstride_core",
@@ -63,6 +73,7 @@ FRAMEWORKS = {
     "equinox": "jax",
     "cupy": "cupy",
     "cupyx": "cupy",
+    "keras": "keras",
 }
 
 # The families that a whole package may import, wherever in it.
@@ -74,6 +85,7 @@ FRAMEWORKS_OF_PACKAGE = {
     "diffstride_torch": {"torch"},
     "diffstride_jax": {"jax"},
     "diffstride_cupy": {"cupy"},
+    "diffstride_keras": {"keras"},
     "diffstride_conformance": set(),
     "diffstride_experiments": {"torch"},
 }
@@ -83,6 +95,7 @@ EXTRAS = {
     "jax",
     "flax",
     "equinox",
+    "keras",
     "cupy-cuda12x",
     "cupy-cuda13x",
     "conformance",
@@ -256,6 +269,21 @@ def test_readme_names_both_commands() -> None:
     ],
 )
 def test_import_loads_no_other_framework(package: str, unwanted: set[str]) -> None:
+    check_import_loads_none_of(package, unwanted, dict(os.environ))
+
+
+# Keras itself imports JAX whatever it runs on.
+@pytest.mark.parametrize(("backend", "unwanted"), [("jax", {"torch", "cupy"}), ("torch", {"cupy"})])
+def test_import_loads_the_backend_of_keras_alone(
+    backend: str, unwanted: set[str], tmp_path: Path
+) -> None:
+    environment = {**os.environ, "KERAS_BACKEND": backend, "KERAS_HOME": str(tmp_path)}
+    check_import_loads_none_of("diffstride_keras", unwanted, environment)
+
+
+def check_import_loads_none_of(
+    package: str, unwanted: set[str], environment: dict[str, str]
+) -> None:
     # The unwanted modules are replaced by ones that refuse to load, so that an attempt shows even
     # where the framework is missing and the package would have caught the ImportError. Asking
     # whether a framework is installed stays allowed.
@@ -280,7 +308,8 @@ sys.meta_path.insert(0, Refuse())
 import {package}
 print(*(attempts | ({unwanted!r} & set(sys.modules))))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
 

@@ -21,6 +21,7 @@ PAGES = {
     if (blocks := blocks_of(page))
 }
 del PAGES["docs/cupy.md"]  # needs a GPU; test_cupy.py runs it
+del PAGES["docs/keras.md"]  # needs a process for each of Keras's backends; test_backends.py runs it
 
 
 # The exporter's and Lightning's own.

@@ -1,0 +1,292 @@
+"""DiffStride as a Keras layer, with the argument names of the authors' TensorFlow layer."""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+from diffstride_core.arguments import initial_strides, option
+from diffstride_core.conventions import DEFAULT_CONVENTION
+from diffstride_core.plan import Plan
+from diffstride_core.plan_cache import PlanCache
+from diffstride_core.settings import make_settings
+from diffstride_keras.framework import FRAMEWORK, KEEPS_TRACES
+
+DATA_FORMATS = ("channels_first", "channels_last")
+
+# What the checks of all frameworks' layers call them.
+_NAMES = {
+    "smoothness": "smoothness_factor",
+    "shared": "shared_stride",
+    "limits": "(lower_limit_stride, upper_limit_stride)",
+}
+
+
+@contextmanager
+def _named_as_here() -> Iterator[None]:
+    """Call the arguments in an error as the layer does."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        message = re.sub(rf"\b({'|'.join(_NAMES)})\b", lambda m: _NAMES[m[0]], str(error))
+        raise type(error)(message) from None
+
+
+class StrideBounds(keras.constraints.Constraint):  # type: ignore[misc]
+    """Puts the strides of a layer back within their bounds, after each step of an optimiser.
+
+    Parameters
+    ----------
+    layer : DiffStride2d
+        Whose strides these are.
+    """
+
+    def __init__(self, layer: DiffStride2d) -> None:
+        self.layer = layer
+
+    def __call__(self, strides: Any) -> Any:
+        """Return strides within the layer's bounds."""
+        return self.layer.bounded(strides)
+
+
+@keras.saving.register_keras_serializable(package="diffstride")
+class DiffStride2d(keras.layers.Layer):  # type: ignore[misc]
+    """Downsampling of height and width with learnt strides.
+
+    The arguments have the names, the order and the meaning that they have in the authors'
+    TensorFlow layer. Its numbers are those of ``convention="tensorflow"``.
+
+    Parameters
+    ----------
+    strides : float or sequence of float
+        Initial strides, at least 1: of height and width, or one for both.
+    smoothness_factor : float, optional
+        Width of the window's ramp: as a fraction of the band that the output holds, at most 1
+        ("nominal"; default 0.25), or in frequencies ("paper", "tensorflow"; default 4.0).
+    cropping : bool
+        False masks the spectrum without cropping it: the shape never changes.
+    trainable : bool
+        Whether the strides are learnt.
+    shared_stride : bool
+        Learn one stride for height and width.
+    lower_limit_stride, upper_limit_stride : float, optional
+        Limits on the strides besides the built-in bounds.
+    data_format : {"channels_last", "channels_first"}, optional
+        By default ``keras.config.image_data_format()``.
+    convention : {"nominal", "paper", "tensorflow"}
+        Which window a stride stands for.
+    strides_regularizer : keras.regularizers.Regularizer, optional
+        Adds to the loss; anything that Keras takes for one.
+    **kwargs
+        Of `keras.layers.Layer`: ``name``, ``dtype``.
+
+    Attributes
+    ----------
+    strides : keras.Variable, shape (2,) or (1,)
+        The stride parameters, in float32 under every policy but "float64". A call bounds them
+        without changing them. Their constraint puts them back within their bounds after each step
+        of an optimiser: the limits, and those of the sizes of maps that the layer has seen since.
+    plans : PlanCache
+        The output sizes that follow from the strides as they were read last.
+    compiled : frozenset of Plan
+        Those of `plans` that compiled functions have been traced with, where they serve until they
+        are replaced: with JAX.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, its value and what is allowed.
+
+    Notes
+    -----
+    The output has the dtype of the input, which Keras casts to the layer's compute dtype.
+
+    Outside compiled functions the output's size follows the strides. A compiled function, as
+    `keras.Model.fit` runs with JAX, has the sizes of the strides as they were read last: when the
+    layer was made or loaded and by `UpdateSizes` or `replan` since. In between the window still
+    follows the strides, within those sizes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from diffstride_keras import DiffStride2d
+    >>> layer = DiffStride2d((2.0, 3.0))
+    >>> tuple(layer(np.ones((8, 32, 32, 3), np.float32)).shape)
+    (8, 16, 11, 3)
+    >>> layer.compute_output_shape((None, 32, 32, 3))
+    (None, 16, 11, 3)
+    """
+
+    def __init__(
+        self,
+        strides: float | Sequence[float] = (2.0, 2.0),
+        smoothness_factor: float | None = None,
+        cropping: bool = True,
+        trainable: bool = True,
+        shared_stride: bool = False,
+        lower_limit_stride: float | None = None,
+        upper_limit_stride: float | None = None,
+        data_format: str | None = None,
+        *,
+        convention: str = DEFAULT_CONVENTION,
+        strides_regularizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(trainable, bool):
+            raise TypeError(f"trainable must be True or False, got {trainable!r}")
+        if data_format is None:
+            data_format = keras.config.image_data_format()
+        option("data_format", data_format, DATA_FORMATS)
+        with _named_as_here():
+            settings = make_settings(
+                axes=(-2, -1) if data_format == "channels_first" else (-3, -2),
+                smoothness=smoothness_factor,
+                limits=(lower_limit_stride, upper_limit_stride),
+                cropping=cropping,
+                convention=convention,
+            )
+            values = initial_strides(strides, 2, shared_stride, "strides")
+        super().__init__(trainable=trainable, **kwargs)
+        self.data_format = data_format
+        self.input_spec = keras.layers.InputSpec(ndim=4)
+        self.plans = PlanCache(settings, len(values), values)
+        self._initial = values
+        self.compiled: frozenset[Plan] = frozenset()
+        self.strides = self.add_weight(
+            shape=(len(values),),
+            initializer=keras.initializers.Constant(np.array(values)),
+            # A half precision has too few digits for a stride.
+            dtype="float64" if self.variable_dtype == "float64" else "float32",
+            autocast=False,
+            regularizer=strides_regularizer,
+            constraint=StrideBounds(self),
+            name="strides",
+        )
+        self.built = True  # whatever the input's shape
+
+    def call(self, inputs: Any) -> Any:
+        """Downsample a batch.
+
+        Parameters
+        ----------
+        inputs : tensor, shape (B, H, W, C), or (B, C, H, W) for "channels_first"
+
+        Returns
+        -------
+        tensor
+            Of the same dtype, with other heights and widths.
+        """
+        backend, strides = FRAMEWORK.backend, self.strides.value
+        backend.check_input(inputs)
+        backend.check_strides(strides, inputs)
+        values = backend.host_values(strides)
+        plan = self.plans.plan_of(tuple(inputs.shape), values)
+        if values is None and KEEPS_TRACES:
+            self.compiled |= {plan}
+        return FRAMEWORK.functional.resample(plan, inputs, strides)
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        """Return the output's shape at the strides as they are now.
+
+        Parameters
+        ----------
+        input_shape : sequence of int or None
+            None for what is not known.
+        """
+        shape, settings = list(input_shape), self.plans.settings
+        if not settings.cropping:
+            return tuple(shape)
+        sizes: Sequence[int | None] = (None, None)
+        if all(shape[axis] is not None for axis in settings.axes):
+            values = FRAMEWORK.backend.host_values(self.strides.value)
+            # A copy: to ask is not to see a map.
+            sizes = copy.copy(self.plans).plan_of(shape, values).output_sizes  # type: ignore[arg-type]
+        for axis, size in zip(settings.axes, sizes, strict=True):
+            shape[axis] = size
+        return tuple(shape)
+
+    def replan(self) -> None:
+        """Let functions that are compiled from now on have the sizes of the strides; see `replan`.
+
+        Raises
+        ------
+        ValueError
+            If a stride is traced, NaN or infinite.
+        """
+        self.plans = self.plans.refreshed(self._read())
+
+    def bounded(self, strides: Any) -> Any:
+        """Return strides within the bounds; where they have values, sizes follow these then.
+
+        Parameters
+        ----------
+        strides : keras.Variable or tensor, shape (2,) or (1,)
+        """
+        bounds = self.plans.bounds_to_project()
+        strides = keras.ops.convert_to_tensor(strides)
+        dtype = keras.backend.standardize_dtype(strides.dtype)
+        least = np.array([max(bound.floor, bound.lower) for bound in bounds], dtype)
+        most = np.array([bound.upper for bound in bounds], dtype)
+        strides = keras.ops.minimum(keras.ops.maximum(strides, least), most)
+        values = FRAMEWORK.backend.host_values(strides)
+        if values is not None:
+            self.compiled = frozenset()
+            self.plans = self.plans.refreshed(self._finite(values))
+        return strides
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the layer's arguments, with the initial strides."""
+        settings = self.plans.settings
+        lower, upper = settings.limits or (None, None)
+        return {
+            **super().get_config(),
+            "strides": list(self._initial),
+            "smoothness_factor": settings.smoothness,
+            "cropping": settings.cropping,
+            "shared_stride": len(self._initial) < 2,
+            "lower_limit_stride": lower,
+            "upper_limit_stride": upper,
+            "data_format": self.data_format,
+            "convention": settings.convention.name,
+            "strides_regularizer": keras.regularizers.serialize(self.strides.regularizer),
+        }
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load the strides from a file, and read them."""
+        super().load_own_variables(store)
+        self.replan()
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write the strides into a file; warn where a reader's sizes will be others."""
+        values = self._read()
+        if not all(map(self.plans.refreshed(values).holds, self.compiled)):
+            warnings.warn(
+                f"layer {self.name!r} is saved with the strides {list(values)}, but compiled for "
+                "other output sizes than theirs, which it will have when it is loaded: train with "
+                "the callback diffstride_keras.UpdateSizes(), or call "
+                "diffstride_keras.replan(model)",
+                stacklevel=2,
+            )
+        super().save_own_variables(store)
+
+    def _read(self) -> tuple[float, ...]:
+        """Return the values of the strides."""
+        values = FRAMEWORK.backend.host_values(self.strides.value)
+        if values is None:
+            raise ValueError(
+                f"strides of layer {self.name!r} must have concrete values here, got traced ones: "
+                "call this outside compiled functions"
+            )
+        return self._finite(values)
+
+    def _finite(self, values: tuple[float, ...]) -> tuple[float, ...]:
+        if not np.isfinite(values).all():
+            raise ValueError(f"strides of layer {self.name!r} must be finite, got {list(values)}")
+        return values

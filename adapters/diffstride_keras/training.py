@@ -1,0 +1,172 @@
+"""What keeps a model's compiled functions at the sizes that its strides ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import keras
+
+from diffstride_core.plan import Plan
+from diffstride_keras.layers import DiffStride2d, StrideBounds
+
+_Compiled: TypeAlias = tuple[frozenset[Plan], ...]
+"""What functions were traced with, for each layer of a model."""
+
+_STEPS = ("train_step", "test_step")
+_FUNCTIONS = ("train_function", "test_function", "predict_function")
+
+
+def stride_variables(model: keras.layers.Layer) -> list[keras.Variable]:
+    """Return the strides of all `DiffStride2d` layers of a model.
+
+    Parameters
+    ----------
+    model : keras.Model or keras.layers.Layer
+        Built, if it makes its layers only then.
+
+    Returns
+    -------
+    list of keras.Variable
+        In the order of ``model.variables``.
+
+    Examples
+    --------
+    Weight decay would pull strides out of their bounds:
+
+    >>> import keras
+    >>> from diffstride_keras import DiffStride2d, stride_variables
+    >>> model = keras.Sequential([keras.layers.Conv2D(4, 3), DiffStride2d()])
+    >>> optimizer = keras.optimizers.AdamW(weight_decay=0.01)
+    >>> optimizer.exclude_from_weight_decay(var_list=stride_variables(model))
+    """
+    return [variable for variable in model.variables if _is_stride(variable)]
+
+
+def replan(model: keras.layers.Layer) -> None:
+    """Let the output sizes of compiled functions follow the strides of a model.
+
+    Call it where strides were changed by anything but an optimiser, such as ``set_weights`` or
+    ``load_weights``, and the model has been trained, evaluated or asked for predictions before. It
+    reads the strides, and lets go of what Keras has compiled of the model. `UpdateSizes` does that
+    during training where it is needed. Outside compiled functions sizes follow without it.
+
+    Parameters
+    ----------
+    model : keras.Model or keras.layers.Layer
+
+    Raises
+    ------
+    ValueError
+        If a stride is NaN or infinite, naming the layer.
+    """
+    layers = _layers(model)
+    for layer in layers:
+        layer.replan()
+    if isinstance(model, keras.Model):
+        _use(model, {}, (frozenset(),) * len(layers))
+
+
+class UpdateSizes(keras.callbacks.Callback):  # type: ignore[misc]
+    """Lets the output sizes of compiled functions follow the strides while a model is trained.
+
+    Give it to ``fit`` as the last of the callbacks, so that it sees what others restore. With JAX
+    Keras compiles the training step, whose sizes are fixed without it. It reads the strides after
+    each batch. Where an output size has changed, the functions of the model are compiled anew, once
+    for all sizes that are met in this training; coming back to sizes met before costs nothing.
+
+    With PyTorch sizes follow the strides without it, unless the model is compiled with
+    ``jit_compile=True``.
+
+    Raises
+    ------
+    ValueError
+        In training, if a stride is NaN or infinite, naming the layer.
+
+    Examples
+    --------
+    >>> import keras
+    >>> import numpy as np
+    >>> from diffstride_keras import DiffStride2d, UpdateSizes
+    >>> pooling = keras.layers.GlobalAveragePooling2D()
+    >>> model = keras.Sequential([keras.Input((32, 32, 1)), DiffStride2d(), pooling])
+    >>> model.compile("adam", "mse")
+    >>> x, y = np.ones((8, 32, 32, 1)), np.zeros((8, 1))
+    >>> history = model.fit(x, y, verbose=0, callbacks=[UpdateSizes()])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: dict[_Compiled, Mapping[str, Any]] = {}
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """See what has become of the strides since the last training."""
+        self._kept = {}
+        self._update()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Update the sizes."""
+        self._update()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Update the sizes to strides that another callback has restored."""
+        self._update()
+        self._kept = {}
+
+    def _update(self) -> None:
+        model = self.model  # which also brings what JAX has in training back into the variables
+        layers = _layers(model)
+        for layer in layers:
+            layer.replan()
+        compiled = tuple(layer.compiled for layer in layers)
+        if not _serves(compiled, layers):
+            self._kept[compiled] = {name: getattr(model, name) for name in _FUNCTIONS}
+            _use(model, *self._serving(layers))
+
+    def _serving(self, layers: Sequence[DiffStride2d]) -> tuple[Mapping[str, Any], _Compiled]:
+        """Return functions that were compiled for the layers' sizes, if any, and the plans used."""
+        for compiled, functions in self._kept.items():
+            if _serves(compiled, layers):
+                return functions, compiled
+        return {}, (frozenset(),) * len(layers)
+
+
+def _serves(compiled: _Compiled, layers: Sequence[DiffStride2d]) -> bool:
+    """Return whether functions that were compiled with some plans have the layers' sizes."""
+    return all(
+        layer.plans.holds(plan)
+        for layer, plans in zip(layers, compiled, strict=True)
+        for plan in plans
+    )
+
+
+def _use(model: keras.Model, functions: Mapping[str, Any], compiled: _Compiled) -> None:
+    """Give a model compiled functions; those that are not there will be compiled.
+
+    Parameters
+    ----------
+    model : keras.Model
+    functions : mapping of str to callable or None
+    compiled : tuple of frozenset of Plan
+        What they were traced with, for each of the model's layers.
+    """
+    # JAX knows a function that it has traced by its equality, and any two references to the same
+    # method are equal. Two partial objects never are.
+    for name in _STEPS:
+        setattr(model, name, partial(getattr(model, name)))
+    is_training = model.train_function is not None
+    for name in _FUNCTIONS:
+        setattr(model, name, functions.get(name))
+    if is_training:
+        model.make_train_function()  # does nothing where there is one
+    for layer, plans in zip(_layers(model), compiled, strict=True):
+        layer.compiled = plans
+
+
+def _is_stride(variable: keras.Variable) -> bool:
+    return isinstance(variable.constraint, StrideBounds)
+
+
+def _layers(model: keras.layers.Layer) -> list[DiffStride2d]:
+    return [variable.constraint.layer for variable in stride_variables(model)]
