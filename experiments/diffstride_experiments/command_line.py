@@ -1,4 +1,4 @@
-"""Options on the command line: reading them, explaining what is wrong with them, their help."""
+"""Options on the command line: reading them, explaining errors in them, and their help."""
 
 import argparse
 import difflib
@@ -38,7 +38,7 @@ EXPECTED = {
 
 @dataclass(frozen=True)
 class _Option:
-    """An option, which may be another field in each kind of its group that has it."""
+    """An option. Each kind of its group may have its own field for it."""
 
     name: str
     fields: Mapping[str, FieldInfo]
@@ -50,18 +50,18 @@ class _Option:
 
     @property
     def types(self) -> list[Any]:
-        """What it may be, of any kind."""
+        """The types that it may have, in any kind."""
         return [kind for field in self.fields.values() for kind in _types(field)]
 
     @property
     def choices(self) -> list[Any]:
-        """The values allowed for it, or for each entry of a list; empty if any value is."""
+        """The values allowed for it, or for each entry of a list; empty if any value is allowed."""
         entries = [get_args(kind)[0] if get_origin(kind) is tuple else kind for kind in self.types]
         literals = [get_args(entry) for entry in entries if get_origin(entry) is Literal]
         return list(dict.fromkeys(choice for literal in literals for choice in literal))
 
     def add_to(self, section: argparse._ActionsContainer, values: Values) -> None:
-        """Add the option to a section of a parser, which leaves values to be validated."""
+        """Add the option to a section of a parser. Its values are validated later."""
         described: dict[str, Any] = {"dest": self.name, "help": self._help(values)}
         kind = self.types[0]
         if kind is bool:
@@ -125,7 +125,7 @@ def _spelled(value: Any, between: str = "x") -> str:
 
 
 def _options(groups: Mapping[str, type[BaseModel]], prefix: str = "") -> Iterator[_Option]:
-    """Return the options of groups, of which one is chosen by its name if there are more."""
+    """Return the options of groups. If there are several groups, a name chooses one of them."""
     for name in dict.fromkeys(name for group in groups.values() for name in group.model_fields):
         fields = {kind: group.model_fields.get(name) for kind, group in groups.items()}
         found = {kind: field for kind, field in fields.items() if field is not None}
@@ -150,29 +150,29 @@ class _Parser(argparse.ArgumentParser):
 def read_arguments(
     group: type[BaseModel], arguments: Sequence[str], usage: str, values: Values
 ) -> Values:
-    """Read options from a command line, as texts that are to be validated.
+    """Read options from a command line, as text that has yet to be validated.
 
     Parameters
     ----------
     group : type
-        All options; its docstring tells what the command does. The name of an option is that of its
-        group, a dot and its own, where underscores may be hyphens.
+        All options; its docstring says what the command does. The name of an option is the name of
+        its group, a dot and its own name, with underscores or hyphens.
     arguments : sequence of str
         The command line.
     usage : str
         How the command is called.
     values : dict
-        What the options are if they are not given, for the help.
+        Values of options that are not given, to show in the help.
 
     Returns
     -------
     dict
-        Values of the options that were given, in dictionaries for the groups.
+        Values of the options that were given, in one dictionary per group.
 
     Raises
     ------
     UsageError
-        If there is no such option, or it has another number of values.
+        If an option does not exist or has the wrong number of values.
     SystemExit
         After the help, if that was asked for.
     """
@@ -213,9 +213,9 @@ def read_options(group: type[OptionsT], arguments: Sequence[str], usage: str) ->
     Parameters
     ----------
     group : type
-        The options. A first argument that is no option is that of the name ``name``.
+        The options. A first argument that is not an option is the value of ``name``.
     arguments, usage : sequence of str, str
-        As of `read_arguments`.
+        As for `read_arguments`.
 
     Raises
     ------
@@ -234,7 +234,7 @@ def read_options(group: type[OptionsT], arguments: Sequence[str], usage: str) ->
 
 
 def run_script(group: type[Options], main: Callable[..., object]) -> None:
-    """Run a script: errors are one line each, see `run_command`.
+    """Run a script, with each error on one line, see `run_command`.
 
     Parameters
     ----------
@@ -254,7 +254,7 @@ def run_script(group: type[Options], main: Callable[..., object]) -> None:
 def explanations(
     error: ValidationError, group: type[BaseModel], given: Mapping[str, Any], source: str
 ) -> str:
-    """Say in one line what is wrong with the values of options.
+    """Explain in one line what is wrong with the values of options.
 
     Parameters
     ----------
@@ -263,9 +263,9 @@ def explanations(
     group : type
         All options.
     given : dict
-        Values that are from the command line.
+        Values from the command line.
     source : str
-        Where the others are from, such as ``"recipe PATH: "``.
+        Where the other values come from, such as ``"recipe PATH: "``.
     """
     found: dict[str, str] = {}
     for detail in error.errors():
@@ -291,7 +291,7 @@ def _is_given(given: Mapping[str, Any], name: str) -> bool:
 
 
 def _explanation(detail: Any, group: type[BaseModel]) -> tuple[str, str]:
-    """Return the name of an option, and what is wrong with it."""
+    """Return the name of an option and an explanation of its error."""
     place = list(detail["loc"])
     if place[:1] == ["data"]:
         del place[1:2]  # the kind of data, which is no option
@@ -336,6 +336,6 @@ def _shown(value: Any) -> str:
 
 
 def similar(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean NAME?"`` for the known name that is most like one, if any is."""
+    """Return ``"; did you mean NAME?"`` for the most similar known name, if any is similar."""
     close = difflib.get_close_matches(name, sorted(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""

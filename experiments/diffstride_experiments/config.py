@@ -322,12 +322,12 @@ class Config(Options):
         return self
 
     def check_networks(self) -> None:
-        """Check that the options fit the networks of all methods, which takes torch to be imported.
+        """Check that the options fit the networks of all methods. This imports torch.
 
         Raises
         ------
         UsageError
-            If they do not, naming the option.
+            If they do not; it names the option.
         """
         import torch
 
@@ -354,9 +354,9 @@ def read_recipe(path: Path) -> Config:
     Parameters
     ----------
     path : Path
-        TOML file. Options that are left out have their defaults, or the values that they have in
-        the recipe that ``extends`` names: the path of one, from the folder of this one, or the name
-        of one that comes with the package.
+        TOML file. Options that are left out keep their defaults, or their values in the recipe that
+        ``extends`` names. ``extends`` is a path, relative to the folder of the file, or the name of
+        a recipe that comes with the package.
 
     Returns
     -------
@@ -366,7 +366,7 @@ def read_recipe(path: Path) -> Config:
     Raises
     ------
     UsageError
-        If the file cannot be read, or naming each option that is unknown or not allowed.
+        If the file cannot be read, or if options are unknown or not allowed; it names each.
     """
     return _validated(_read_values(path), {}, f"recipe {path}: ")
 
@@ -379,7 +379,7 @@ def _validated(values: dict[str, Any], given: Mapping[str, Any], source: str) ->
 
 
 def _find_recipe(recipe: str, folder: Path = Path()) -> Path:
-    """Return the path of a recipe that is given by its path from a folder, or by its name."""
+    """Return the path of a recipe, given by its name or by its path from a folder."""
     if recipe in recipe_names():
         return RECIPES / f"{recipe}.toml"
     path = folder / recipe
@@ -415,8 +415,7 @@ def _read_values(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, An
 def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return values with changes, table by table.
 
-    Where the changes choose another kind of data, nothing is kept of the options for the kind
-    before.
+    If the changes choose another kind of data, no options for the previous kind are kept.
     """
     result = dict(base)
     for name, value in changes.items():
@@ -435,7 +434,7 @@ def parse(arguments: Sequence[str]) -> Config:
     Parameters
     ----------
     arguments : sequence of str
-        Path or name of a recipe, if any, then options.
+        Optionally the path or name of a recipe, then options.
 
     Returns
     -------
@@ -445,10 +444,10 @@ def parse(arguments: Sequence[str]) -> Config:
     Raises
     ------
     UsageError
-        As `read_recipe`; for options that are unknown or not allowed; or for a run folder that
-        cannot be made.
+        As for `read_recipe`; if options are unknown or not allowed; or if the run folder cannot be
+        made.
     SystemExit
-        After the help or the list of recipes, if they were asked for.
+        After showing the help or the list of recipes.
     """
     if "--list" in arguments:
         print("".join(f"{name:16} {_summary(name)}\n" for name in recipe_names()), end="")
@@ -468,13 +467,13 @@ def parse(arguments: Sequence[str]) -> Config:
 
 
 def _summary(name: str) -> str:
-    """Return the first line of a recipe, which says what it is."""
+    """Return the first line of a recipe, which describes it."""
     text = (RECIPES / f"{name}.toml").read_text(encoding="utf-8")
     return text.partition("\n")[0].removeprefix("# ")
 
 
 def differences(earlier: Config, config: Config) -> list[str]:
-    """Name the options that decide results and differ, with both values."""
+    """Return the options that affect results and differ, with both values."""
     before, now = map(_deciding, (earlier, config))
     return [
         f"{name}: {before.get(name)} there, {now.get(name)} now"
@@ -484,9 +483,9 @@ def differences(earlier: Config, config: Config) -> list[str]:
 
 
 def fingerprint(config: Config) -> str:
-    """Return 8 hexadecimal digits that stand for all that decides results.
+    """Return 8 hexadecimal digits that stand for everything that affects results.
 
-    That is the options, what the methods are, and how samples are read.
+    This includes the options, the definitions of the methods, and the way samples are read.
     """
     deciding = _deciding(config)
     if all(METHODS[name].pooling != "diffstride" for name in config.methods):

@@ -1,4 +1,4 @@
-"""What all groups of options have in common, and the types of options that TOML does not have."""
+"""What all groups of options share, and option types that TOML does not have."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,7 +8,7 @@ __all__ = ["Budget", "Options", "Stride", "StrideSpelling"]
 
 
 class Options(BaseModel):
-    """A group of options: typed, checked, immutable; unknown names are refused.
+    """A group of options: typed, checked and immutable. Unknown names are refused.
 
     A field's docstring is its help on the command line.
     """
@@ -26,7 +26,7 @@ class Options(BaseModel):
 
 
 def _read_stride(value: Any) -> float | tuple[float, ...]:
-    """Return a stride of a text S or HxW, a number or a pair; refuse what is none."""
+    """Return a stride from the text S or HxW, a number or a pair; refuse anything else."""
     pair = isinstance(value, list | tuple)
     parts = value if pair else value.split("x") if isinstance(value, str) else [value]
     try:
@@ -45,7 +45,7 @@ def _read_stride(value: Any) -> float | tuple[float, ...]:
 StrideSpelling = BeforeValidator(_read_stride)
 
 Stride = Annotated[float | tuple[float, float], StrideSpelling]
-"""One stride for both axes, or those of height and width."""
+"""One stride for both axes, or one for the height and one for the width."""
 
 
 def _read_budget(value: Any) -> float | str:

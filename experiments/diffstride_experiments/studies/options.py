@@ -78,14 +78,14 @@ def parse(arguments: Sequence[str]) -> StudyOptions:
     Returns
     -------
     StudyOptions
-        What to run.
+        The options of the study.
 
     Raises
     ------
     UsageError
-        For options that are unknown or not allowed, or for a folder that cannot be made.
+        If options are unknown or not allowed, or if the folder cannot be made.
     SystemExit
-        After the help, if that was asked for.
+        After showing the help.
     """
     chosen = read_options(StudyOptions, arguments, "diffstride-study NAME [OPTIONS]")
     check_folder(chosen.folder / chosen.name, "folder")
