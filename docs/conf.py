@@ -19,6 +19,7 @@ extensions = [
     "mathml",
     "myst_nb",
     "numpydoc",
+    "playground",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx_copybutton",
