@@ -20,6 +20,7 @@ extensions = [
     "links",
     "myst_nb",
     "numpydoc",
+    "playground",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx_copybutton",
