@@ -82,6 +82,9 @@ class DiffStride2d(keras.layers.Layer):  # type: ignore[misc]
         By default ``keras.config.image_data_format()``.
     convention : {"nominal", "paper", "tensorflow"}
         Which window a stride stands for.
+    multiple_of : int
+        Output sizes are raised to the next multiple of it, as far as the input's size allows. Not
+        in the tensorflow convention.
     strides_regularizer : keras.regularizers.Regularizer, optional
         Adds to the loss; anything that Keras takes for one.
     **kwargs
@@ -136,6 +139,7 @@ class DiffStride2d(keras.layers.Layer):  # type: ignore[misc]
         data_format: str | None = None,
         *,
         convention: str = DEFAULT_CONVENTION,
+        multiple_of: int = 1,
         strides_regularizer: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -150,6 +154,7 @@ class DiffStride2d(keras.layers.Layer):  # type: ignore[misc]
                 smoothness=smoothness_factor,
                 limits=(lower_limit_stride, upper_limit_stride),
                 cropping=cropping,
+                multiple_of=multiple_of,
                 convention=convention,
             )
             values = initial_strides(strides, 2, shared_stride, "strides")
@@ -255,6 +260,7 @@ class DiffStride2d(keras.layers.Layer):  # type: ignore[misc]
             "upper_limit_stride": upper,
             "data_format": self.data_format,
             "convention": settings.convention.name,
+            "multiple_of": settings.multiple_of,
             "strides_regularizer": keras.regularizers.serialize(self.strides.regularizer),
         }
 

@@ -169,7 +169,7 @@ def _features(case: Case) -> set[frozenset[str]]:
         "smoothness": options.get("smoothness"),
         "limits": options.get("limits", (None, None)),
         "cropping": options.get("cropping", True),
-        "multiple_of": options.get("multiple_of", 1) > 1,
+        "multiple_of": options.get("multiple_of", 1),
         "sizes": "sizes" in options,
         "shared": len(case.strides) == 1 < len(case.axes),
         "parities": {size % 2 for size in sizes},

