@@ -30,7 +30,7 @@ from sklearn.datasets import load_sample_image
 
 FOLDER = Path(__file__).parent / "figures" / "mathematics"
 # Narrow, so that a phone does not have to shrink the letters much.
-WIDTH, ROW = 6.4, 2.9
+WIDTH, ROW = 5.4, 2.7
 STYLE = {"font.size": 10, "axes.titlesize": 10, "legend.fontsize": 8.5, "legend.frameon": False}
 
 N = 64
@@ -79,7 +79,7 @@ def photograph(height=128, width=128):
 def overview():
     """Draw a photograph, its spectrum and what is kept, the output, and a gradient's parts."""
     explained = explain(photograph(), (2.0, 3.0))
-    figure = plotting.make_figure(WIDTH, 5.8)
+    figure = plotting.make_figure(WIDTH, 5.2)
     figure.set_layout_engine("constrained")
     (image, spectrum), (output, bars) = figure.subplots(2, 2)
     limits = float(explained.x.min()), float(explained.x.max())
@@ -92,11 +92,11 @@ def overview():
     spectrum.set(xlim=view[0], ylim=view[1], xlabel=FREQUENCY)
     width = explained.axes[1]
     plotting.draw_contributions(bars, width.ramp, width.contributions)
-    bars.set(xlabel=FREQUENCY, ylabel="contribution to the gradient")
+    bars.set(xlabel=FREQUENCY, ylabel="contribution")
     image.set_title(f"input, {width.N} x {explained.axes[0].N}")
-    spectrum.set_title("its spectrum, and what is kept")
+    spectrum.set_title("spectrum, and what is kept")
     output.set_title(f"output, {width.M} x {explained.axes[0].M}")
-    bars.set_title("gradient of the width's stride")
+    bars.set_title("gradient, by frequency")
     return figure
 
 
@@ -156,7 +156,8 @@ def window():
         label = f"S = {stride:g}"
         masks.plot(axis.k[half], axis.mask[half], "o-", ms=2.5, lw=1.2, color=colour, label=label)
     masks.set(xlabel=FREQUENCY, ylabel="weight of the window", title="windows of three strides")
-    masks.legend(loc="lower left")
+    masks.set_ylim(-0.04, 1.5)
+    masks.legend(loc="upper right")
     strides = np.linspace(1.5, 4, 501)
     staircase = [np.mean(spectral_pool(x, s, axes=-1) ** 2) for s in strides]
     smooth = [np.mean(diff_stride(x, s, axes=-1, cropping=False) ** 2) for s in strides]
@@ -205,9 +206,7 @@ def sizes():
     )
     plain.set(title="nominal, for N = 32", ylabel="output size M")
     raised.plot(strides, outputs(convention="paper"), color=GREEN, lw=1.4, label="paper")
-    raised.plot(
-        strides, outputs(multiple_of=8), color=PURPLE, lw=1.4, label="nominal, multiple_of=8"
-    )
+    raised.plot(strides, outputs(multiple_of=8), color=PURPLE, lw=1.4, label="multiple_of=8")
     raised.plot(strides, 32 / strides, "k:", lw=1, label="N/S")
     raised.set(title="other rules")
     for panel in (plain, raised):
@@ -224,10 +223,11 @@ def operator():
     figure, (image, rows) = two_panels()
     plotting.draw_signed_image(image, matrix)
     image.set(xlabel=f"input sample, 0 to {N - 1}", ylabel=f"output sample, 0 to {len(matrix) - 1}")
+    image.set_aspect("auto")
     image.set_title("the matrix A")
     image.grid(False)
-    rows.plot(pooled[16], color=GREY, lw=1.2, label="spectral pooling")
-    rows.plot(matrix[16], "o-", color=BLUE, ms=2.5, lw=1.2, label="window, S = 2")
+    rows.plot(pooled[16], color=GREY, lw=1.2, label="cropped only")
+    rows.plot(matrix[16], "o-", color=BLUE, ms=2.5, lw=1.2, label="window")
     rows.axhline(0, color="black", lw=0.6)
     rows.set(xlabel="input sample", ylabel="weight", title="one row of it", ylim=(-0.15, 0.66))
     rows.legend(loc="upper right")
@@ -249,9 +249,9 @@ def gradient():
     mask.axvspan(axis.M / 2, N / 2, color=GREY, alpha=0.25, lw=0)
     mask.text((axis.M / 2 + N / 2) / 2, 0.6, "cropped", ha="center")
     mask.set(xlabel=FREQUENCY, ylabel="weight of the window", xlim=(0, 32))
-    mask.set_title("four frequencies on the ramp")
+    mask.set_title("ramp of four frequencies")
     plotting.draw_contributions(bars, axis.ramp, axis.contributions)
-    bars.set(xlabel=FREQUENCY, ylabel="contribution to the gradient")
+    bars.set(xlabel=FREQUENCY, ylabel="contribution")
     bars.set_title(f"they add up to {axis.dS:.4f}")
     return figure
 
@@ -272,8 +272,8 @@ def ties():
     at_two = slope[strides == 2][0]
     derivative.plot(2, 0, "o", mfc="white", color=BLUE, ms=6)
     derivative.plot(2, at_two, "o", color=VERMILLION, ms=6, label="used at S = 2")
-    derivative.set(ylabel="its derivative in S", title="the right-hand slope counts")
-    derivative.legend(loc="lower left")
+    derivative.set(ylabel="its derivative in S", title="right-hand slope counts")
+    derivative.legend(loc="center left")
     for panel in (value, derivative):
         panel.set_xlabel(STRIDE)
     return figure
@@ -295,8 +295,8 @@ def bounds():
         slopes.plot(parameters, [axis.dS for axis in calls], style, color=colour, lw=1)
     used.axhline(3, color=GREY, ls=":", lw=1)
     used.set(ylabel="stride that is used", title="kept within bounds", ylim=(0.8, 3.8))
-    used.legend(loc="upper left")
-    slopes.set(ylabel="gradient of the parameter", title="its gradient there")
+    used.legend(loc="lower right")
+    slopes.set(ylabel="gradient", title="its gradient there")
     for panel in (used, slopes):
         panel.set_xlabel("parameter")
     return figure
@@ -316,7 +316,7 @@ def second_derivative():
         second.append(curvature.item())
     figure, (slopes, curvatures) = two_panels()
     slopes.plot(strides, first, ".", ms=2, color=BLUE)
-    slopes.set(ylabel="first derivative of the loss")
+    slopes.set(ylabel="first derivative")
     slopes.set_title("it jumps at corners")
     curvatures.plot(strides, second, ".", ms=2, color=BLUE)
     curvatures.set(ylabel="second derivative")
@@ -346,9 +346,9 @@ def hidden():
         panel.plot(strides, losses, color=BLUE, lw=1.2, label="loss")
         panel.plot(strides, seen, "--", color=VERMILLION, lw=1.2, label="slopes added up")
         panel.set(xlabel=STRIDE, ylim=(0, 0.62))
-        panel.set_title("with the crop" if cropped else "without it (cropping=False)")
+        panel.set_title("with the crop" if cropped else "with cropping=False")
         panel.legend(loc="upper left")
-    panels[0].set_ylabel("loss: what is lost of the signal")
+    panels[0].set_ylabel("loss of the signal")
     return figure
 
 
@@ -370,7 +370,7 @@ def placement():
     shown = k < N // 4
     gains.plot(k[shown], before[shown], "o-", ms=2.5, color=BLUE, label="layer in front")
     gains.plot(k[shown], after[shown], "o-", ms=2.5, color=GREEN, label="layer behind")
-    gains.set(xlabel=FREQUENCY, ylabel="amplitude of the output", ylim=(-0.04, 1.2))
+    gains.set(xlabel=FREQUENCY, ylabel="output amplitude", ylim=(-0.04, 1.2))
     gains.set_title("kernel (-1, 2, -1)")
     gains.legend(loc="upper left")
 
@@ -378,7 +378,7 @@ def placement():
     shares = [np.prod(np.divide(output_sizes((N, N), s), N)) for s in strides]
     costs.plot(strides, shares, color=BLUE, label="layer in front")
     costs.plot(strides, np.ones(len(strides)), color=GREEN, label="layer behind")
-    costs.set(xlabel=STRIDE, ylabel="cost, share of full resolution", ylim=(0, 1.35))
+    costs.set(xlabel=STRIDE, ylabel="share of the full cost", ylim=(0, 1.35))
     costs.set_title("cost of the convolution")
     costs.legend(loc="upper right")
     return figure
@@ -450,7 +450,7 @@ def main(names: list[str]) -> None:
             continue
         with rc_context(STYLE):
             file = io.BytesIO()
-            draw().savefig(file, dpi=140)
+            draw().savefig(file, dpi=150)
         # A palette: a third of the size.
         picture = Image.open(file).convert("RGB").quantize(128, dither=Image.Dither.NONE)
         picture.save(FOLDER / f"{draw.__name__}.png", optimize=True)
