@@ -18,7 +18,7 @@ from diffstride_core.window import Mask, Term, Window, clamp, with_derivative_of
 
 @dataclass(frozen=True)
 class TensorFlow(Convention):
-    """What the authors' TensorFlow code computes, bit for bit where that decides, in two dimensions.
+    """What the authors' TensorFlow code computes, in two dimensions.
 
     Strides, thresholds and mask are evaluated in float32, in the code's own order, since rounding
     decides ties and sizes there. The first axis has the code's height, whose mask is centred beside

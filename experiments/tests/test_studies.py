@@ -217,7 +217,7 @@ def test_images_may_be_in_either_form(tmp_path):
     ("name", "folder", "message"),
     [
         ("penalty", None, r"--data\.path must name the folder of the images\."),
-        ("penalty", "absent", r"--data\.path must name the folder of the images; .*is not a folder"),
+        ("penalty", "absent", r"--data\.path must name the folder of the images; .* not a folder"),
         ("penalty", ".", r"--data\.path: .* must hold cifar-10-batches-py, or"),
         ("robustness-recordings", ".", r"--data\.path: .*must hold the recordings"),
         ("robustness-digits", ".", r"--data\.path must be left out for digits"),
