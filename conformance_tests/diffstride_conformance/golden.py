@@ -55,7 +55,7 @@ class GoldenCase:
     layer : {"DiffStride", "FixedSpectralPooling"}
     config : GoldenConfig
     special : str or None
-        Why float32 rounding or one of the code's differences decides the case, which is tested apart.
+        Why float32 rounding or a difference of the code decides the case, which is tested apart.
     note : str
     arrays : mapping of str to ndarray
         ``x``, ``g`` (cotangent), ``y``, ``dx``, ``strides_before``, ``strides_after`` (the authors'
