@@ -16,7 +16,7 @@ def run(command, backend, folder):
     environment = {**os.environ, "KERAS_BACKEND": backend, "KERAS_HOME": str(folder)}
     command = [sys.executable, *command]
     return subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=900
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=1800
     )
 
 
