@@ -16,7 +16,7 @@ def run(command, backend, folder):
     environment = {**os.environ, "KERAS_BACKEND": backend, "KERAS_HOME": str(folder)}
     command = [sys.executable, *command]
     return subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=900
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=1800
     )
 
 
@@ -27,7 +27,7 @@ def test_checks_pass(backend, checks, marked, tmp_path):
     if marked == "slow" and "mark.slow" not in checks.read_text():
         pytest.skip("has no slow ones")
     command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", "-m", marked]
-    # Keras's own, over PyTorch.
+    # Keras's own, of NumPy 2.
     command += ["-W", "ignore:__array__ implementation:DeprecationWarning", str(checks)]
     done = run(command, backend, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
