@@ -1,10 +1,6 @@
 """The documentation's site is built without a warning and its pages are good in a browser."""
 
-import json
-import os
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -25,36 +21,6 @@ PAGES = {
     "api/torch": "PyTorch",
 }
 
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """Build the site, unless it was; the notebooks have the outputs they came with."""
-    if built := os.environ.get("DIFFSTRIDE_SITE"):
-        return Path(built)
-    pytest.importorskip("myst_nb")
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q"]
-    command += ["-d", str(folder / "doctrees"), str(ROOT / "docs"), str(folder / "html")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return folder / "html"
-
-
-@pytest.fixture
-def open_page(browser, site):
-    """Return what opens a page at a width in pixels, and returns the browser."""
-
-    def opened(page, width=1280):
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        for log in ("browser", "performance"):
-            browser.get_log(log)  # which empties it
-        browser.get((site / f"{page}.html").as_uri())
-        return browser
-
-    return opened
-
-
 pytestmark = pytest.mark.slow
 
 
@@ -70,14 +36,9 @@ def test_page(open_page, page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_page_asks_nothing_of_the_network(open_page, page):
-    browser = open_page(page)
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = [
-        message["params"]["request"]["url"]
-        for message in messages
-        if message["method"] == "Network.requestWillBeSent"
-    ]
+def test_page_asks_nothing_of_the_network(open_page, asked_for, page):
+    open_page(page)
+    urls = asked_for()
     assert urls
     assert [url for url in urls if not url.startswith(("file:", "data:"))] == []
 

@@ -161,8 +161,10 @@ const playground = (() => {
       drawSound(figure, sound, itself.input, caption);
       figure.querySelector("figcaption").textContent = caption;
       figure.querySelector("button").onclick = () => {
-        player.src = sound.sound; // which ends what was being played
-        player.play();
+        player.src = sound.sound;
+        player.play().catch((error) => {
+          if (error.name !== "AbortError") throw error; // another sound was asked for meanwhile
+        });
       };
     }
   }
@@ -189,7 +191,7 @@ const playground = (() => {
       smoothness.setAttribute("aria-valuetext", R);
       for (const slider of [...strides, smoothness]) {
         const value = slider === smoothness ? R : slider.value;
-        slider.parentElement.querySelector("output").textContent = value;
+        slider.parentElement.querySelector("b").textContent = value;
       }
       const data = await load(name);
       // While the file was loading, something else may have been chosen.
