@@ -20,9 +20,21 @@ def run(command, backend, folder):
     )
 
 
-@pytest.mark.parametrize("marked", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("checks", CHECKS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+def amounts():
+    """Yield what is run: training with JAX, which compiles for half a minute, with the slow tests."""
+    for backend in ("jax", "torch"):
+        for checks in CHECKS:
+            for marked in ("not slow", "slow"):
+                takes_long = marked == "slow" or (backend, checks.stem) == (
+                    "jax",
+                    "checks_training",
+                )
+                marks = [pytest.mark.slow] if takes_long else []
+                name = f"{backend}-{checks.stem}-{marked}"
+                yield pytest.param(backend, checks, marked, marks=marks, id=name)
+
+
+@pytest.mark.parametrize(("backend", "checks", "marked"), amounts())
 def test_checks_pass(backend, checks, marked, tmp_path):
     if marked == "slow" and "mark.slow" not in checks.read_text():
         pytest.skip("has no slow ones")
