@@ -21,7 +21,7 @@ def run(command, backend, folder):
 
 
 def amounts():
-    """Yield what is run: training with JAX, which compiles for half a minute, with the slow tests."""
+    """Yield what is run; training with JAX, which compiles much, with the slow tests."""
     for backend in ("jax", "torch"):
         for checks in CHECKS:
             for marked in ("not slow", "slow"):
@@ -34,7 +34,7 @@ def amounts():
                 yield pytest.param(backend, checks, marked, marks=marks, id=name)
 
 
-@pytest.mark.parametrize(("backend", "checks", "marked"), amounts())
+@pytest.mark.parametrize(("backend", "checks", "marked"), [*amounts()])
 def test_checks_pass(backend, checks, marked, tmp_path):
     if marked == "slow" and "mark.slow" not in checks.read_text():
         pytest.skip("has no slow ones")
