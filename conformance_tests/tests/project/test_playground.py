@@ -41,7 +41,7 @@ def test_what_the_page_says_is_so(make_playground):
     assert "64 columns become 43" in text
     assert [of_width(stride).axes[1].M for stride in (2.0, 3.0)] == [64, 43]
 
-    assert "their frequency, 34, lies on the slope of the window, and dS is -146, seventeen times" in text
+    assert "their frequency, 34, lies on the slope of the window, and dS is -146, seventeen" in text
     assert "At 1.25 the window lets the tiles through, and dS is -30" in text
     slopes = {stride: of_width(stride).dS[1] for stride in (1.25, 1.5, 2.0)}
     assert [round(slopes[stride]) for stride in (1.25, 1.5)] == [-30, -146]
