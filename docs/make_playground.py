@@ -1,9 +1,10 @@
 """Compute what the documentation's page to play with shows.
 
-Building the site does it; ``python docs/make_playground.py FOLDER`` does it alone. Every number and
-every picture comes from `diffstride_numpy.explain`, over a grid of strides, smoothness and
-conventions: the page itself only chooses among them. The files assign to a variable, since a page
-that was opened from a disk may load scripts but no data.
+Building the site does it; ``python docs/make_playground.py FOLDER`` does it alone. All that the
+page shows of the layer is what `diffstride_numpy.explain` returns, over a grid of strides,
+smoothness and conventions: the page itself only chooses among them. Each file is a script that
+hands its content to the page, since a page that was opened from a disk may load no data, but
+scripts.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def _gradient(found: Explanation) -> Data:
 def photo_itself() -> Data:
     """Return what does not depend on smoothness and convention."""
     x = photo()
-    amplitude = np.sqrt(np.mean(np.abs(explained("photo", 1.0, "nominal", 1.0).spectrum) ** 2, 0))
+    amplitude = np.sqrt(np.mean(np.abs(explained("photo", 4.0, "paper", 1.0).spectrum) ** 2, 0))
     # The mean outshines all else.
     loudest = float(np.sort(amplitude, axis=None)[-2])
     levels = 1 + decibels(amplitude, loudest) / 60
@@ -170,7 +171,9 @@ def photo_itself() -> Data:
 def recording_itself() -> Data:
     """Return what does not depend on smoothness and convention."""
     rate, x = recording()
-    amplitude = np.abs(np.fft.rfft(x, norm="forward"))
+    # From frequency 0 down to where the spectrum begins: a real signal has as much going up.
+    spectrum = explained("recording", 4.0, "paper", 1.0).spectrum[len(x) // 2 :: -1]
+    amplitude = np.abs(spectrum)
     levels = 1 + decibels(amplitude, float(amplitude.max())) / 80
     return {
         "N": [len(x)],

@@ -41,7 +41,7 @@ def test_what_the_page_says_is_so(make_playground):
     assert "64 columns become 43" in text
     assert [of_width(stride).axes[1].M for stride in (2.0, 3.0)] == [64, 43]
 
-    assert "k = 34, lies on the slope of the window, and dS is -146, seventeen times" in text
+    assert "their frequency, 34, lies on the slope of the window, and dS is -146, seventeen" in text
     assert "At 1.25 the window lets the tiles through, and dS is -30" in text
     slopes = {stride: of_width(stride).dS[1] for stride in (1.25, 1.5, 2.0)}
     assert [round(slopes[stride]) for stride in (1.25, 1.5)] == [-30, -146]
@@ -186,13 +186,14 @@ def check_numbers(part, found):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("strides", "smoothness", "convention"),
+    ("parts", "strides", "smoothness", "convention"),
     [
-        ((2.0, 1.5), 1, "nominal"),
-        ((1.0, 4.0), 2, "nominal"),
-        ((2.75, 2.0), 0, "paper"),
-        ((1.5, 2.25), 1, "tensorflow"),
+        (400, (2.0, 1.5), 1, "nominal"),
+        (1280, (1.0, 4.0), 2, "nominal"),
+        (400, (2.75, 2.0), 0, "paper"),
+        (1280, (1.5, 2.25), 1, "tensorflow"),
     ],
+    indirect=["parts"],
 )
 def test_photo(parts, make_playground, strides, smoothness, convention):
     part = parts["photo"]
@@ -219,7 +220,9 @@ def test_photo(parts, make_playground, strides, smoothness, convention):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stride", "smoothness", "convention"), [(3.0, 1, "nominal"), (1.25, 2, "paper")]
+    ("parts", "stride", "smoothness", "convention"),
+    [(400, 3.0, 1, "nominal"), (1280, 1.25, 2, "paper")],
+    indirect=["parts"],
 )
 def test_recording(parts, make_playground, stride, smoothness, convention):
     from selenium.webdriver.common.keys import Keys
