@@ -727,10 +727,10 @@ _TABLE = (
          "if plain_autodiff.enabled:",
          "forward mode differentiates the forward pass"),
         ("torch-autocast-in-the-forward-pass",
-         "with _no_autocast(x.device):", "with nullcontext():",
+         "with without_autocast(x.device):", "with nullcontext():",
          "autocast does not reach the operator"),
         ("torch-autocast-in-the-backward-pass",
-         "with _no_autocast(g.device), ", "with nullcontext(), ",
+         "with without_autocast(g.device), ", "with nullcontext(), ",
          "autocast does not reach the operator"),
     )),
     ("torch", TORCH_PRIVATE, TORCH, (

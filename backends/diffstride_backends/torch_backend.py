@@ -379,7 +379,8 @@ def has_autocast(kind: str) -> bool:
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
-def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context without autocast: half precision would spoil the matrices."""
     return torch.autocast(device.type, enabled=False) if has_autocast(device.type) else _UNCHANGED
 
 
@@ -414,7 +415,7 @@ class _Attached(torch.autograd.Function):
             _check_dense("the gradient of the output", g)
         needs = ctx.needs_input_grad[3:]
         # The backward pass can run inside autocast too.
-        with _no_autocast(g.device), torch_private.noting_batched(g):
+        with without_autocast(g.device), torch_private.noting_batched(g):
             gradients = pull_back(ctx.backend, ctx.operation, ctx.plan, g, ctx.saved_tensors, needs)
         return None, None, None, *gradients
 
@@ -447,7 +448,7 @@ def attach(
     x = arrays[0]
     assert x is not None
     # Autocast would run the small products that build the operator in half precision.
-    with _no_autocast(x.device):
+    with without_autocast(x.device):
         transform = torch_private.active_transform()
         if plain_autodiff.enabled or transform == "forward mode":
             return evaluate(backend, operation, plan, arrays)

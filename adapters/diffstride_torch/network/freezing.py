@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from diffstride_backends.torch_backend import (
-    BACKEND,
-    as_base,
-    has_autocast,
-)
+from diffstride_backends.torch_backend import BACKEND, as_base, without_autocast
 from diffstride_backends.torch_private import is_traced, sizes_untraced
 from numpy.typing import NDArray
 from torch import nn
@@ -80,13 +76,13 @@ class FixedResize(KeepsPrecision, Resize):
     def _resize(self, x: torch.Tensor) -> torch.Tensor:
         with sizes_untraced():
             plan = self._plan_for(x)
-        with _in_full(x), _quietly_traced():
+        with without_autocast(x.device), _quietly_traced():
             return as_base(resample.evaluate(BACKEND, plan, self._matrices(x), x))
 
     def _convolve(
         self, plan: ConvPlan, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        with _in_full(x), _quietly_traced():
+        with without_autocast(x.device), _quietly_traced():
             factors = fused.shifted(BACKEND, plan, self._matrices(x))
             return as_base(fused.evaluate(BACKEND, plan, factors, x, weight, bias=bias))
 
@@ -113,12 +109,6 @@ def _quietly_traced() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         yield
-
-
-def _in_full(x: torch.Tensor) -> AbstractContextManager[object]:
-    """Return a context without autocast: half precision would spoil the matrices."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if has_autocast(kind) else nullcontext()
 
 
 def freeze(model: nn.Module, example_input: Any = None) -> nn.Module:
