@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -125,6 +125,7 @@ def kit(name: str, seconds: float, *, cpu: bool, tf32: bool = False) -> list[Row
 def layers(seconds: float, *, cpu: bool) -> list[Row]:
     """Time the layer beside its alternatives on PyTorch."""
     import fft_autodiff
+    import measuring
     import torch
     from diffstride_torch import diff_stride, output_sizes
 
@@ -162,7 +163,7 @@ def layers(seconds: float, *, cpu: bool) -> list[Row]:
                 )
             row: Row = {"shape": "x".join(map(str, shape)), "dtype": str(dtype)[6:]}
             for name, forward in contenders.items():
-                run = with_backward(forward, (x, strides, weight))
+                run = measuring.with_backward(forward, x, strides, weight)
                 row[f"{name}, ms"] = 1e3 * median_seconds(run, wait, each)
             moved = (
                 2
@@ -172,20 +173,6 @@ def layers(seconds: float, *, cpu: bool) -> list[Row]:
             row["share of copy bandwidth"] = moved / (row["ours, ms"] / 1e3) / bandwidth
             rows.append(row)
     return rows
-
-
-def with_backward(forward: Callable[[], Any], leaves: Sequence[Any]) -> Callable[[], None]:
-    """Return a function that runs forward and backward."""
-    import torch
-
-    g = torch.randn_like(forward().detach())
-
-    def run() -> None:
-        for leaf in leaves:
-            leaf.grad = None
-        forward().backward(g)
-
-    return run
 
 
 def jax_layers(seconds: float, *, cpu: bool) -> list[Row]:

@@ -93,36 +93,27 @@ def torch_runs(case: Case) -> measuring.Contenders:
     target = torch.empty_like(x, requires_grad=False)
     options = {"axes": case.axes, "convention": case.convention}
 
-    def with_backward(
-        forward: Callable[[], torch.Tensor], *leaves: torch.Tensor
-    ) -> Callable[[], object]:
+    def run_of(forward: Callable[[], torch.Tensor], *leaves: torch.Tensor) -> Callable[[], object]:
         if not case.backward:
             return torch.no_grad()(forward)
-        g = torch.randn_like(forward().detach())
-
-        def run() -> None:
-            for leaf in leaves:
-                leaf.grad = None
-            forward().backward(g)
-
-        return run
+        return measuring.with_backward(forward, *leaves)
 
     runs: measuring.Contenders = {}
     for method in case.methods:
         call = partial(diff_stride, x, strides, method=method, **options)
-        runs[f"ours, {method}"] = with_backward(call, x, strides)
+        runs[f"ours, {method}"] = run_of(call, x, strides)
     if x.dtype == torch.float32:
         call = partial(fft_autodiff.diff_stride, x, strides, case.convention)
-        runs["fft autodiff"] = with_backward(call, x, strides)
+        runs["fft autodiff"] = run_of(call, x, strides)
     pool = functional.avg_pool2d if two else functional.avg_pool1d
     conv = functional.conv2d if two else functional.conv1d
     whole = round(case.stride)
-    runs["avg_pool"] = with_backward(lambda: pool(x, whole), x)
+    runs["avg_pool"] = run_of(lambda: pool(x, whole), x)
     if two:
         resize = partial(functional.interpolate, size=case.sizes, mode="bilinear", antialias=True)
         if x.dtype == torch.float32:
-            runs["interpolate"] = with_backward(lambda: resize(x), x)
-    runs["conv"] = with_backward(lambda: conv(x, weight, stride=whole, padding=1), x, weight)
+            runs["interpolate"] = run_of(lambda: resize(x), x)
+    runs["conv"] = run_of(lambda: conv(x, weight, stride=whole, padding=1), x, weight)
     runs["copy"] = lambda: target.copy_(x.detach())
     return runs
 

@@ -52,6 +52,20 @@ def medians(contenders: Contenders, *, rounds: int = 15, seconds: float = 20.0) 
     return {name: statistics.median(taken[3:]) for name, taken in times.items()}
 
 
+def with_backward(
+    forward: Callable[[], torch.Tensor], *leaves: torch.Tensor
+) -> Callable[[], object]:
+    """Return a function that runs forward and backward, with new gradients of the leaves."""
+    g = torch.randn_like(forward().detach())
+
+    def run() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+        forward().backward(g)
+
+    return run
+
+
 def torch_peak(run: Callable[[], object]) -> int:
     """Return by how many bytes a torch CPU computation exceeds what was allocated before it."""
     run()

@@ -81,7 +81,7 @@ def base(kind: DataKind, path: Path | None) -> Config:
             batch_size=64,
             channels_last=True,
             budget_weight=0.1 if kind == "images" else 1.0,
-            # Of few speakers, networks learn the voices; mixed ones have none.
+            # With few speakers a network learns their voices; mixed samples have no one voice.
             mixup=0.3 if kind == "recordings" else 0.0,
         ),
         threads=1,
