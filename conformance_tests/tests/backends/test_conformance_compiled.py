@@ -31,7 +31,7 @@ class Compiled(FrameworkImplementation):
         def sized(x, strides, axes, options):
             if not options.get("cropping", True) or "sizes" in options:
                 return options
-            named = ("smoothness", "limits", "convention")
+            named = ("smoothness", "limits", "convention", "multiple_of")
             known = {key: options[key] for key in named if key in options}
             return {
                 **options,
