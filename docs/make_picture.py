@@ -27,8 +27,8 @@ def main(path: Path) -> None:
     ]
     image = photo / 255
     settings = make_settings(axes=AXES)
-    figure = plotting.make_figure(13, 2.6)
-    axes = figure.subplots(1, 6, width_ratios=[1] * 2 + [1.25] + [1] * 3)
+    figure = plotting.make_figure(7.5, 5.4)
+    axes = figure.subplots(2, 3).flat
 
     plotting.draw_image(axes[0], image)
     axes[0].set_title(f"input, {SIZE}x{SIZE}", fontsize=9)
@@ -49,8 +49,8 @@ def main(path: Path) -> None:
         axis.set_title(f"S = {stride:g}: {sizes}", fontsize=9, color=colour)
         axis.set_xlabel(f"d mean(y²)/dS = {float(slope):.1e}", fontsize=8)
 
-    axes[2].set_title("by a window as wide as 1/S", fontsize=9)
-    axes[2].set_xlabel("frequency", fontsize=8)
+    axes[2].set_title("by a window of width 1/S", fontsize=9)
+    axes[2].set_xlabel("frequency, cycles per image", fontsize=8)
     axes[2].legend(fontsize=7, loc="upper right", frameon=False)
     axes[2].set_xlim(0, SIZE / 2)
     axes[2].tick_params(labelsize=7)

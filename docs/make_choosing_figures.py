@@ -1,10 +1,10 @@
-"""Draw docs/figures/choosing.png and print the numbers of docs/choosing.md.
+"""Draw the figures of docs/choosing.md and print its numbers.
 
-Run with the ``experiments`` extra: ``python docs/make_choosing_figure.py [FILE.png]``.
+Run with the ``experiments`` extra: ``python docs/make_choosing_figures.py [FOLDER]``.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import diffstride_plotting as plotting
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from diffstride_numpy import diff_stride, output_sizes
 from diffstride_torch import DiffStride1d
+from matplotlib.axes import Axes
 
 SIZE, WIDE = 32, 256
 SMOOTHNESS = (0.01, 0.25, 0.5, 1.0)
@@ -42,46 +43,62 @@ def strides_on_the_way(rate: float) -> Iterator[float]:
     yield layer.strides.item()
 
 
-def main(path: Path) -> None:
-    """Draw the figure."""
-    figure = plotting.make_figure(13, 3.4)
-    sizes, step, way = figure.subplots(1, 3)
-
+def draw_sizes(axes: Axes) -> None:
+    """Draw output sizes over the stride, by convention."""
     strides = np.linspace(1, 4, 601)
     for colour, (label, options) in zip(
         COLOURS,
         {
             "nominal": {},
-            "paper, R = 1": {"convention": "paper", "smoothness": 1.0},
-            "paper, R = 4": {"convention": "paper"},
+            "paper, smoothness 1": {"convention": "paper", "smoothness": 1.0},
+            "paper, smoothness 4": {"convention": "paper"},
         }.items(),
         strict=False,
     ):
         outputs = [output_sizes((SIZE,), s, axes=-1, **options)[0] for s in strides]
-        sizes.plot(strides, outputs, color=colour, label=label)
-    sizes.plot(strides, SIZE / strides, "k:", label="N/S")
-    sizes.set(title=f"output size M, N = {SIZE}", xlabel="stride S", ylabel="M")
+        axes.plot(strides, outputs, color=colour, label=label)
+    axes.plot(strides, SIZE / strides, "k:", label="input size / stride")
+    axes.set(xlabel="stride", ylabel=f"output size of {SIZE} samples")
 
+
+def draw_step(axes: Axes) -> None:
+    """Draw a step at a stride of 4, by smoothness."""
     for smoothness, colour in zip(SMOOTHNESS, COLOURS, strict=True):
         filtered, over = overshoot(smoothness)
         print(f"smoothness {smoothness:g}: a step overshoots by {100 * over:.1f} %")
-        step.plot(filtered, color=colour, label=f"smoothness {smoothness:g}")
-    step.set(title="a step at S = 4", xlabel="sample", xlim=(WIDE // 2 - 20, 190))
+        axes.plot(filtered, color=colour, label=f"smoothness {smoothness:g}")
+    axes.set(xlabel="sample", ylabel="step, filtered at stride 4", xlim=(WIDE // 2 - 20, 190))
 
+
+def draw_rates(axes: Axes) -> None:
+    """Draw a stride over the steps of its training, by learning rate."""
     for rate, colour in zip(RATES, COLOURS, strict=False):
-        path_of_stride = list(strides_on_the_way(rate))
-        print(f"rate {rate:g}: stride {path_of_stride[-1]:.3f} after {STEPS} steps")
-        way.plot(path_of_stride, color=colour, label=f"rate {rate:g}")
-    way.axhline(SOUGHT, color="k", linestyle=":", label="sought")
-    way.set(title="learning a stride with Adam", xlabel="step", ylabel="stride S")
+        strides = list(strides_on_the_way(rate))
+        print(f"rate {rate:g}: stride {strides[-1]:.3f} after {STEPS} steps")
+        axes.plot(strides, color=colour, label=f"learning rate {rate:g}")
+    axes.axhline(SOUGHT, color="k", linestyle=":", label="best stride")
+    axes.set(xlabel="training step", ylabel="stride")
 
-    for axes, place in ((sizes, "upper right"), (step, "lower right"), (way, (0.6, 0.2))):
-        axes.title.set_fontsize(10)
-        axes.legend(fontsize=8, frameon=False, loc=place)
+
+FIGURES: dict[str, tuple[Callable[[Axes], None], tuple[float, float] | str]] = {
+    "sizes": (draw_sizes, "upper right"),
+    "step": (draw_step, "lower right"),
+    "rates": (draw_rates, (0.62, 0.3)),
+}
+"""What draws each figure, and where its legend is."""
+
+
+def main(folder: Path) -> None:
+    """Draw the figures."""
+    for name, (draw, place) in FIGURES.items():
+        figure = plotting.make_figure(6, 3.6)
+        axes = figure.subplots()
+        draw(axes)
+        axes.legend(frameon=False, loc=place)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+        figure.savefig(folder / f"choosing_{name}.png", dpi=130)
 
 
 if __name__ == "__main__":
-    default = Path(__file__).parent / "figures" / "choosing.png"
+    default = Path(__file__).parent / "figures"
     main(Path(sys.argv[1]) if len(sys.argv) > 1 else default)
