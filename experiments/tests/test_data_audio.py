@@ -523,3 +523,20 @@ def test_another_way_of_reading_reuses_no_spectrogram(options, reads, monkeypatc
     monkeypatch.setattr(audio_folder, "READING", audio_folder.READING + 1)
     options().load("test")
     assert len(reads) == 12
+
+
+def test_training_spectrograms_are_shifted_within_bounds(options):
+    speakers = {"pattern": BY_SPEAKER, "test_groups": ("ada",)}
+    plain, shifted = options(**speakers).load("test"), options(**speakers, shift=0.2).load("test")
+    assert torch.equal(shifted.evaluation[0][0], plain.evaluation[0][0])
+    (clip, _), most = plain.train[0], (2, 4)  # of 10 bands and 21 frames
+    assert clip.shape == (1, 10, 21)
+    padded = np.pad(clip[0].numpy(), [(m, m) for m in most], mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, clip.shape[1:])
+    seen = set()
+    for seed in range(400):
+        torch.manual_seed(seed)
+        equal = (windows == shifted.train[0][0][0].numpy()).all(axis=(-2, -1))
+        assert equal.sum() == 1
+        seen.add(tuple(np.argwhere(equal)[0].tolist()))
+    assert seen == set(np.ndindex(5, 9))

@@ -87,6 +87,10 @@ class AudioFolder(FileSource):
     mel_bands: PositiveInt = 64
     """Mel bands from 0 Hz to half the sample rate."""
 
+    shift: float = Field(0.0, ge=0, le=0.5)
+    """Augmentation: largest random shift of a training spectrogram along frequency and along time,
+    as a share of its size. Edges are repeated."""
+
     @field_validator("pattern")
     @classmethod
     def _check_pattern(cls, pattern: str) -> str:
@@ -125,7 +129,9 @@ class AudioFolder(FileSource):
 
     def load(self, evaluate_on: EvaluateOn, workers: int = 0) -> Data:
         """Compute the spectrograms, unless they are cached, see `Source.load`."""
-        from diffstride_experiments.data.samples import Samples
+        from torchvision.transforms import Compose
+
+        from diffstride_experiments.data.samples import RandomShift, Samples
 
         found = _find(self.path)
         (paths,) = found.files
@@ -158,8 +164,9 @@ class AudioFolder(FileSource):
             train, evaluation = self._split(labels, classes, train, test, evaluate_on)
 
         standardise = _Standardise(features, train)
+        augment = Compose([standardise, RandomShift(self.shift)]) if self.shift else standardise
         return Data(
-            train=Samples(features, labels, train, standardise),
+            train=Samples(features, labels, train, augment),
             evaluation=Samples(features, labels, evaluation, standardise),
             classes=classes,
             input_shape=(1, *features.shape[1:]),

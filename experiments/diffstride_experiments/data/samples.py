@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad as pad_with_zeros
 from torch.utils.data import Dataset
 
-__all__ = ["Normalise", "Samples", "ShiftFlip"]
+__all__ = ["Normalise", "RandomShift", "Samples", "ShiftFlip"]
 
 
 class Samples(Dataset[tuple[Tensor, int]]):
@@ -89,3 +89,25 @@ class ShiftFlip:
         padded = pad_with_zeros(image, (self._pad,) * 4)
         shifted = padded[:, top : top + height, left : left + width]
         return shifted.flip(-1) if torch.rand(()).item() < 0.5 else shifted
+
+
+class RandomShift:
+    """Shift a sample at random along both axes; its edges are repeated.
+
+    Parameters
+    ----------
+    share : float
+        Largest shift along an axis, as a share of the axis, between 0 and 1. Every shift by a whole
+        number of values up to it is equally likely.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+
+    def __call__(self, sample: Tensor) -> Tensor:
+        """Return a sample (C, H, W) of the same size."""
+        for axis, size in enumerate(sample.shape[1:], start=1):
+            most = int(self._share * size)
+            shift = int(torch.randint(-most, most + 1, ()))
+            sample = sample.index_select(axis, (torch.arange(size) + shift).clamp_(0, size - 1))
+        return sample
