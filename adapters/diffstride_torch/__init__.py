@@ -1,6 +1,8 @@
 """DiffStride for PyTorch: downsampling layers whose strides are learnt."""
 
 import warnings as _warnings
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from diffstride_core import NothingToCropWarning as NothingToCropWarning
 from diffstride_core import __version__ as __version__
@@ -24,31 +26,28 @@ from diffstride_torch.modules import SpectralPool3d as SpectralPool3d
 from diffstride_torch.modules import complexity_penalty as complexity_penalty
 from diffstride_torch.modules import param_groups as param_groups
 from diffstride_torch.modules import project_strides as project_strides
-from diffstride_torch.network.budget import FlopsBudget as FlopsBudget
-from diffstride_torch.network.costs import FlopsPenalty as FlopsPenalty
-from diffstride_torch.network.costs import flops_penalty as flops_penalty
-from diffstride_torch.network.downsampling import (
-    AntiAliasingSpectralPool as AntiAliasingSpectralPool,
-)
-from diffstride_torch.network.freezing import FixedResize as FixedResize
-from diffstride_torch.network.freezing import freeze as freeze
-from diffstride_torch.network.metrics import stride_metrics as stride_metrics
-from diffstride_torch.network.rounding import RoundingReport as RoundingReport
-from diffstride_torch.network.rounding import round_strides as round_strides
-from diffstride_torch.network.strided import to_strided as to_strided
-from diffstride_torch.network.summary import stride_summary as stride_summary
-from diffstride_torch.network.surgery import ReplacementReport as ReplacementReport
-from diffstride_torch.network.surgery import replace_downsampling as replace_downsampling
 from diffstride_torch.training import project_after_step as project_after_step
 
+if _TYPE_CHECKING:
+    from diffstride_torch.network import *  # noqa: F403
+else:
 
-def __getattr__(name: str) -> object:
-    if name == "AntiAliasing":
-        _warnings.warn(
-            "diffstride_torch.AntiAliasing is now AntiAliasingSpectralPool; the old name will be "
-            "removed",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        return AntiAliasingSpectralPool
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        if name == "AntiAliasing":
+            _warnings.warn(
+                "diffstride_torch.AntiAliasing is now AntiAliasingSpectralPool; the old name will "
+                "be removed",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            name = "AntiAliasingSpectralPool"
+        if not name.startswith("_"):
+            # Imported where it is first used: tools for whole networks take half as long to import
+            # as everything else here.
+            network = _import_module("diffstride_torch.network")
+            if name == "network" or name in network.__all__:
+                return globals().setdefault(name, getattr(network, name, network))
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_import_module("diffstride_torch.network").__all__})
