@@ -742,12 +742,12 @@ _TABLE = (
     )),
     ("jax", JAX_BACKEND, JAX, (
         ("jax-stride-gradient-dropped",
-         "return pull_back(BACKEND, operation, plan, g, arrays, needs)",
-         "dx, *others = pull_back(BACKEND, operation, plan, g, arrays, needs)\n"
-         "    return dx, *(None if gradient is None else 0 * gradient for gradient in others)",
+         "return pull_back(backend, operation, plan, g, tuple(others), needs)",
+         "dx, *rest = pull_back(backend, operation, plan, g, tuple(others), needs)\n"
+         "            return dx, *(None if own is None else 0 * own for own in rest)",
          "strides are learnt"),
         ("jax-gradient-scaled",
-         "plan, g, arrays, needs)", "plan, 2 * g, arrays, needs)",
+         "plan, g, tuple(others), needs)", "plan, 2 * g, tuple(others), needs)",
          "the cotangent is handed on as it is"),
     )),
     ("jax", JAX_BACKEND, DETAILS, (

@@ -23,14 +23,17 @@ from diffstride_core.plan import Plan
 
 
 class _HostOps(ArrayOps):
-    # Of a ramp, the bins that hold it at these strides; a plan knows those of the widest one.
-    reads_values = True
+    def __init__(self, *, reads_values: bool) -> None:
+        super().__init__(namespace_of(np.empty(0)))
+        self.reads_values = reads_values
 
     def tables(self, basis: bases.AxisBasis, like: Any) -> tuple[Any, Any]:
         return bases.tables(basis)
 
 
-_HOST = _HostOps(namespace_of(np.empty(0)))
+# Of a ramp, the bins that hold it at these strides, or those of the widest one, which a plan knows.
+_OWN_SHAPES = _HostOps(reads_values=True)
+_SAME_SHAPES = _HostOps(reads_values=False)
 
 
 @ByteBoundCache
@@ -39,6 +42,7 @@ def factors(
     plan: Hashable,
     strides: tuple[float, ...] | None,
     dtype: str,
+    same_shapes: bool = False,
 ) -> Factors:
     """Return ``make(ops, plan, strides, like)`` in NumPy arrays.
 
@@ -50,9 +54,13 @@ def factors(
     strides : tuple of float, or None
     dtype : str
         Of the arrays to resize.
+    same_shapes : bool
+        Give the arrays the shapes that they have at any strides of the plan: for frameworks that
+        compile for shapes.
     """
     values = None if strides is None else np.asarray(strides)
-    return make(_HOST, plan, values, np.empty(0, dtype=dtype))
+    ops = _SAME_SHAPES if same_shapes else _OWN_SHAPES
+    return make(ops, plan, values, np.empty(0, dtype=dtype))
 
 
 def matrices(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from diffstride_backends.protocol import (
     pull_back,
 )
 from diffstride_backends.registry import Framework
-from diffstride_core import bases
+from diffstride_core import bases, host
 from diffstride_core.arguments import check_float
 from diffstride_core.byte_cache import ByteBoundCache
 from diffstride_core.complexity import LayerBounds
@@ -31,7 +31,8 @@ from diffstride_core.convolution.checks import spatial_axes
 from diffstride_core.convolution.evaluation import EvaluationUnits
 from diffstride_core.convolution.fused import CONVOLVE
 from diffstride_core.convolution.plan import ConvPlan
-from diffstride_core.operation import Operation
+from diffstride_core.kernels import Kernels
+from diffstride_core.operation import MakeFactors, Operation
 from diffstride_core.ops import Factors
 from diffstride_core.plan import Plan
 from diffstride_core.resample import RESAMPLE
@@ -39,12 +40,25 @@ from diffstride_core.resample import RESAMPLE
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
+class JaxKernels(Kernels):
+    """XLA's products."""
+
+    def matmul(  # noqa: D102
+        self, a: jax.Array, b: jax.Array, out: jax.Array | None = None
+    ) -> jax.Array:
+        # On the host XLA makes one large product of many by the same matrix, and copies all of
+        # `b` and of the result to do so: slower, and two more loops to compile.
+        if a.shape[0] == 1 < b.shape[0] and b.ndim == 3 and jax.default_backend() == "cpu":
+            a = jnp.broadcast_to(a, (b.shape[0], *a.shape[1:]))
+        return a @ b
+
+
 class JaxBackend(Backend[jax.Array]):
     """JAX arrays, concrete or traced."""
 
     def __init__(self) -> None:
         # Without an array: the first one starts JAX's devices, before which users configure them.
-        super().__init__(jnp)
+        super().__init__(jnp, JaxKernels)
 
     def precise_dtype(self, array: jax.Array) -> Any:  # noqa: D102
         return jnp.result_type(float)
@@ -131,48 +145,93 @@ def _tables(basis: bases.AxisBasis, dtype: str) -> tuple[HostArray, HostArray]:
     return synthesis.astype(dtype), analysis.astype(dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attached(operation: Operation, plan: Any, *arrays: jax.Array | None) -> jax.Array:
-    return evaluate(BACKEND, operation, plan, arrays)
+def _made_on_host(
+    operation: Operation,
+    plan: Any,
+    arrays: tuple[jax.Array | None, ...],
+    *,
+    for_strides: bool = False,
+) -> tuple[Factors, ...] | None:
+    """Return the factors of an operation, and where asked for those of the strides' gradient.
+
+    They are NumPy arrays: a program that makes them takes XLA several times as long to compile as
+    one that multiplies by them. None where the operation has none, where the strides are traced,
+    and where they are on an accelerator, which they would have to be read from.
+    """
+    x, strides = arrays[0], arrays[operation.strides]
+    placed = x if strides is None else strides
+    if operation.make_factors is None or x is None or placed is None or not _is_on_host(placed):
+        return None
+    values = None if strides is None else BACKEND.host_values(strides)
+    makes = (operation.make_factors, operation.make_stride_factors)[: 1 + for_strides]
+    # Of the same shapes at any strides, so that the program is compiled once.
+    return tuple(host.factors(make, plan, values, x.dtype.name, True) for make in makes)
 
 
-def _attached_forward(
-    operation: Operation, plan: Any, *arrays: jax.Array | None
-) -> tuple[jax.Array, tuple[jax.Array | None, ...]]:
-    return evaluate(BACKEND, operation, plan, arrays), arrays
+def _is_on_host(array: jax.Array) -> bool:
+    """Return whether an array is on one device, the host's, with values."""
+    if isinstance(array, jax.core.Tracer) or not array.is_fully_addressable:
+        return False
+    devices = array.devices()
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
 
 
-def _attached_backward(
-    operation: Operation, plan: Any, arrays: tuple[jax.Array | None, ...], g: jax.Array
-) -> tuple[jax.Array | None, ...]:
-    needs = tuple(array is not None for array in arrays)
-    return pull_back(BACKEND, operation, plan, g, arrays, needs)
+class _Given(JaxBackend):
+    """The backend where the factors of an operation are arguments of a program."""
+
+    def __init__(self, operation: Operation, factors: tuple[Factors, ...]) -> None:
+        super().__init__()
+        self._makes = (operation.make_factors, operation.make_stride_factors)
+        self._factors = factors
+
+    def made(
+        self, make: MakeFactors, plan: Any, strides: jax.Array | None, like: jax.Array
+    ) -> Factors:
+        return self._factors[self._makes.index(make)]
 
 
-_attached.defvjp(_attached_forward, _attached_backward)
+_Plan: TypeAlias = Plan | ConvPlan | LayerBounds
 
 
-# Compiled even outside a user's jit: dispatched one by one, the small operations that build the
-# operators would cost more than the products themselves.
+# Compiled even outside a user's jit: dispatched one by one, the small operations would cost more
+# than the products themselves.
 def _program(
-    plain: bool, operation: Operation, plan: Plan | ConvPlan | LayerBounds
-) -> Callable[..., jax.Array]:
-    """Return the compiled evaluation of a plan: with it goes what JAX has compiled of it."""
+    operation: Operation, plan: _Plan, needs: tuple[bool, ...] | None, _makes_factors: bool
+) -> Callable[..., Any]:
+    """Return a compiled function of a plan: with it goes what JAX has compiled of it.
 
-    def program(*arrays: jax.Array | None) -> jax.Array:
+    Parameters
+    ----------
+    operation : Operation
+    plan : Plan, ConvPlan or LayerBounds
+    needs : tuple of bool or None
+        Which gradients it returns; None for the value.
+
+    Returns
+    -------
+    callable
+        Of the factors made on the host, or None, the cotangent where there are gradients, and the
+        arrays.
+    """
+
+    def program(factors: tuple[Factors, ...] | None, *arrays: Any) -> Any:
+        backend = BACKEND if factors is None else _Given(operation, factors)
         # The default precision of some devices would round the products' inputs.
         with jax.default_matmul_precision("highest"):
-            if plain:
-                return evaluate(BACKEND, operation, plan, arrays)
-            return _attached(operation, plan, *_varying_together(arrays))
+            if needs is None:
+                return evaluate(backend, operation, plan, arrays)
+            g, *others = arrays
+            return pull_back(backend, operation, plan, g, tuple(others), needs)
 
-    compiled: Callable[..., jax.Array] = jax.jit(program)
+    compiled: Callable[..., Any] = jax.jit(program)
     return compiled
 
 
-def _program_bytes(plain: bool, operation: Operation, plan: Plan | ConvPlan | LayerBounds) -> int:
+def _program_bytes(
+    operation: Operation, plan: _Plan, needs: tuple[bool, ...] | None, makes_factors: bool
+) -> int:
     """Return about what the program of a plan takes, most of it copies of its constant tables."""
-    if isinstance(plan, tuple):  # of a penalty, which has no tables
+    if isinstance(plan, tuple) or not makes_factors:  # A penalty has no tables.
         return _PROGRAM_BYTES
     resize = plan.by_matrices if isinstance(plan, ConvPlan) else plan
     entries = [
@@ -181,17 +240,55 @@ def _program_bytes(plain: bool, operation: Operation, plan: Plan | ConvPlan | La
         for axis, basis in zip(resize.axes, term, strict=True)
         if not axis.use_fft
     ]
-    # Two are kept in any case: recompiling one of them at every call would take seconds.
-    return min(_PROGRAM_BYTES + _BYTES_PER_TABLE_ENTRY * sum(entries), _MOST_BYTES // 2)
+    # Two of values and two of gradients are kept in any case: recompiling one of them at every call
+    # would take seconds.
+    return min(_PROGRAM_BYTES + _BYTES_PER_TABLE_ENTRY * sum(entries), _MOST_BYTES // 4)
 
 
-# As measured where gradients are computed: the traced and the compiled program hold a table each,
-# and so do those of the backward pass. Without gradients it is less than half.
+# As measured: the traced and the compiled program hold a table each.
 _PROGRAM_BYTES = 2**18
-_BYTES_PER_TABLE_ENTRY = 36
+_BYTES_PER_TABLE_ENTRY = 18
 _MOST_BYTES = 2**27
 
 _programs = ByteBoundCache(_program, size=_program_bytes, most_bytes=_MOST_BYTES, most_entries=4096)
+
+
+def _value(operation: Operation, plan: Any, arrays: tuple[jax.Array | None, ...]) -> jax.Array:
+    factors = _made_on_host(operation, plan, arrays)
+    value: jax.Array = _programs(operation, plan, None, factors is None)(factors, *arrays)
+    return value
+
+
+# Outside of what is compiled: without a user's jit, the forward and the backward pass are given
+# strides that have values even where their gradient is asked for.
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attached(
+    operation: Operation, plan: Any, needs: tuple[bool, ...], *arrays: jax.Array | None
+) -> jax.Array:
+    return _value(operation, plan, arrays)
+
+
+def _attached_forward(
+    operation: Operation, plan: Any, needs: tuple[bool, ...], *arrays: jax.Array | None
+) -> tuple[jax.Array, tuple[jax.Array | None, ...]]:
+    return _value(operation, plan, arrays), arrays
+
+
+def _attached_backward(
+    operation: Operation,
+    plan: Any,
+    needs: tuple[bool, ...],
+    arrays: tuple[jax.Array | None, ...],
+    g: jax.Array,
+) -> tuple[jax.Array | None, ...]:
+    factors = _made_on_host(operation, plan, arrays, for_strides=needs[operation.strides])
+    gradients: tuple[jax.Array | None, ...] = _programs(operation, plan, needs, factors is None)(
+        factors, g, *arrays
+    )
+    return gradients
+
+
+_attached.defvjp(_attached_forward, _attached_backward)
 
 
 def _varying_together(arrays: tuple[jax.Array | None, ...]) -> list[jax.Array | None]:
@@ -217,7 +314,11 @@ def attach(
     """Evaluate the forward pass, with its derivative known to JAX."""
     if operation.pull_back is None:
         return evaluate(backend, operation, plan, arrays)
-    return _programs(plain_autodiff.enabled, operation, plan)(*arrays)
+    # Arrays with values are constants to every transformation.
+    needs = tuple(isinstance(array, jax.core.Tracer) for array in arrays)
+    if plain_autodiff.enabled or not any(needs):
+        return _value(operation, plan, arrays)
+    return _attached(operation, plan, needs, *_varying_together(arrays))
 
 
 def _convolve_then_resize(

@@ -1,6 +1,7 @@
 """The functions under JAX's transformations."""
 
 import gc
+import re
 from functools import partial
 
 import jax
@@ -84,6 +85,46 @@ def test_one_compilation_while_the_size_stays(caplog):
     assert any("ompiling" in record.message for record in caplog.records)
 
 
+def compilations(caplog, f, *arrays):
+    """Return what a function gives, and the names of the programs compiled for it."""
+    caplog.clear()
+    with jax.log_compiles():
+        made = jax.block_until_ready(f(*arrays))
+    found = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
+    return made, found
+
+
+def resized_with_gradients(x, s, g, **options):
+    y, pullback = jax.vjp(partial(diff_stride, **options), x, s)
+    return y, *pullback(g)
+
+
+@pytest.mark.parametrize("method", quick_first(1, ["matmul", "fft"]))
+def test_a_first_call_compiles_one_program_for_each_pass(caplog, method):
+    x, g = random(3, 29, 27), random(3, 12, 15, seed=1)
+    f = partial(resized_with_gradients, sizes=(12, 15), method=method)
+    s = jnp.asarray([2.4, 1.8])
+    before = cache_info()["host.factors"].misses
+    eager, found = compilations(caplog, f, x, s, g)
+    assert found == ["program"] * 2
+    # What the strides alone decide is made on the host, so that little is left to compile.
+    assert cache_info()["host.factors"].misses == before + 2
+    # The ramp holds another number of bins, but not in what is compiled.
+    _, found = compilations(caplog, f, x, jnp.asarray([1.4, 2.6]), g)
+    assert not found
+    assert_all_close(eager, jax.jit(f)(x, s, g))
+
+
+def test_constant_arrays_of_a_compiled_function():
+    x, s = random(3, 12, 15), jnp.asarray([1.7, 2.4])
+    expected = diff_stride(x, s)
+    for strides in (s, (1.7, 2.4)):
+        clear_caches()
+        inside = jax.jit(lambda a, strides=strides: a * diff_stride(x, strides))(jnp.asarray(2.0))
+        # Nothing that was traced has been kept.
+        assert_all_close([inside / 2, diff_stride(x, s)], [expected] * 2)
+
+
 def test_programs_are_kept_within_bytes():
     x = random(1, 40)
     clear_caches()
@@ -117,14 +158,18 @@ def test_programs_count_as_what_they_take_with_gradients():
     (output_size,) = plan.output_sizes
     tables = 4 * 2 * (output_size // 2 + 1) * (1000 + output_size)
     # Measured as the memory that is kept: between 8 and 9 copies, and half without gradients.
-    assert jax_backend._program_bytes(False, RESAMPLE, plan) > 8 * tables
+    values = jax_backend._program_bytes(RESAMPLE, plan, None, True)
+    gradients = jax_backend._program_bytes(RESAMPLE, plan, (True, True), True)
+    assert values + gradients > 8 * tables
+    # Where the factors are arguments there are no tables.
+    assert jax_backend._program_bytes(RESAMPLE, plan, None, False) < tables
 
 
-def test_two_programs_are_kept_however_large():
+def test_two_programs_are_kept_with_their_gradients_however_large():
     settings = make_settings(axes=-1, method="matmul")
     plan = plan_diff_stride(settings, (-1,), (10**5,), (2.0,), shared=False)
-    size = jax_backend._program_bytes(False, RESAMPLE, plan)
-    assert 2 * size <= jax_backend._programs.most_bytes
+    size = jax_backend._program_bytes(RESAMPLE, plan, (True, True), True)
+    assert 4 * size <= jax_backend._programs.most_bytes
 
 
 def loss(x, s, **options):
