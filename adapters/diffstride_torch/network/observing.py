@@ -33,7 +33,7 @@ from diffstride_torch.network.tracing import (
     plans_met,
     resizing_rule,
 )
-from diffstride_torch.sliding import SlidingKernel, sliding_kernel_of
+from diffstride_torch.sliding import sliding_kernel_of, sliding_rule_of
 
 
 class Observation(Recording):
@@ -152,9 +152,10 @@ class _Watch:
             if rule is None:
                 return  # It resizes other axes than those of maps, at a cost that is counted.
         else:
-            rule = sliding_kernel_of(module)
-            assert isinstance(rule, SlidingKernel)
-            rank = len(rule.stride)
+            sliding = sliding_kernel_of(module)
+            assert sliding is not None
+            rank = len(sliding.stride)
+            rule = sliding_rule_of(module, tuple(x.shape[-rank:]), tuple(y.shape[-rank:]))
         size, output_size = tuple(x.shape[-rank:]), tuple(y.shape[-rank:])
         begin = Step(None, self._name, None, Constant(size), size, size)
         step = Step(begin, self._name, module, rule, size, output_size, x)

@@ -24,6 +24,7 @@ from diffstride_torch.modules import DiffStride, DiffStride1d, DiffStride2d, Dif
 from diffstride_torch.network.costs import recorded_multiply_adds
 from diffstride_torch.network.downsampling import (
     AntiAliasingSpectralPool,
+    counterpart_of,
     is_pointwise,
     why_not_before,
     why_not_replaceable,
@@ -48,7 +49,7 @@ from diffstride_torch.network.tracing import (
     swap_modules,
 )
 from diffstride_torch.shared_call import SharedCall
-from diffstride_torch.sliding import Size, SlidingKernel
+from diffstride_torch.sliding import Size, SlidingKernel, sliding_kernel_of
 
 _LAYERS: dict[int, type[DiffStride]] = {1: DiffStride1d, 2: DiffStride2d, 3: DiffStride3d}
 
@@ -297,7 +298,8 @@ def replace_downsampling(
                 done.stride, size_offset=done.size_offset, device=device, **options
             )
         done.layer = layers[key]
-        new[done.module] = with_layer(done.module, done.layer, done.placement, method)
+        assert done.counterpart is not None
+        new[done.module] = with_layer(done.counterpart, done.layer, done.placement, method)
     _share_calls(replaced, new)
     undo = swap_modules(model, new)
     try:
@@ -368,6 +370,8 @@ class _Operation:
         Of the layer.
     why_after : str or None
         Why the layer stands after the operation where it was to stand before it.
+    counterpart : torch.nn.Module or None
+        What gets the layer: the module, or what computes the same.
     group : _Group
     layer : DiffStride
         Once it is made.
@@ -393,14 +397,19 @@ class _Operation:
         self.size_offset = min(offsets)
         reason: str | None = "it is a function, not a module"
         module = self.step.module
+        self.counterpart: nn.Module | None = None
         if module is not None:
-            reason = _reason(module, skipped)
+            if module in skipped:
+                reason = "it was to be skipped"
+            else:
+                self.counterpart = _counterpart(module, {step.input_size for step in steps})
+                reason = why_not_replaceable(module, self.counterpart)
             if reason is None and len(offsets) > 1:
                 reason = "its calls would need layers of several size offsets"
             if is_pointwise(module):
                 self.placement = "before"
-            elif reason is None and placement == "before":
-                self.why_after = why_not_before(module, self.step.output_size)
+            elif self.counterpart is not None and reason is None and placement == "before":
+                self.why_after = why_not_before(self.counterpart, self.step.output_size)
                 self.placement = "before" if self.why_after is None else "after"
         self.group = _Group(reason)
 
@@ -556,10 +565,13 @@ def _operations(
 
 def _stride(step: Step) -> tuple[float, ...] | None:
     """Return the stride of a strided operation, None for any other step."""
-    if isinstance(step.rule, SlidingKernel) and max(step.rule.stride) > 1:
-        return tuple(map(float, step.rule.stride))
     if isinstance(step.module, AntiAliasingSpectralPool):
         return step.module.stride * (len(step.input_size) // len(step.module.stride))
+    sliding = step.rule
+    if sliding is None and step.module is not None:
+        sliding = sliding_kernel_of(step.module)  # Of a subclass, whose sizes are its own.
+    if isinstance(sliding, SlidingKernel) and max(sliding.stride) > 1:
+        return tuple(map(float, sliding.stride))
     return None
 
 
@@ -628,9 +640,11 @@ def _may_share(a: Step, b: Step) -> bool:
     return _stride(a) == _stride(b) is not None or _alike(a, b)
 
 
-def _reason(module: nn.Module, skipped: set[nn.Module]) -> str | None:
-    """Return why a strided operation keeps its stride, None if nothing speaks against it."""
-    return "it was to be skipped" if module in skipped else why_not_replaceable(module)
+def _counterpart(module: nn.Module, sizes: set[Size]) -> nn.Module | None:
+    """Return what a layer is put to in the place of a module that reads maps of some sizes."""
+    found = {counterpart_of(module, size) for size in sizes}
+    # One of another padding is that of one size.
+    return found.pop() if len(sizes) == 1 or found == {module} else None
 
 
 def _share_calls(replaced: Iterable[_Operation], new: dict[nn.Module, nn.Module]) -> None:

@@ -32,11 +32,13 @@ from diffstride_torch.joining import AnyConv, PooledConvolution, Resize
 from diffstride_torch.modules import DiffStride, SpectralPool, is_sharded
 from diffstride_torch.sliding import (
     CONVOLUTIONS,
+    SLIDING,
     Size,
     SlidingKernel,
     in_numbers,
     per_axis,
     sliding_kernel_of,
+    sliding_rule_of,
 )
 
 if TYPE_CHECKING:
@@ -594,6 +596,8 @@ class _Tracer(fx.Tracer):
             return True
         if isinstance(m, PooledConvolution):
             return False  # Not even where its weight is parametrised, by a class of PyTorch's own.
+        if isinstance(m, SLIDING) and not any(m.children()):
+            return True  # A subclass, too: it may pad by what it computes of sizes.
         return super().is_leaf_module(m, module_qualified_name)
 
 
@@ -719,9 +723,9 @@ def _rule(node: fx.Node, module: nn.Module | None, shapes: dict[fx.Node, Size]) 
     """Return how a call changes the size of its input; None where it is not one of those known."""
     if isinstance(module, DiffStride | SpectralPool):
         return resizing_rule(module, shapes[arguments_of(node, ("x",))["x"]])
-    if module is not None and (sliding := sliding_kernel_of(module)) is not None:
-        return sliding
     output = shapes[node][2:]
+    if isinstance(module, SLIDING) and sliding_kernel_of(module) is not None:
+        return sliding_rule_of(module, shapes.get(node.all_input_nodes[0], ())[2:], output)
     if isinstance(module, _ADAPTIVE_POOLS) or node.target in _ADAPTIVE_POOL_CALLS:
         return Constant(output)
     (source, *_) = node.all_input_nodes
