@@ -350,7 +350,12 @@ class Trace(Recording):
                 rule = Constant(output[2:])
         elif output[2:] == self.size_at(before) and not _can_change(rule):
             return before
-        size = self.size_at(before)
+        size, read = self.size_at(before), self._shapes.get(sources[0], ())[2:]
+        if isinstance(rule, SlidingKernel) and size != read:
+            # Tokens that became a map again, in a way that is not followed.
+            before = Step(before, name, None, None, size, read, sources[0])
+            self.steps.append(before)
+            size = read
         step = Step(before, name, module, rule, size, output[2:], sources[0])
         self.steps.append(step)
         return step
