@@ -15,6 +15,7 @@ WITHOUT = {"weights": None, "weights_backbone": None, "num_classes": 5}
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::diffstride_torch.NothingToCropWarning")
 @pytest.mark.parametrize("name", SEGMENTATION)
 def test_segmentation_networks_need_no_change(name):
     torch.manual_seed(0)
@@ -48,6 +49,7 @@ class Fitting(nn.Module):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::diffstride_torch.NothingToCropWarning")
 def test_the_backbone_of_a_detector_is_replaced():
     torch.manual_seed(0)
     make = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_fpn
