@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -154,19 +155,23 @@ class DiffStrideConv(PooledConvolution):
 
     @classmethod
     def of(
-        cls, conv: AnyConv, pool: DiffStride, placement: str = "after", method: str = "auto"
+        cls, conv: AnyConv, pool: nn.Module, placement: str = "after", method: str = "auto"
     ) -> AnyConv:
         """Return a strided convolution at stride 1 with a layer, sharing its parameters.
 
         At stride 1 it keeps the size of its input, whatever its kernel: output n is the one that
         the strided convolution computes at n. `method` is that of a layer after it; where that
-        cannot be fused, "fused" is "auto".
+        cannot be fused, "fused" is "auto". A convolution of a subclass stays one of it.
         """
-        made: Any = cls.__new__(cls)
-        super(PooledConvolution, made).__init__(  # type: ignore[call-arg]
-            **_sizes_of(conv), padding=conv.padding
-        )
-        _share_parameters(conv, made)
+        made: Any
+        if type(conv) in CONVOLUTIONS:
+            made = cls.__new__(cls)
+            super(PooledConvolution, made).__init__(  # type: ignore[call-arg]
+                **_sizes_of(conv), padding=conv.padding
+            )
+            _share_parameters(conv, made)
+        else:
+            made = _at_stride_one(conv, cls)
         sliding = sliding_kernel_of(conv)
         assert sliding is not None
         if any(sliding.end_padding):
@@ -180,7 +185,7 @@ class DiffStrideConv(PooledConvolution):
         done: AnyConv = made
         return done
 
-    def _set_up(self, pool: DiffStride, method: str, placement: str) -> None:
+    def _set_up(self, pool: nn.Module, method: str, placement: str) -> None:
         self.pool, self.method, self.placement = pool, method, placement
 
     def strided(self, stride: Sequence[int]) -> AnyConv:
@@ -189,13 +194,10 @@ class DiffStrideConv(PooledConvolution):
         What `of` makes of a strided convolution, the other way round.
         """
         conv: Any = self
-        base: Any = next(base for base in CONVOLUTIONS if isinstance(self, base))
         padding = conv.padding
         if self._end_padding is not None:
             padding = tuple(reversed(self._end_padding[::2]))
-        made: AnyConv = base(**_sizes_of(conv), stride=tuple(stride), padding=padding)
-        _share_parameters(conv, made)
-        return made
+        return plain_convolution(conv, stride, padding)
 
     def share(self, call: SharedCall, reader: int) -> None:
         """Take part in one call of the layer before several convolutions that read one tensor."""
@@ -305,6 +307,46 @@ class DiffStrideConv3d(DiffStrideConv, nn.Conv3d):
     _layer = DiffStride3d
 
 
+class _OfSubclass(DiffStrideConv):
+    """A convolution of a subclass of PyTorch's, as one that standardises its weight, with a layer.
+
+    Put in front of the subclass, in a class made for it.
+    """
+
+    _classes: ClassVar[tuple[type[DiffStrideConv], type[nn.Module]]]
+
+    def convolve(self, x: torch.Tensor) -> torch.Tensor:
+        # Defined anew, so that nothing takes it for PyTorch's own convolution of this weight.
+        return super().convolve(x)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class has no name by which it could be found.
+        return _blank_of_subclass, self._classes, vars(self)
+
+
+_of_subclasses: dict[tuple[type[DiffStrideConv], type[nn.Module]], type[_OfSubclass]] = {}
+
+
+def _blank_of_subclass(own: type[DiffStrideConv], subclass: type[nn.Module]) -> Any:
+    """Return a convolution of a subclass without anything in it."""
+    key = own, subclass
+    if key not in _of_subclasses:
+        members = {"_layer": own._layer, "_classes": key, "__module__": __name__}
+        name = f"DiffStride{subclass.__name__}"
+        _of_subclasses[key] = type(name, (_OfSubclass, subclass), members)
+    made = _of_subclasses[key]
+    return made.__new__(made)
+
+
+def _at_stride_one(conv: AnyConv, own: type[DiffStrideConv]) -> Any:
+    """Return a convolution of a subclass at stride 1, sharing its parameters, to have a layer."""
+    made = _blank_of_subclass(own, type(conv))
+    for name, value in vars(conv).items():
+        vars(made)[name] = copy.copy(value) if isinstance(value, dict | set) else value
+    made.stride = (1,) * len(conv.kernel_size)
+    return made
+
+
 def _sizes_of(conv: AnyConv) -> dict[str, Any]:
     """Return the arguments of a convolution like another one, but for stride, padding and bias."""
     return {
@@ -317,6 +359,16 @@ def _sizes_of(conv: AnyConv) -> dict[str, Any]:
         "bias": False,
         "device": "meta",
     }
+
+
+def plain_convolution(
+    conv: AnyConv, stride: Sequence[int], padding: str | Sequence[int]
+) -> AnyConv:
+    """Return a convolution of PyTorch's own class, sharing the parameters of another one."""
+    base: Any = next(base for base in CONVOLUTIONS if isinstance(conv, base))
+    made: AnyConv = base(**_sizes_of(conv), stride=tuple(stride), padding=padding)
+    _share_parameters(conv, made)
+    return made
 
 
 def _share_parameters(conv: AnyConv, made: AnyConv) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -22,6 +22,8 @@ class SlidingKernel:
         Per axis; the padding is that of each end.
     ceil : bool
         Whether a last, incomplete window counts.
+    same : bool
+        Whether it pads by as much as N samples need to become N/S, rounded up.
     """
 
     kernel: Size
@@ -29,6 +31,7 @@ class SlidingKernel:
     padding: Size
     dilation: Size
     ceil: bool = False
+    same: bool = False
 
     def resize(self, size: Size) -> Size:
         """Return the output's size."""
@@ -36,6 +39,8 @@ class SlidingKernel:
 
     def _resize(self, axis: int, n: int) -> int:
         stride, padding = self.stride[axis], self.padding[axis]
+        if self.same:
+            return -(-n // stride)
         room = n + 2 * padding - self.dilation[axis] * (self.kernel[axis] - 1) - 1
         m = (-(-room // stride) if self.ceil else room // stride) + 1
         # No window may begin in the padding at the end.
@@ -73,9 +78,22 @@ def sliding_kernel_of(module: nn.Module) -> SlidingKernel | None:
     return None
 
 
+def sliding_rule_of(module: nn.Module, size: Size, output_size: Size) -> SlidingKernel | None:
+    """Return the sliding kernel of a module that was seen to give a size for another one.
+
+    Subclasses may pad otherwise than their attributes say, as TensorFlow does.
+    """
+    sliding = sliding_kernel_of(module)
+    for found in (sliding, sliding and replace(sliding, same=True)):
+        if found is not None and found.resize(size) == output_size:
+            return found
+    return None
+
+
 _POOLS_1D = (nn.AvgPool1d, nn.MaxPool1d)
 _POOLS_2D = (nn.AvgPool2d, nn.MaxPool2d)
 _POOLS_3D = (nn.AvgPool3d, nn.MaxPool3d)
+SLIDING = (*CONVOLUTIONS, *_POOLS_1D, *_POOLS_2D, *_POOLS_3D)
 
 
 def in_numbers(padding: Any, rank: int) -> Size | None:

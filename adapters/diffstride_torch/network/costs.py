@@ -21,6 +21,7 @@ from diffstride_torch.network.tracing import (
     Constant,
     Learnt,
     Pooled,
+    Recording,
     ResizeCall,
     Step,
     Trace,
@@ -160,16 +161,16 @@ class FlopsPenalty:
         return _Evaluation(self._trace, self.layers, strides)
 
 
-def traced_multiply_adds(trace: Trace) -> int:
-    """Return the multiply-adds per image that a model had when traced."""
-    return _Evaluation(trace, trace.layers).total
+def recorded_multiply_adds(recording: Recording) -> int:
+    """Return the multiply-adds per image that a model had when it was run."""
+    return _Evaluation(recording, recording.layers).total
 
 
 class _Evaluation:
     """The cost at the present strides, or at those given for some layers, and its gradients."""
 
     def __init__(
-        self, trace: Trace, layers: list[DiffStride], strides: Strides | None = None
+        self, trace: Recording, layers: list[DiffStride], strides: Strides | None = None
     ) -> None:
         self.total = 0
         self.of_layer = dict.fromkeys(layers, 0)

@@ -9,6 +9,10 @@ m of the strided operation stood, at a stride that may be any real number.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from diffstride_backends.torch_private import has_hooks
 from torch import nn
@@ -20,8 +24,9 @@ from diffstride_torch.conv_modules import (
     DiffStrideConv2d,
     DiffStrideConv3d,
     pad_argument,
+    plain_convolution,
 )
-from diffstride_torch.modules import DiffStride, SpectralPool2d
+from diffstride_torch.modules import SpectralPool2d
 from diffstride_torch.sliding import CONVOLUTIONS, Size, sliding_kernel_of
 
 _CONVOLUTIONS: dict[type[nn.Module], type[DiffStrideConv]] = {
@@ -69,11 +74,11 @@ class PoolDiffStride(nn.Module):
     ----------
     operation : torch.nn.Module
         The strided pooling.
-    pool : DiffStride
+    pool : torch.nn.Module
         The layer.
     """
 
-    def __init__(self, operation: nn.Module, pool: DiffStride) -> None:
+    def __init__(self, operation: nn.Module, pool: nn.Module) -> None:
         super().__init__()
         sliding = sliding_kernel_of(operation)
         assert sliding is not None
@@ -84,7 +89,7 @@ class PoolDiffStride(nn.Module):
         else:
             options["count_include_pad"] = operation.count_include_pad
         self.operation = type(operation)(**options)
-        self.pool: nn.Module = pool
+        self.pool = pool
         self._end_padding = pad_argument(sliding, first=False) if any(sliding.end_padding) else None
         self.train(operation.training)
 
@@ -97,29 +102,109 @@ class PoolDiffStride(nn.Module):
         return y
 
 
-def why_not_replaceable(module: nn.Module) -> str | None:
-    """Return why a strided convolution or pooling cannot be replaced; None if it can."""
+def counterpart_of(module: nn.Module, input_size: Size) -> nn.Module | None:
+    """Return what can be replaced in the place of a strided operation.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    input_size : tuple of int
+        Of the map that it reads.
+
+    Returns
+    -------
+    torch.nn.Module or None
+        The operation itself, but for one of a subclass that computes what PyTorch's own does with
+        another padding: then that. None for a subclass that, at stride 1, does not compute what it
+        does at its own stride and what is between; that is tried.
+    """
+    if isinstance(module, AntiAliasingSpectralPool) or type(module) in _REPLACEABLE:
+        return module
+    if any(module.children()) or has_hooks(module, of_state=True):
+        return None
+    candidates = _candidates(module, input_size)
+    return next((found for found in candidates if _agree(found, module, input_size)), None)
+
+
+def _candidates(module: nn.Module, input_size: Size) -> Iterator[nn.Module]:
+    """Yield operations that a subclass's may be the same as, and itself."""
+    sliding = sliding_kernel_of(module)
+    base: Any = next(base for base in _REPLACEABLE if isinstance(module, base))
+    assert sliding is not None
+    same = tuple(map(_same_padding, input_size, sliding.kernel, sliding.stride, sliding.dilation))
+    for padding in dict.fromkeys((sliding.padding, same)):
+        if not isinstance(module, CONVOLUTIONS):
+            # The names of its arguments.
+            options = {name: getattr(module, name) for name in base.__constants__}
+            yield base(**{**options, "padding": padding})
+        elif set(module._parameters) == {"weight", "bias"}:
+            yield plain_convolution(module, sliding.stride, padding)
+    if isinstance(module, CONVOLUTIONS):
+        yield module
+
+
+def _same_padding(size: int, kernel: int, stride: int, dilation: int) -> int:
+    """Return by how much TensorFlow pads the beginning of an axis."""
+    return max(0, (-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1 - size) // 2
+
+
+def _agree(candidate: nn.Module, module: nn.Module, input_size: Size) -> bool:
+    """Return whether a candidate at stride 1 computes what an operation does, where that does."""
+    sliding = sliding_kernel_of(candidate)
+    assert sliding is not None
+    if min(sliding.end_padding) < 0:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, getattr(module, "in_channels", 1), *input_size, generator=generator)
+    x = x.to(getattr(module, "weight", x)).double()
+    every = tuple(slice(None, None, step) for step in sliding.stride)
+    for training in (False, True):
+        try:
+            # Not the module, which may change its state.
+            strided = copy.deepcopy(module).double().train(training)
+            dense = with_layer(
+                copy.deepcopy(candidate).double(), nn.Identity(), "after", "separate"
+            )
+            with torch.no_grad(), torch.random.fork_rng([]):
+                y, z = strided(x), dense.train(training)(x)
+        except Exception:
+            return False  # It cannot be called, or copied, alone.
+        found = z[(..., *every)][(..., *map(slice, y.shape[2:]))]
+        if z.shape[2:] != x.shape[2:] or found.shape != y.shape or not torch.allclose(found, y):
+            return False
+    return True
+
+
+def why_not_replaceable(module: nn.Module, counterpart: nn.Module | None) -> str | None:
+    """Return why a strided convolution or pooling cannot be replaced; None if it can.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    counterpart : torch.nn.Module or None
+        See `counterpart_of`.
+    """
     if isinstance(module, AntiAliasingSpectralPool):
         return None
-    if type(module) not in _REPLACEABLE:
+    sliding = sliding_kernel_of(counterpart or module)
+    assert sliding is not None
+    if any(missing < 0 for missing in sliding.end_padding):
+        return "its padding is larger than its kernel needs, so that it enlarges at stride 1"
+    if counterpart is None and (any(module.children()) or not has_hooks(module, of_state=True)):
         bases = [base.__name__ for base in _REPLACEABLE if isinstance(module, base)]
-        return f"its class derives from {bases[0]}, and may compute something else"
+        return f"its class derives from {bases[0]}, and computes something else"
     if getattr(module, "return_indices", False):
         return "it returns indices, which the layer has none of"
     if getattr(module, "divisor_override", None) is not None:
         return "its divisor_override is no average"
     if has_hooks(module, of_state=True):
         return "it has hooks, which would be lost"
-    sliding = sliding_kernel_of(module)
-    assert sliding is not None
-    if any(missing < 0 for missing in sliding.end_padding):
-        return "its padding is larger than its kernel needs, so that it enlarges at stride 1"
     return None
 
 
 def is_pointwise(module: nn.Module) -> bool:
     """Return whether a module is a convolution of one tap, which commutes with a layer."""
-    return type(module) in _CONVOLUTIONS and set(module.kernel_size) == {1}  # type: ignore[arg-type]
+    return isinstance(module, CONVOLUTIONS) and set(module.kernel_size) == {1}
 
 
 def why_not_before(module: nn.Module, output_size: Size) -> str | None:
@@ -131,7 +216,7 @@ def why_not_before(module: nn.Module, output_size: Size) -> str | None:
     output_size : tuple of int
         Of the operation, which is the size that the convolution would read.
     """
-    if type(module) not in _CONVOLUTIONS:
+    if not isinstance(module, CONVOLUTIONS):
         return "it is a pooling"
     if is_pointwise(module):
         return None
@@ -152,14 +237,15 @@ def why_not_before(module: nn.Module, output_size: Size) -> str | None:
     return None
 
 
-def with_layer(module: nn.Module, pool: DiffStride, placement: str, method: str) -> nn.Module:
-    """Return a strided operation at stride 1 with a DiffStride layer, sharing its parameters.
+def with_layer(module: nn.Module, pool: nn.Module, placement: str, method: str) -> nn.Module:
+    """Return a strided operation at stride 1 with a layer, sharing its parameters.
 
     Parameters
     ----------
     module : torch.nn.Module
-        The operation.
-    pool : DiffStride
+        The operation, or its counterpart.
+    pool : torch.nn.Module
+        The layer.
     placement : {"before", "after"}
         Of the layer.
     method : {"auto", "fused", "separate"}
@@ -167,6 +253,7 @@ def with_layer(module: nn.Module, pool: DiffStride, placement: str, method: str)
     """
     if isinstance(module, AntiAliasingSpectralPool):
         return pool
-    if not isinstance(module, CONVOLUTIONS) or type(module) not in _CONVOLUTIONS:
+    if not isinstance(module, CONVOLUTIONS):
         return PoolDiffStride(module, pool)
-    return _CONVOLUTIONS[type(module)].of(module, pool, placement, method)
+    made = next(made for base, made in _CONVOLUTIONS.items() if isinstance(module, base))
+    return made.of(module, pool, placement, method)

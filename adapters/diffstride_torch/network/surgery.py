@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -22,23 +21,35 @@ from diffstride_core.planning import never_cropped, plan_diff_stride, size_jumps
 from diffstride_core.settings import Settings, make_settings
 from diffstride_torch.conv_modules import DiffStrideConv
 from diffstride_torch.modules import DiffStride, DiffStride1d, DiffStride2d, DiffStride3d
-from diffstride_torch.network.costs import traced_multiply_adds
+from diffstride_torch.network.costs import recorded_multiply_adds
 from diffstride_torch.network.downsampling import (
     AntiAliasingSpectralPool,
+    counterpart_of,
     is_pointwise,
     why_not_before,
     why_not_replaceable,
     with_layer,
 )
+from diffstride_torch.network.naming import (
+    modules_of,
+    modules_that_share,
+    modules_to_replace,
+    some_of,
+    strided_modules,
+)
+from diffstride_torch.network.observing import Observation, ObservedRehearsal
 from diffstride_torch.network.tracing import (
+    Recording,
     Rehearsal,
     Step,
     Trace,
+    TracedRehearsal,
+    UntraceableError,
     checked_example,
     swap_modules,
 )
 from diffstride_torch.shared_call import SharedCall
-from diffstride_torch.sliding import Size, SlidingKernel
+from diffstride_torch.sliding import Size, SlidingKernel, sliding_kernel_of
 
 _LAYERS: dict[int, type[DiffStride]] = {1: DiffStride1d, 2: DiffStride2d, 3: DiffStride3d}
 
@@ -96,7 +107,8 @@ class Break:
     Attributes
     ----------
     name : str
-        The module's qualified name, or the function's with the module that calls it.
+        The module's qualified name, or the function's with the module that calls it. Without a
+        trace, that of the innermost module in which it fails.
     error : str
         What it raises.
     layers : tuple of DiffStride
@@ -184,6 +196,8 @@ def replace_downsampling(
     smoothness: float | None = None,
     limits: Limits | None = (None, None),
     skip: Iterable[str] = (),
+    only: Iterable[str] | None = None,
+    shared: Iterable[Iterable[str]] = (),
     method: str = "auto",
 ) -> ReplacementReport:
     """Replace a model's strided convolutions and poolings by stride-1 operations and DiffStride.
@@ -198,7 +212,8 @@ def replace_downsampling(
     Parameters
     ----------
     model : torch.nn.Module
-        Traced with torch.fx.
+        Traced with torch.fx, but with `only`. Run before and after in evaluation mode, without
+        gradients; its modes, buffers and random numbers stay.
     example_input : Tensor, shape (N, C, ...), or tuple
         The arguments of the model.
     placement : {"before", "after"}, optional
@@ -216,6 +231,13 @@ def replace_downsampling(
         and have no offset.
     skip : iterable of str
         Qualified names of modules to leave as they are, with all that is in them.
+    only : iterable of str, optional
+        Qualified names, as in ``model.named_modules()``, of the modules to replace. The model is
+        not traced then, so that it may be one that torch.fx cannot trace. No layer is shared but by
+        `shared`.
+    shared : iterable of iterable of str
+        Lists of names in `only`. The modules of a list get one layer, as those of branches that
+        meet again must.
     method : {"auto", "fused", "separate"}
         How convolutions and the layers after them are evaluated, see `conv_diff_stride`; "fused"
         counts for those with an odd kernel whose padding is half of it, zeros or circular.
@@ -227,11 +249,14 @@ def replace_downsampling(
     Raises
     ------
     TypeError
-        If the model is no module, the example no tensor, `trainable` no bool, or a name no string.
+        If the model is no module, the example no tensor, `trainable` no bool, a name no string, or
+        `shared` holds no lists.
     ValueError
-        If the model has no such module as one to skip, cannot be traced, cannot run on the example,
-        has nothing to replace, or cannot run with the sizes that the layers give. The model is then
-        as it was.
+        If the model has no such module as one that is named, cannot be traced, cannot run on the
+        example, has nothing to replace, or cannot run with the sizes that the layers give; if a
+        module in `only` is no strided operation, cannot be replaced, or is not called; or if those
+        of a list in `shared` are not in `only`, or cannot have one layer. The model is then as it
+        was.
     """
     if not isinstance(trainable, bool):
         raise TypeError(f"trainable must be True or False, got {trainable!r}")
@@ -244,16 +269,25 @@ def replace_downsampling(
     DiffStride2d(1.0, **options)  # Refuses bad options before any work.
     placement = checked_placement(placement, method)
     device = checked_example(model, example_input)[0].device
-    skipped = _skipped(model, skip)
-    before = Trace(model, example_input)
-    operations = _operations(before, placement, skipped, options)
-    _group(before, operations, trainable)
+    skipped = {m for found in modules_of(model, "skip", skip).values() for m in found.modules()}
+    found: _Found
+    if only is None:
+        if tuple(shared):
+            raise ValueError("shared must be empty without only: branches are found by a trace")
+        found = _Traced(model, example_input, placement, skipped, options)
+    else:
+        if skipped:
+            raise ValueError("skip must be empty with only, which names all that is replaced")
+        named = modules_to_replace(model, only)
+        together = modules_that_share(model, shared, named)
+        found = _Named(model, example_input, placement, named, together, options)
+    before, operations = found.recording, found.operations
     replaced = [done for done in operations.values() if done.group.reason is None]
     if not replaced:
-        found = "; ".join(str(kept) for kept in _kept(operations))
+        kept = "; ".join(str(kept) for kept in _kept(operations))
         raise ValueError(
             f"model {type(model).__name__} has no strided operation that can be replaced"
-            + (f": {found}" if found else "")
+            + (f": {kept}" if kept else "")
         )
     layers: dict[tuple[_Group, Size], DiffStride] = {}
     new: dict[nn.Module, nn.Module] = {}
@@ -264,26 +298,27 @@ def replace_downsampling(
                 done.stride, size_offset=done.size_offset, device=device, **options
             )
         done.layer = layers[key]
-        new[done.module] = with_layer(done.module, done.layer, done.placement, method)
+        assert done.counterpart is not None
+        new[done.module] = with_layer(done.counterpart, done.layer, done.placement, method)
     _share_calls(replaced, new)
     undo = swap_modules(model, new)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingToCropWarning)
-            after = Trace(model, example_input)
+            after = found.record()
         return ReplacementReport(
             replaced=tuple(map(_replaced, replaced)),
             kept=tuple(_kept(operations)),
             layers=tuple(layers.values()),
-            breaks=tuple(_breaks(model, example_input, replaced)),
-            multiply_adds_before=traced_multiply_adds(before),
-            multiply_adds_after=traced_multiply_adds(after),
+            breaks=tuple(_breaks(found.rehearsal(), replaced)),
+            multiply_adds_before=recorded_multiply_adds(before),
+            multiply_adds_after=recorded_multiply_adds(after),
         )
     except Exception as error:
         undo()
         raise ValueError(
             f"model {type(model).__name__} does not run with the sizes that DiffStride gives and "
-            f"was left unchanged; skip the operations whose sizes must not change: {error}"
+            f"was left unchanged; {found.advice}: {error}"
         ) from error
 
 
@@ -325,9 +360,9 @@ class _Operation:
     ----------
     step : Step
         Of its first call.
-    reads : torch.fx.Node or None
-        What gives the tensor that it reads; None if it is called more than once, or if the tensor
-        is written into.
+    reads : torch.fx.Node, Tensor or None
+        The tensor that it reads, or what gives it; None if it is called more than once, or if the
+        tensor is written into.
     stride : tuple of float
     size_offset : tuple of int
         Of the layer.
@@ -335,6 +370,8 @@ class _Operation:
         Of the layer.
     why_after : str or None
         Why the layer stands after the operation where it was to stand before it.
+    counterpart : torch.nn.Module or None
+        What gets the layer: the module, or what computes the same.
     group : _Group
     layer : DiffStride
         Once it is made.
@@ -344,7 +381,7 @@ class _Operation:
 
     def __init__(
         self,
-        trace: Trace,
+        recording: Recording,
         steps: Sequence[Step],
         placement: str,
         skipped: set[nn.Module],
@@ -354,20 +391,25 @@ class _Operation:
         assert stride is not None
         self.stride, self.placement, self.why_after = stride, placement, None
         reads = self.step.reads
-        is_read_once = len(steps) == 1 and reads is not None and not trace.is_overwritten(reads)
-        self.reads = reads if is_read_once else None
+        is_read_once = len(steps) == 1 and reads is not None
+        self.reads = reads if is_read_once and not recording.is_overwritten(self.step) else None
         offsets = {_size_offset(step, stride, options) for step in steps}
         self.size_offset = min(offsets)
         reason: str | None = "it is a function, not a module"
         module = self.step.module
+        self.counterpart: nn.Module | None = None
         if module is not None:
-            reason = _reason(module, skipped)
+            if module in skipped:
+                reason = "it was to be skipped"
+            else:
+                self.counterpart = _counterpart(module, {step.input_size for step in steps})
+                reason = why_not_replaceable(module, self.counterpart)
             if reason is None and len(offsets) > 1:
                 reason = "its calls would need layers of several size offsets"
             if is_pointwise(module):
                 self.placement = "before"
-            elif reason is None and placement == "before":
-                self.why_after = why_not_before(module, self.step.output_size)
+            elif self.counterpart is not None and reason is None and placement == "before":
+                self.why_after = why_not_before(self.counterpart, self.step.output_size)
                 self.placement = "before" if self.why_after is None else "after"
         self.group = _Group(reason)
 
@@ -382,25 +424,154 @@ class _Operation:
         return isinstance(self.step.module, AntiAliasingSpectralPool)
 
 
+class _Found:
+    """The strided operations of a model, grouped into those that are to share a layer.
+
+    Attributes
+    ----------
+    recording : Recording
+        Of the model as it is.
+    operations : dict of str to _Operation
+        By their names, in the order of execution.
+    advice : str
+        What to do where the model cannot run with layers.
+    """
+
+    recording: Recording
+    operations: dict[str, _Operation]
+    advice: str
+
+    def record(self) -> Recording:
+        """Run the model as it has become."""
+        raise NotImplementedError
+
+    def rehearsal(self) -> Rehearsal:
+        """Return a way to run the model with other strides."""
+        raise NotImplementedError
+
+
+class _Traced(_Found):
+    """The strided operations that a trace finds, and the branches that it finds to meet again."""
+
+    advice = "skip the operations whose sizes must not change"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Any,
+        placement: str,
+        skipped: set[nn.Module],
+        options: dict[str, Any],
+    ) -> None:
+        self._model, self._example = model, example
+        try:
+            self.recording: Trace = self.record()
+        except UntraceableError as error:
+            raise ValueError(f"{error}{_without_a_trace(model)}") from error
+        self.operations = _operations(self.recording, placement, skipped, options)
+        _group(self.recording, self.operations, options["trainable"])
+
+    def record(self) -> Trace:
+        return Trace(self._model, self._example)
+
+    def rehearsal(self) -> Rehearsal:
+        return TracedRehearsal(self._model, self._example)
+
+
+class _Named(_Found):
+    """The strided operations that a user names.
+
+    Parameters
+    ----------
+    named : dict of str to torch.nn.Module
+    together : list of list of torch.nn.Module
+        Those that are to share a layer.
+    """
+
+    advice = (
+        "modules whose outputs meet must change their sizes together: name all of them in only, "
+        "and in one list of shared"
+    )
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Any,
+        placement: str,
+        named: dict[str, nn.Module],
+        together: list[list[nn.Module]],
+        options: dict[str, Any],
+    ) -> None:
+        self._model, self._example = model, example
+        self.recording = Observation(model, example, named)
+        found = _operations(self.recording, placement, set(), options)
+        self.operations = {name: done for name, done in found.items() if name in named}
+        for name, module in named.items():
+            if name not in found:
+                reason = "the model does not call it with this example"
+            elif (own := found[name].group.own) is None:
+                continue
+            else:
+                reason = own
+            raise ValueError(
+                f"only: {name!r} ({type(module).__name__}) cannot be replaced: {reason}"
+            )
+        of_module = {done.module: done for done in self.operations.values()}
+        for modules in together:
+            _join([of_module[module] for module in modules])
+
+    def record(self) -> Observation:
+        return Observation(self._model, self._example)
+
+    def rehearsal(self) -> Rehearsal:
+        return ObservedRehearsal(self._model, self._example)
+
+
+def _without_a_trace(model: nn.Module) -> str:
+    """Return what to do with a model that cannot be traced."""
+    names = strided_modules(model)
+    if not names:
+        return ""
+    return f"; name the modules to replace in only, which needs no trace: {some_of(names)}"
+
+
+def _join(operations: Sequence[_Operation]) -> None:
+    """Let operations share a layer, raise ValueError where they cannot."""
+    first, *others = operations
+    for other in others:
+        for what in ("stride", "size_offset"):
+            values = [getattr(done, what) for done in (first, other)]
+            if values[0] != values[1]:
+                raise ValueError(
+                    f"shared: {first.step.name!r} and {other.step.name!r} must have the same "
+                    f"{what} to have one layer, but have {values[0]} and {values[1]}"
+                )
+        first.group.join(other.group)
+
+
 def _operations(
-    trace: Trace, placement: str, skipped: set[nn.Module], options: dict[str, Any]
+    recording: Recording, placement: str, skipped: set[nn.Module], options: dict[str, Any]
 ) -> dict[str, _Operation]:
     """Return the strided operations, each module or call once, by their names."""
     steps: defaultdict[str, list[Step]] = defaultdict(list)
-    for step in trace.steps:
+    for step in recording.steps:
         if _stride(step) is not None:
             steps[step.name].append(step)
     return {
-        name: _Operation(trace, calls, placement, skipped, options) for name, calls in steps.items()
+        name: _Operation(recording, calls, placement, skipped, options)
+        for name, calls in steps.items()
     }
 
 
 def _stride(step: Step) -> tuple[float, ...] | None:
     """Return the stride of a strided operation, None for any other step."""
-    if isinstance(step.rule, SlidingKernel) and max(step.rule.stride) > 1:
-        return tuple(map(float, step.rule.stride))
     if isinstance(step.module, AntiAliasingSpectralPool):
         return step.module.stride * (len(step.input_size) // len(step.module.stride))
+    sliding = step.rule
+    if sliding is None and step.module is not None:
+        sliding = sliding_kernel_of(step.module)  # Of a subclass, whose sizes are its own.
+    if isinstance(sliding, SlidingKernel) and max(sliding.stride) > 1:
+        return tuple(map(float, sliding.stride))
     return None
 
 
@@ -469,9 +640,11 @@ def _may_share(a: Step, b: Step) -> bool:
     return _stride(a) == _stride(b) is not None or _alike(a, b)
 
 
-def _reason(module: nn.Module, skipped: set[nn.Module]) -> str | None:
-    """Return why a strided operation keeps its stride, None if nothing speaks against it."""
-    return "it was to be skipped" if module in skipped else why_not_replaceable(module)
+def _counterpart(module: nn.Module, sizes: set[Size]) -> nn.Module | None:
+    """Return what a layer is put to in the place of a module that reads maps of some sizes."""
+    found = {counterpart_of(module, size) for size in sizes}
+    # One of another padding is that of one size.
+    return found.pop() if len(sizes) == 1 or found == {module} else None
 
 
 def _share_calls(replaced: Iterable[_Operation], new: dict[nn.Module, nn.Module]) -> None:
@@ -487,22 +660,6 @@ def _share_calls(replaced: Iterable[_Operation], new: dict[nn.Module, nn.Module]
             call = SharedCall(len(together))
             for i, conv in enumerate(together):
                 conv.share(call, i)
-
-
-def _skipped(model: nn.Module, skip: Iterable[str]) -> set[nn.Module]:
-    """Return the modules of some names with all that is in them."""
-    names = (skip,) if isinstance(skip, str) else tuple(skip)
-    known = dict(model.named_modules(remove_duplicate=False))
-    skipped: set[nn.Module] = set()
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"skip must hold names of modules, got {name!r}")
-        if not name or name not in known:
-            close = get_close_matches(name, known, n=3)
-            hint = f"; did you mean {', '.join(close)}?" if close else ""
-            raise ValueError(f"skip: the model has no module {name!r}{hint}")
-        skipped.update(known[name].modules())
-    return skipped
 
 
 def _replaced(done: _Operation) -> Replaced:
@@ -528,7 +685,7 @@ def _kept(operations: dict[str, _Operation]) -> Iterator[Kept]:
             yield Kept(name, kind, done.group.reason)
 
 
-def _breaks(model: nn.Module, example: Any, replaced: Iterable[_Operation]) -> Iterator[Break]:
+def _breaks(rehearsal: Rehearsal, replaced: Iterable[_Operation]) -> Iterator[Break]:
     """Run a model with the strides of its layers moved, and yield the calls that fail."""
     sizes = {done.layer: done.step.input_size for done in replaced}
     # Every other factor is below one: all above would make the last maps of a deep network vanish.
@@ -536,7 +693,6 @@ def _breaks(model: nn.Module, example: Any, replaced: Iterable[_Operation]) -> I
         layer: _moves(layer, size, 1 / (1.2 + 0.1 * i) if i % 2 else 1.2 + 0.1 * i)
         for i, (layer, size) in enumerate(sizes.items())
     }
-    rehearsal = Rehearsal(model, example)
 
     def failure(moved: Iterable[tuple[DiffStride, Sequence[float]]]) -> tuple[str, str] | None:
         with _strides_at(moved):

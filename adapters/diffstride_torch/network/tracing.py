@@ -16,10 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from diffstride_backends.torch_backend import is_distributed
+from diffstride_backends.torch_private import version_of
 from torch import fx, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
@@ -31,12 +32,17 @@ from diffstride_torch.joining import AnyConv, PooledConvolution, Resize
 from diffstride_torch.modules import DiffStride, SpectralPool, is_sharded
 from diffstride_torch.sliding import (
     CONVOLUTIONS,
+    SLIDING,
     Size,
     SlidingKernel,
     in_numbers,
     per_axis,
     sliding_kernel_of,
+    sliding_rule_of,
 )
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 """Of a feature map: the spatial axes alone, as (H, W)."""
 
@@ -120,8 +126,8 @@ class Step:
     rule : Rule
     input_size, output_size : tuple of int
         At the example input.
-    reads : torch.fx.Node or None
-        What gives the tensor that it reads; None for an input of the model.
+    reads : torch.fx.Node, Tensor or None
+        The tensor that it reads, or what gives it; None for an input of a traced model.
     """
 
     before: Step | None
@@ -130,7 +136,7 @@ class Step:
     rule: Rule
     input_size: Size
     output_size: Size
-    reads: fx.Node | None = None
+    reads: fx.Node | torch.Tensor | None = None
 
     def way(self) -> list[Step]:
         """Return the steps that the size after this one follows from, itself included."""
@@ -190,7 +196,45 @@ class ResizeCall:
     method: str
 
 
-class Trace:
+class Recording:
+    """A model run once on an example: which sizes its maps have, and what its calls cost.
+
+    Parameters
+    ----------
+    input_size : tuple of int
+
+    Attributes
+    ----------
+    input_size : tuple of int
+        Of the model's first argument.
+    calls : list of Call
+    resizes : list of ResizeCall
+    steps : list of Step
+        Changes of size. As the other lists, in the order of execution.
+    """
+
+    def __init__(self, input_size: Size) -> None:
+        self.input_size = input_size
+        self.calls: list[Call] = []
+        self.resizes: list[ResizeCall] = []
+        self.steps: list[Step] = []
+
+    @property
+    def layers(self) -> list[DiffStride]:
+        """The DiffStride layers, each once."""
+        learnt = [step.rule.layer for step in self.steps if isinstance(step.rule, Learnt)]
+        return list(dict.fromkeys(learnt))
+
+    def size_at(self, step: Step | None) -> Size:
+        """Return the size of a map after a step, or that of the input."""
+        return self.input_size if step is None else step.output_size
+
+    def is_overwritten(self, step: Step) -> bool:
+        """Return whether something writes into the tensor that a step reads."""
+        raise NotImplementedError
+
+
+class Trace(Recording):
     """A model traced with torch.fx and run once on an example.
 
     Parameters
@@ -202,12 +246,8 @@ class Trace:
 
     Attributes
     ----------
-    input_size : tuple of int
-        Of the first argument.
-    calls : list of Call
-    resizes : list of ResizeCall
     steps : list of Step
-        Every change of size. As the other lists, in the order of execution.
+        Every change of size.
     meetings : list of Meeting
 
     Raises
@@ -221,10 +261,7 @@ class Trace:
 
     def __init__(self, model: nn.Module, example_input: Any) -> None:
         arguments = checked_example(model, example_input)
-        self.input_size: Size = tuple(arguments[0].shape[2:])
-        self.calls: list[Call] = []
-        self.resizes: list[ResizeCall] = []
-        self.steps: list[Step] = []
+        super().__init__(tuple(arguments[0].shape[2:]))
         self.meetings: list[Meeting] = []
         with evaluation(model), plans_met(model):
             traced = traced_graph(model)
@@ -232,10 +269,7 @@ class Trace:
             try:
                 recorder.run(*arguments)
             except Exception as error:
-                raise ValueError(
-                    f"model {type(model).__name__} cannot run on example_input of shape "
-                    f"{tuple(arguments[0].shape)}: {error}"
-                ) from error
+                raise cannot_run(model, arguments, error) from error
         # Of several names too: a convolution brings its layer along, which others may call first.
         self._modules = dict(traced.named_modules(remove_duplicate=False))
         self._shapes = recorder.shapes
@@ -245,19 +279,10 @@ class Trace:
         for node in traced.graph.nodes:
             self._visit(node, recorder.multiply_adds.get(node, 0))
 
-    @property
-    def layers(self) -> list[DiffStride]:
-        """The DiffStride layers, each once."""
-        learnt = [step.rule.layer for step in self.steps if isinstance(step.rule, Learnt)]
-        return list(dict.fromkeys(learnt))
-
-    def size_at(self, step: Step | None) -> Size:
-        """Return the size of a map after a step, or that of the input."""
-        return self.input_size if step is None else step.output_size
-
-    def is_overwritten(self, node: fx.Node) -> bool:
-        """Return whether some call writes into the tensor that a node gives."""
-        return any(self._overwrites(user) for user in node.users)
+    def is_overwritten(self, step: Step) -> bool:
+        """Return whether some call writes into the tensor that a step reads."""
+        assert isinstance(step.reads, fx.Node)
+        return any(self._overwrites(user) for user in step.reads.users)
 
     def _overwrites(self, node: fx.Node) -> bool:
         if node.op == "call_module":
@@ -325,7 +350,12 @@ class Trace:
                 rule = Constant(output[2:])
         elif output[2:] == self.size_at(before) and not _can_change(rule):
             return before
-        size = self.size_at(before)
+        size, read = self.size_at(before), self._shapes.get(sources[0], ())[2:]
+        if isinstance(rule, SlidingKernel) and size != read:
+            # Tokens that became a map again, in a way that is not followed.
+            before = Step(before, name, None, None, size, read, sources[0])
+            self.steps.append(before)
+            size = read
         step = Step(before, name, module, rule, size, output[2:], sources[0])
         self.steps.append(step)
         return step
@@ -412,17 +442,46 @@ def checked_example(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
     return arguments
 
 
+def cannot_run(model: nn.Module, arguments: tuple[Any, ...], error: object) -> ValueError:
+    """Return the error of a model that fails on its example."""
+    return ValueError(
+        f"model {type(model).__name__} cannot run on example_input of shape "
+        f"{tuple(arguments[0].shape)}: {error}"
+    )
+
+
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode without gradients, and every module back afterwards."""
+    """Put a model into evaluation mode without gradients, and leave it as it was.
+
+    Put back afterwards are the mode of every module, the buffers, and the generators of random
+    numbers.
+    """
     training = {module: module.training for module in model.modules()}
+    # Some models count or collect something in evaluation mode, too.
+    buffers = [(buffer, version_of(buffer), buffer.clone()) for buffer in model.buffers()]
     model.eval()
     try:
-        with torch.no_grad():
+        with _generators_kept(model), torch.no_grad():
             yield
     finally:
         for module, mode in training.items():
             module.training = mode
+        with torch.no_grad():
+            for buffer, version, values in buffers:
+                if version_of(buffer) != version:
+                    buffer.copy_(values)
+
+
+@contextmanager
+def _generators_kept(model: nn.Module) -> Iterator[None]:
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([]))
+        for device in devices:
+            if device.type not in ("cpu", "meta"):
+                stack.enter_context(torch.random.fork_rng([device], device_type=device.type))
+        yield
 
 
 def swap_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> Callable[[], None]:
@@ -455,17 +514,16 @@ def plans_met(model: nn.Module) -> Iterator[dict[nn.Module, list[Plan]]]:
 
 
 class Rehearsal:
-    """A model traced once, to be run on an example as often as its strides change.
+    """A model to be run on an example as often as its strides change.
 
     Parameters
     ----------
     model, example_input
-        Of a `Trace` that was made.
+        Of a `Recording` that was made.
     """
 
     def __init__(self, model: nn.Module, example_input: Any) -> None:
         self._model, self._arguments = model, checked_example(model, example_input)
-        self._runner = _Runner(traced_graph(model))
 
     def failure(self) -> tuple[str, str] | None:
         """Run the model.
@@ -479,11 +537,32 @@ class Rehearsal:
         with evaluation(self._model), plans_met(self._model), warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingToCropWarning)
             try:
-                self._runner.run(*self._arguments)
+                self._run()
             except Exception as error:
-                # Without the lines that torch.fx adds.
-                return self._runner.name, str(error).partition("\n\nWhile executing")[0]
+                return self._failed(error)
         return None
+
+    def _run(self) -> None:
+        raise NotImplementedError
+
+    def _failed(self, error: Exception) -> tuple[str, str]:
+        raise NotImplementedError
+
+
+class TracedRehearsal(Rehearsal):
+    """A rehearsal of a model that torch.fx can trace, which is traced once."""
+
+    def __init__(self, model: nn.Module, example_input: Any) -> None:
+        super().__init__(model, example_input)
+        with evaluation(model):
+            self._runner = _Runner(traced_graph(model))
+
+    def _run(self) -> None:
+        self._runner.run(*self._arguments)
+
+    def _failed(self, error: Exception) -> tuple[str, str]:
+        # Without the lines that torch.fx adds.
+        return self._runner.name, str(error).partition("\n\nWhile executing")[0]
 
 
 class _Runner(fx.Interpreter):
@@ -498,6 +577,10 @@ class _Runner(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         self.name = _name(n, self._calls_of)
         return super().run_node(n)
+
+
+class UntraceableError(ValueError):
+    """A model that torch.fx cannot trace."""
 
 
 class _Tracer(fx.Tracer):
@@ -518,6 +601,8 @@ class _Tracer(fx.Tracer):
             return True
         if isinstance(m, PooledConvolution):
             return False  # Not even where its weight is parametrised, by a class of PyTorch's own.
+        if isinstance(m, SLIDING) and not any(m.children()):
+            return True  # A subclass, too: it may pad by what it computes of sizes.
         return super().is_leaf_module(m, module_qualified_name)
 
 
@@ -532,8 +617,7 @@ def traced_graph(model: nn.Module, whole: tuple[type[nn.Module], ...] = ()) -> f
 
     Raises
     ------
-    ValueError
-        If torch.fx cannot trace the model.
+    UntraceableError
     """
     # Alone it would have no name, by which its layer is given it.
     root = nn.Sequential(model) if isinstance(model, PooledConvolution) else model
@@ -541,40 +625,47 @@ def traced_graph(model: nn.Module, whole: tuple[type[nn.Module], ...] = ()) -> f
         return fx.GraphModule(root, _Tracer(whole).trace(root))
     except Exception as error:
         hint = "" if unwrapped(model) is model else "; give the model before it is wrapped"
-        raise ValueError(
+        raise UntraceableError(
             f"model {type(model).__name__} cannot be traced by torch.fx, which runs it without "
             f"values: {error}{hint}"
         ) from error
 
 
+@contextmanager
+def counted() -> Iterator[FlopCounterMode]:
+    """Count the operations of a context: each multiply-add for two."""
+    # It takes longer to import than everything else here.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # The counter does not see into fused attention.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
 class _Recorder(fx.Interpreter):
     """Runs a graph and records every tensor's shape and every call's multiply-adds."""
+
+    _counter: FlopCounterMode
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.shapes: dict[fx.Node, Size] = {}
         self.multiply_adds: dict[fx.Node, int] = {}
-        # It takes longer to import than everything else here.
-        from torch.utils.flop_counter import FlopCounterMode
-
-        self._counter = FlopCounterMode(display=False)
 
     def run(self, *args: Any, **options: Any) -> Any:
-        # The counter does not see into fused attention.
-        fused = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            with self._counter:
-                return super().run(*args, **options)
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fused)
+        with counted() as self._counter:
+            return super().run(*args, **options)
 
     def run_node(self, n: fx.Node) -> Any:
         before = self._counter.get_total_flops()
         result = super().run_node(n)
         if isinstance(result, torch.Tensor) and n.op != "output":
             self.shapes[n] = tuple(result.shape)
-        # The counter takes a multiply-add for two operations.
         self.multiply_adds[n] = (self._counter.get_total_flops() - before) // 2
         return result
 
@@ -636,10 +727,10 @@ _MAXIMUM_CALLS: dict[Any, int] = {
 def _rule(node: fx.Node, module: nn.Module | None, shapes: dict[fx.Node, Size]) -> Rule:
     """Return how a call changes the size of its input; None where it is not one of those known."""
     if isinstance(module, DiffStride | SpectralPool):
-        return _resizing_rule(module, shapes[arguments_of(node, ("x",))["x"]])
-    if module is not None and (sliding := sliding_kernel_of(module)) is not None:
-        return sliding
+        return resizing_rule(module, shapes[arguments_of(node, ("x",))["x"]])
     output = shapes[node][2:]
+    if isinstance(module, SLIDING) and sliding_kernel_of(module) is not None:
+        return sliding_rule_of(module, shapes.get(node.all_input_nodes[0], ())[2:], output)
     if isinstance(module, _ADAPTIVE_POOLS) or node.target in _ADAPTIVE_POOL_CALLS:
         return Constant(output)
     (source, *_) = node.all_input_nodes
@@ -667,7 +758,8 @@ def _reduces_all_positions(node: fx.Node, rank: int) -> bool:
     return {dim % rank for dim in per_axis(dims, 1)} >= set(range(2, rank))
 
 
-def _resizing_rule(module: DiffStride | SpectralPool, shape: Size) -> Rule:
+def resizing_rule(module: DiffStride | SpectralPool, shape: Size) -> Rule:
+    """Return how a layer changes sizes; None where it resizes batch or channels."""
     axes = normalized_axes(module.settings.axes, shape)
     if min(axes) < 2 - len(shape):
         return None  # An axis of the batch or the channels.

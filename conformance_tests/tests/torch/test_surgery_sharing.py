@@ -127,6 +127,22 @@ def test_functions_are_kept_and_named():
     assert (kept.operation, kept.reason) == ("function", "it is a function, not a module")
 
 
+def test_maps_made_of_tokens_have_their_own_size():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.mix, self.down = conv(2), nn.Linear(4, 3), conv(2)
+
+        def forward(self, x):
+            x = self.patches(x)
+            tokens = self.mix(x.flatten(2).transpose(1, 2))
+            return self.down(tokens.transpose(1, 2).reshape(-1, 3, x.shape[2], x.shape[3]))
+
+    report = replace_downsampling(Tokens(), images(32))
+    assert [done.input_size for done in report.replaced] == [(32, 32), (16, 16)]
+    assert report.breaks == ()
+
+
 def test_concatenations_are_meetings_too():
     def join(a, b):
         return torch.cat([a, b], 1)

@@ -1,0 +1,198 @@
+"""A model run on an example without a trace, while some of its modules are watched.
+
+What torch.fx cannot trace can still be run. The run shows which sizes a module reads and gives, and
+what it costs; not how sizes follow from one another.
+"""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from diffstride_backends.torch_private import version_of
+from torch import nn
+
+from diffstride_torch.joining import Resize
+from diffstride_torch.modules import DiffStride, SpectralPool
+from diffstride_torch.network.tracing import (
+    Call,
+    Constant,
+    Recording,
+    Rehearsal,
+    ResizeCall,
+    Rule,
+    Step,
+    cannot_run,
+    checked_example,
+    counted,
+    evaluation,
+    plans_met,
+    resizing_rule,
+)
+from diffstride_torch.sliding import sliding_kernel_of, sliding_rule_of
+
+
+class Observation(Recording):
+    """A model run once on an example, of which some modules are watched.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Run in evaluation mode without gradients, and left as it was.
+    example_input : Tensor or tuple
+        The arguments of the model; a tensor of shape (N, C, ...) stands for one.
+    watched : mapping of str to torch.nn.Module
+        Strided operations by their names. The layers that resize are watched anyway.
+
+    Attributes
+    ----------
+    steps : list of Step
+        Two for each call of a module that is watched: a size to begin with, and how it changes.
+    calls : list of Call
+        One: all but the layers that resize.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `Trace`, but that the model need not be traced.
+    """
+
+    def __init__(
+        self, model: nn.Module, example_input: Any, watched: Mapping[str, nn.Module] | None = None
+    ) -> None:
+        arguments = checked_example(model, example_input)
+        super().__init__(tuple(arguments[0].shape[2:]))
+        self._batch = arguments[0].shape[0]
+        self._versions: dict[Step, int | None] = {}
+        self._in_layers = 0
+        layers = {
+            name: module for name, module in model.named_modules() if isinstance(module, Resize)
+        }
+        with evaluation(model), plans_met(model), counted() as counter, ExitStack() as hooks:
+            for name, module in {**layers, **(watched or {})}.items():
+                watch = _Watch(self, name, counter.get_total_flops)
+                for hook in (
+                    module.register_forward_pre_hook(watch.before, with_kwargs=True),
+                    module.register_forward_hook(watch.after, with_kwargs=True),
+                ):
+                    hooks.callback(hook.remove)
+            try:
+                model(*arguments)
+            except Exception as error:
+                where = place_of(error, model)
+                raise cannot_run(model, arguments, f"in {where}: {error}") from error
+            # The counter takes a multiply-add for two operations.
+            rest = (counter.get_total_flops() - self._in_layers) // 2 // self._batch
+        self.calls.append(Call("the model without its layers", rest, None, False))
+
+    def is_overwritten(self, step: Step) -> bool:
+        """Return whether the tensor that a step reads is written into later."""
+        assert isinstance(step.reads, torch.Tensor)
+        version = self._versions[step]
+        return version is None or version_of(step.reads) != version
+
+    def add(self, step: Step, version: int | None) -> None:
+        """Record a call of a module.
+
+        Parameters
+        ----------
+        step : Step
+        version : int or None
+            Of the tensor that it reads.
+        """
+        assert step.before is not None
+        self.steps += [step.before, step]
+        self._versions[step] = version
+
+    def add_resize(self, call: ResizeCall, batch: int, counted: int) -> None:
+        """Record a call of a layer.
+
+        Parameters
+        ----------
+        call : ResizeCall
+        batch : int
+            That it is given: larger than the model's where that holds parts of images, or frames.
+        counted : int
+            Operations of the call, which are not the rest's.
+        """
+        self.resizes += [call] * max(1, batch // self._batch)
+        self._in_layers += counted
+
+
+class _Watch:
+    """What is called before and after a module.
+
+    Parameters
+    ----------
+    observation : Observation
+    name : str
+    count : callable
+        Returns the operations counted so far.
+    """
+
+    def __init__(self, observation: Observation, name: str, count: Callable[[], int]) -> None:
+        self._observation, self._name, self._count = observation, name, count
+        self._begun = 0
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        self._begun = self._count()
+
+    def after(
+        self, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Any
+    ) -> None:
+        given = _given(args, options)
+        x, y = given["x"], output[0] if isinstance(output, tuple) else output
+        rule: Rule
+        if isinstance(module, DiffStride | SpectralPool):
+            rule, rank = resizing_rule(module, x.shape), x.ndim - 2
+            if rule is None:
+                return  # It resizes other axes than those of maps, at a cost that is counted.
+        else:
+            sliding = sliding_kernel_of(module)
+            assert sliding is not None
+            rank = len(sliding.stride)
+            rule = sliding_rule_of(module, tuple(x.shape[-rank:]), tuple(y.shape[-rank:]))
+        size, output_size = tuple(x.shape[-rank:]), tuple(y.shape[-rank:])
+        begin = Step(None, self._name, None, Constant(size), size, size)
+        step = Step(begin, self._name, module, rule, size, output_size, x)
+        self._observation.add(step, version_of(x))
+        if isinstance(module, DiffStride | SpectralPool):
+            call = ResizeCall(
+                step, y.shape[-rank - 1], given.get("conv"), given.get("method", "auto")
+            )
+            self._observation.add_resize(
+                call, batch=math.prod(y.shape[: -rank - 1]), counted=self._count() - self._begun
+            )
+
+
+def _given(args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a module, the first one as ``x``."""
+    if not args:
+        first, *_ = options
+        args, options = (options[first],), {k: v for k, v in options.items() if k != first}
+    return {**dict(zip(("x", "conv"), args, strict=False)), **options}
+
+
+class ObservedRehearsal(Rehearsal):
+    """A rehearsal of a model that is run as it is."""
+
+    def _run(self) -> None:
+        self._model(*self._arguments)
+
+    def _failed(self, error: Exception) -> tuple[str, str]:
+        return place_of(error, self._model), str(error)
+
+
+def place_of(error: Exception, model: nn.Module) -> str:
+    """Return the name of the innermost module of a model in which an error was raised."""
+    names = {module: name for name, module in model.named_modules() if name}
+    found = type(model).__name__
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module):
+            found = names.get(module, found)
+    return found
