@@ -44,8 +44,6 @@ from diffstride_torch.sliding import (
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
 
-"""Of a feature map: the spatial axes alone, as (H, W)."""
-
 
 @dataclass(frozen=True)
 class Shift:
