@@ -937,6 +937,8 @@ def report(outcomes: dict[Mutation, Outcome]) -> str:
     versions += [f"{name} {version(name)}" for name in ("numpy", "scipy", "torch", "jax", "pytest")]
     killed = sum(outcome.verdict == "killed" for outcome in outcomes.values())
     lines = [
+        # Not in the site's menu: the page on conformance links it.
+        *("---", "orphan: true", "---", ""),
         "# Mutations",
         "",
         "Each line is one detail of the operator made wrong on purpose, and the first test that",

@@ -27,7 +27,7 @@ class Operation:
     pull_back : callable or None
         ``pull_back(ops, plan, factors, stride_factors, g, *arrays, needs=...)`` returns the
         gradient of each array for the cotangent `g` of the value, None for those that `needs`
-        denies. None where the framework differentiates `evaluate` itself.
+        denies. None where the framework differentiates ``evaluate`` itself.
     make_factors, make_stride_factors : callable or None
         Make the factors, and those of their derivatives in the strides, which may be None where no
         gradient of the strides is needed. None for a function without factors.

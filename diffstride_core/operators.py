@@ -1,8 +1,8 @@
 """The operators of a resize: what arrays are multiplied by, made of tables and a window.
 
 Along one axis a resize is A = synthesis @ diag(mu, mu) @ analysis, with the tables of
-`diffstride_core.bases` and the mask mu of a window. The matrix engine multiplies by A itself, the
-FFT engine (`diffstride_core.spectrum`) by mu between two transforms. The stride's gradient needs
+``diffstride_core.bases`` and the mask mu of a window. The matrix engine multiplies by A itself, the
+FFT engine (``diffstride_core.spectrum``) by mu between two transforms. The stride's gradient needs
 dA/dS, which has a rank of two for each bin on the ramp: two thin matrices.
 """
 

@@ -60,7 +60,7 @@ class ArrayOps:
         return self.xp.arange(count, dtype=self.precise_dtype(like), device=device_of(like))
 
     def tables(self, basis: bases.AxisBasis, like: Array) -> tuple[Array, Array]:
-        """Return `bases.tables` with the dtype and device of `like`."""
+        """Return ``bases.tables`` with the dtype and device of `like`."""
         synthesis, analysis = bases.tables(basis)
         device = device_of(like)
         return (

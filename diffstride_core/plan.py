@@ -122,7 +122,7 @@ class Plan:
         return tuple(sizes)
 
     def permuted(self, order: tuple[int, ...]) -> Plan:
-        """Return the plan for arrays whose axes are permuted, new axis i being old `order[i]`."""
+        """Return the plan for arrays whose axes are permuted, new axis i being old ``order[i]``."""
         rank = len(order)
         axes = tuple(replace(axis, axis=order.index(rank + axis.axis) - rank) for axis in self.axes)
         return replace(self, axes=axes)

@@ -252,7 +252,7 @@ def plan_resize(
 ) -> Plan:
     """Return the plan of a spectral resize without a mask.
 
-    The parameters are those of `plan_diff_stride`; the norm is one of `arguments.NORMS`.
+    The parameters are those of `plan_diff_stride`; the norm is one of ``arguments.NORMS``.
     """
     return _make_plan(FlatWindow(nyquist=2.0), 0.0, axes, sizes, output_sizes, norm, "auto")
 

@@ -38,7 +38,7 @@ class Window(ABC):
     Attributes
     ----------
     has_fft : bool
-        Whether the bins are those of `bases.half_spectrum`, which the FFT engine can crop.
+        Whether the bins are those of ``bases.half_spectrum``, which the FFT engine can crop.
     """
 
     has_fft: ClassVar[bool] = True

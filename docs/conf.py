@@ -36,14 +36,11 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}  # which would be fetched from the network
 
-# Docstrings: `name` links what is documented and emphasises what is not, such as an argument.
-default_role = "autolink"
+# Docstrings: `name` links what is documented. Arguments and names of other libraries have no entry
+# and need none (_extensions/links.py); any other name without one is an error.
+default_role = "py:obj"
 autodoc_typehints = "none"  # numpydoc's sections have the types
 autodoc_mock_imports = ["cupy"]
-nitpick_ignore_regex = [
-    ("py:obj", ".*"),  # the default role's: shown as they are
-    ("py:func", "_.*"),  # private
-]
 suppress_warnings = ["ref.citation"]  # a list of references, not of footnotes
 autosummary_generate = False  # the API has a page for each package, not one for each object
 numpydoc_show_class_members = False

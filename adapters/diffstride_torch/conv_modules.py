@@ -83,6 +83,7 @@ class DiffStrideConv(PooledConvolution):
     Examples
     --------
     >>> import torch
+    >>> from diffstride_torch import DiffStrideConv2d
     >>> conv = DiffStrideConv2d(3, 16, 3, stride=(2, 3), padding=1)
     >>> conv(torch.zeros(8, 3, 32, 32)).shape
     torch.Size([8, 16, 16, 11])
@@ -288,6 +289,14 @@ class DiffStrideConv2d(DiffStrideConv, nn.Conv2d):
     the layer stands is the `placement`: "before" (the default) resizes the input and convolves the
     smaller map, at about the cost of the strided convolution; "after" convolves the input and
     resizes the result, as in the paper. See `DiffStrideConv`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from diffstride_torch import DiffStrideConv2d
+    >>> conv = DiffStrideConv2d(3, 16, 3, stride=2.5, padding=1)
+    >>> conv(torch.zeros(8, 3, 40, 40)).shape
+    torch.Size([8, 16, 16, 16])
     """
 
     _layer = DiffStride2d

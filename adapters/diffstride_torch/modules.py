@@ -365,19 +365,57 @@ class DiffStride(KeepsPrecision, Resize):
 
 
 class DiffStride1d(DiffStride):
-    """Downsampling of the last axis with a learnt stride: `DiffStride` with d = 1."""
+    """Downsampling of the last axis with a learnt stride.
+
+    This is `DiffStride` with d = 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from diffstride_torch import DiffStride1d
+    >>> DiffStride1d(2.5)(torch.zeros(8, 3, 100)).shape
+    torch.Size([8, 3, 40])
+    """
 
     rank = 1
 
 
 class DiffStride2d(DiffStride):
-    """Downsampling of two axes with learnt strides: `DiffStride` with d = 2."""
+    """Downsampling of the last two axes with learnt strides.
+
+    This is `DiffStride` with d = 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from diffstride_torch import DiffStride2d
+    >>> layer = DiffStride2d((2.0, 3.0))
+    >>> y = layer(torch.randn(8, 3, 32, 32))
+    >>> y.shape
+    torch.Size([8, 3, 16, 11])
+
+    The strides have a gradient, as any parameter:
+
+    >>> y.square().mean().backward()
+    >>> layer.strides.grad.shape
+    torch.Size([2])
+    """
 
     rank = 2
 
 
 class DiffStride3d(DiffStride):
-    """Downsampling of three axes with learnt strides: `DiffStride` with d = 3."""
+    """Downsampling of the last three axes with learnt strides.
+
+    This is `DiffStride` with d = 3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from diffstride_torch import DiffStride3d
+    >>> DiffStride3d((1.0, 2.0, 2.0))(torch.zeros(1, 1, 8, 32, 32)).shape
+    torch.Size([1, 1, 8, 16, 16])
+    """
 
     rank = 3
 
@@ -453,19 +491,28 @@ class SpectralPool(Resize):
 
 
 class SpectralPool1d(SpectralPool):
-    """Spectral pooling of the last axis with fixed strides: `SpectralPool` with d = 1."""
+    """Spectral pooling of the last axis with a fixed stride.
+
+    This is `SpectralPool` with d = 1.
+    """
 
     rank = 1
 
 
 class SpectralPool2d(SpectralPool):
-    """Spectral pooling of two axes with fixed strides: `SpectralPool` with d = 2."""
+    """Spectral pooling of the last two axes with fixed strides.
+
+    This is `SpectralPool` with d = 2.
+    """
 
     rank = 2
 
 
 class SpectralPool3d(SpectralPool):
-    """Spectral pooling of three axes with fixed strides: `SpectralPool` with d = 3."""
+    """Spectral pooling of the last three axes with fixed strides.
+
+    This is `SpectralPool` with d = 3.
+    """
 
     rank = 3
 

@@ -563,7 +563,7 @@ def conv_diff_stride(
 
     The convolution is deep learning's, a correlation, and keeps the size of its input. With taps
     ``i`` counted from the kernel's middle, and ``Z_i`` the shift that sees at ``n`` what is at
-    ``n + dilation i`` (:func:`_shifted`)::
+    ``n + dilation i`` (``_shifted``)::
 
         y = sum_i w_i Z_i x + b
         dw_i = <dy, Z_i x>,   dx = sum_i w_i^T Z_{-i} dy,   db = sum_n dy
@@ -709,7 +709,7 @@ def spectral_pool(
     """Spectral pooling with a fixed stride (Rippel et al. 2015): ``mu = 1``, no gradient in S.
 
     The output size is ``M = min(N, max(2, floor(N/S + 1e-5)))``; the ``"tensorflow"`` form is the
-    authors' ``FixedSpectralPooling``, see :func:`_tensorflow_fixed_matrices`.
+    authors' ``FixedSpectralPooling``, see ``_tensorflow_fixed_matrices``.
 
     Parameters
     ----------

@@ -13,5 +13,6 @@ from diffstride_core.conventions.tensorflow import TensorFlow as TensorFlow
 CONVENTIONS: dict[str, Convention] = {
     convention.name: convention for convention in (Nominal(), Paper(), TensorFlow())
 }
+"""All conventions, by name."""
 
 DEFAULT_CONVENTION = "nominal"

@@ -37,7 +37,7 @@ class FlopsBudget:
         As for `flops_penalty`, which counts.
     target : "initial" or float
         Multiply-adds per image, above 0; "initial" for those of the model as it is. For those of a
-        model before surgery give `ReplacementReport.multiply_adds_before`.
+        model before surgery give ``multiply_adds_before`` of the `ReplacementReport`.
 
     Attributes
     ----------

@@ -55,7 +55,7 @@ def stride_metrics(model: nn.Module, penalty: Counter | None = None) -> dict[str
     >>> import torch
     >>> from diffstride_torch import stride_metrics
     >>> from diffstride_torch.models import small_resnet
-    >>> model = small_resnet(strides=(2.0, (1.5, 3.0)))
+    >>> model = small_resnet(strides=(2.0, (1.5, 3.0), 2.0))
     >>> _ = model(torch.zeros(1, 1, 24, 24))
     >>> stride_metrics(model)["sizes/blocks.1.pool/width"]
     4.0

@@ -47,13 +47,28 @@ def test_an_output_that_is_old_is_found(tmp_path):
 
 
 def test_readme_links_every_page():
-    folders = {"docs": ROOT / "docs", "docs/torch": ROOT / "docs/torch"}
-    missing = [
-        f"{folder}/{page.name}"
-        for folder, path in folders.items()
-        for page in path.glob("*.md")
-        if f"]({folder}/{page.name})" not in README.read_text()
-    ]
+    pages = [page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    assert len(pages) > 30
+    assert [page for page in pages if f"]({page})" not in README.read_text()] == []
+
+
+def anchors_of(page):
+    """Return the anchors that a code host gives a page's headings."""
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    headings = re.findall(r"^#+ (.*)$", prose, re.M)
+    texts = (re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading).lower() for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", text).replace(" ", "-") for text in texts}
+
+
+@pytest.mark.parametrize("page", [README, *sorted((ROOT / "docs").rglob("*.md"))], ids=str)
+def test_anchors_are_headings(page):
+    # The site's build checks them too, and takes labels that a code host does not know.
+    missing = []
+    for path, anchor in re.findall(r"\]\(([\w./-]*)#([^)]+)\)", page.read_text()):
+        target = page.parent / path if path else page
+        is_term = target.name == "glossary.md" and anchor.startswith("term-")  # the site's alone
+        if not is_term and anchor not in anchors_of(target):
+            missing.append(f"{path}#{anchor}")
     assert missing == []
 
 

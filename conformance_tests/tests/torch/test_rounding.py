@@ -1,19 +1,12 @@
 """round_strides: learnt strides made whole numbers."""
 
-import doctest
 import math
 
 import pytest
 import torch
 from diffstride_torch import DiffStride1d, DiffStride2d, round_strides
 from diffstride_torch.models import small_resnet
-from diffstride_torch.network import rounding
 from support.torch_modules import layer, random, set_strides
-
-
-def test_doctests():
-    failed, attempted = doctest.testmod(rounding)
-    assert (failed, attempted) == (0, 7)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """to_strided: convolutions with a layer behind them made plain strided convolutions."""
 
 import copy
-import doctest
 
 import pytest
 import torch
@@ -17,18 +16,12 @@ from diffstride_torch import (
 )
 from diffstride_torch.models import preact_resnet18, resnet18, small_resnet
 from diffstride_torch.modules import DiffStride
-from diffstride_torch.network import strided
 from support.torch_modules import set_strides
 from support.torch_networks import build, images
 from support.torch_values import random
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.optim.swa_utils import AveragedModel
-
-
-def test_doctests():
-    failed, attempted = doctest.testmod(strided)
-    assert (failed, attempted) == (0, 4)
 
 
 def has_layers(model):
