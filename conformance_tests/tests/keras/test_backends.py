@@ -20,15 +20,16 @@ def run(command, backend, folder):
     )
 
 
+# Beside those marked slow: what takes longest, and is nearly the same with the other backend.
+TAKES_LONG = {("jax", "checks_training"), ("jax", "checks_kit"), ("torch", "checks_training")}
+
+
 def amounts():
-    """Yield what is run; training with JAX, which compiles much, with the slow tests."""
+    """Yield what is run, of each backend and file the quick checks and the slow ones."""
     for backend in ("jax", "torch"):
         for checks in CHECKS:
             for marked in ("not slow", "slow"):
-                takes_long = marked == "slow" or (backend, checks.stem) == (
-                    "jax",
-                    "checks_training",
-                )
+                takes_long = marked == "slow" or (backend, checks.stem) in TAKES_LONG
                 marks = [pytest.mark.slow] if takes_long else []
                 name = f"{backend}-{checks.stem}-{marked}"
                 yield pytest.param(backend, checks, marked, marks=marks, id=name)
@@ -45,7 +46,7 @@ def test_checks_pass(backend, checks, marked, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize("backend", [pytest.param("jax", marks=pytest.mark.slow), "torch"])
 def test_example_of_the_page(backend, tmp_path):
     page = (ROOT / "docs/keras.md").read_text()
     blocks = [block.partition("```")[0] for block in page.split("```python\n")[1:]]

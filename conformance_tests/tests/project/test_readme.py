@@ -22,13 +22,17 @@ PAGES = {
 }
 del PAGES["docs/cupy.md"]  # needs a GPU; test_cupy.py runs it
 del PAGES["docs/keras.md"]  # needs a process for each of Keras's backends; test_backends.py runs it
+TAKES_LONG = {"docs/start/jax.md"}  # compiles a training step for each size
 
 
 # The exporter's and Lightning's own.
 @pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] if page in TAKES_LONG else []) for page in PAGES],
+)
 def test_examples_of_a_page_print_what_it_shows(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_blocks(ROOT / page, PAGES[page])
