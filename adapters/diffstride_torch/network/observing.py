@@ -65,8 +65,7 @@ class Observation(Recording):
         self, model: nn.Module, example_input: Any, watched: Mapping[str, nn.Module] | None = None
     ) -> None:
         arguments = checked_example(model, example_input)
-        super().__init__(tuple(arguments[0].shape[2:]))
-        self._batch = arguments[0].shape[0]
+        super().__init__(arguments)
         self._versions: dict[Step, int | None] = {}
         self._in_layers = 0
         layers = {

@@ -199,7 +199,8 @@ class Recording:
 
     Parameters
     ----------
-    input_size : tuple of int
+    arguments : tuple
+        Of the model, as of `checked_example`.
 
     Attributes
     ----------
@@ -211,8 +212,9 @@ class Recording:
         Changes of size. As the other lists, in the order of execution.
     """
 
-    def __init__(self, input_size: Size) -> None:
-        self.input_size = input_size
+    def __init__(self, arguments: tuple[Any, ...]) -> None:
+        shape = arguments[0].shape
+        self._batch, self.input_size = shape[0], tuple(shape[2:])
         self.calls: list[Call] = []
         self.resizes: list[ResizeCall] = []
         self.steps: list[Step] = []
@@ -259,7 +261,7 @@ class Trace(Recording):
 
     def __init__(self, model: nn.Module, example_input: Any) -> None:
         arguments = checked_example(model, example_input)
-        super().__init__(tuple(arguments[0].shape[2:]))
+        super().__init__(arguments)
         self.meetings: list[Meeting] = []
         with evaluation(model), plans_met(model):
             traced = traced_graph(model)
@@ -271,7 +273,6 @@ class Trace(Recording):
         # Of several names too: a convolution brings its layer along, which others may call first.
         self._modules = dict(traced.named_modules(remove_duplicate=False))
         self._shapes = recorder.shapes
-        self._batch = arguments[0].shape[0]
         self._at: dict[fx.Node, Step | None] = {}
         self._calls_of: Counter[str] = Counter()
         for node in traced.graph.nodes:

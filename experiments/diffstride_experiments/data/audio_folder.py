@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
@@ -129,8 +129,6 @@ class AudioFolder(FileSource):
 
     def load(self, evaluate_on: EvaluateOn, workers: int = 0) -> Data:
         """Compute the spectrograms, unless they are cached, see `Source.load`."""
-        from torchvision.transforms import Compose
-
         from diffstride_experiments.data.samples import RandomShift, Samples
 
         found = _find(self.path)
@@ -164,7 +162,11 @@ class AudioFolder(FileSource):
             train, evaluation = self._split(labels, classes, train, test, evaluate_on)
 
         standardise = _Standardise(features, train)
-        augment = Compose([standardise, RandomShift(self.shift)]) if self.shift else standardise
+        augment: Callable[[np.ndarray], Tensor] = standardise
+        if self.shift:
+            from torchvision.transforms import Compose
+
+            augment = Compose([standardise, RandomShift(self.shift)])
         return Data(
             train=Samples(features, labels, train, augment),
             evaluation=Samples(features, labels, evaluation, standardise),
