@@ -1,6 +1,6 @@
-"""DiffStride and spectral pooling as Equinox modules: channels first, no batch, as all of Equinox.
+"""DiffStride and spectral pooling as Equinox modules: channels first, no batch, like Equinox's own.
 
-A batch is mapped over by `jax.vmap`; axes in front of the channels are allowed, too.
+Map over a batch with `jax.vmap`, or pass it as axes before the channels.
 """
 
 from __future__ import annotations
@@ -46,48 +46,51 @@ ModelT = TypeVar("ModelT")
 
 
 class DiffStride(eqx.Module):
-    """Downsampling with learnt strides, channels first: (C, H, W), as Equinox's own layers.
+    """Downsampling layer with learnt strides, channels first: (C, H, W), like Equinox's layers.
 
     Parameters
     ----------
     stride : float or sequence of float
-        Initial strides, at least 1: one per resized axis or one for all.
+        Initial strides, at least 1: one per resized axis, or one for all axes.
     axes : int or sequence of int
-        The axes to resize; by default height and width, which are the last. ``axes=-1`` for one
-        spatial axis, ``axes=(-3, -2, -1)`` for three.
+        The axes to resize. By default, height and width, the last two axes. Use ``axes=-1`` for one
+        spatial axis and ``axes=(-3, -2, -1)`` for three.
     shared : bool
-        Learn one stride for all axes instead of one per axis.
+        Whether all axes share one learnt stride. By default each axis has its own.
     smoothness, limits, cropping, multiple_of, norm, convention, method
         See `diff_stride`.
     size_offset : int or sequence of int
-        Added to the output size that follows from a stride, within 1 to N: one per axis or one for
-        all.
+        Number to add to the output size that follows from the stride: one per axis, or one for all.
+        The result is kept between 1 and the input's size.
     dtype : dtype
-        Of the strides, float32 or float64.
+        Dtype of the strides: float32 or float64.
 
     Attributes
     ----------
     strides : jax.Array, shape (d,) or (1,)
-        The stride parameters. A call bounds them without changing them; `project_strides` does
-        after an optimiser's step.
+        The stride parameters. A call uses bounded values and leaves the parameter alone.
+        `project_strides` returns a model with the parameters moved back within their bounds; call
+        it after each step of the optimiser.
     plans : PlanCache
-        Static state: the output sizes that follow from the strides as they were read last, when the
-        layer was made and by `replan` or `project_strides` since. `equinox.filter_jit` compiles
-        again exactly when one of them differs.
+        Static state: the output sizes for the strides as they were last read. They are read when
+        the layer is made, by `replan` and by `project_strides`. `equinox.filter_jit` recompiles
+        when an output size has changed, and only then.
 
     Raises
     ------
     TypeError, ValueError
-        As for `diff_stride`, and for a stride below 1.
+        If `diff_stride` would refuse an argument, or a stride is below 1.
 
     Notes
     -----
-    Where strides have concrete values, outside `jax.jit` and other transformations of the module,
-    the output's size follows from these. Strides that are restored into a module need a `replan`.
+    Outside `jax.jit` and other transformations, strides have concrete values, and the output size
+    follows them. Inside, it follows the strides as they were last read. After restoring strides
+    from a checkpoint, call `replan`.
 
-    What `equinox.tree_serialise_leaves` writes has the strides' values, not the convention and
-    smoothness they were learnt with: in a model made with others they mean something else, and
-    nothing says so. Save what the model is made with, such as `to_dict`, beside them.
+    A file written by `equinox.tree_serialise_leaves` has the values of the strides, but not the
+    convention and smoothness that they were learnt with. In a model with another convention or
+    smoothness the same strides mean something else, without an error. Save the layer's arguments,
+    for example `to_dict`, with the file.
 
     Examples
     --------
@@ -143,9 +146,9 @@ class DiffStride(eqx.Module):
         Parameters
         ----------
         x : jax.Array, shape (..., C, N_1, ..., N_d)
-            By default with two resized axes; `axes` may name others.
+            Input. By default two axes are resized; `axes` may name others.
         key : ignored
-            So that the layer fits into `equinox.nn.Sequential`.
+            `equinox.nn.Sequential` passes it.
 
         Returns
         -------
@@ -158,14 +161,14 @@ class DiffStride(eqx.Module):
         return current_plan(self.plans, shape, self.strides).output_sizes
 
     def replan(self) -> DiffStride:
-        """Return the layer with output sizes that follow its strides; see `replan`."""
+        """Return the layer with its strides read and its output sizes updated; see `replan`."""
         return replan(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the layer's arguments with its strides as they are now, as plain values.
+        """Return the layer's arguments, with its present strides, as plain values.
 
-        They can be written as JSON and make the same layer in every framework:
-        ``DiffStride(**layer.to_dict())``. Strides below 1, which count as 1, are given as 1.
+        The values can be written as JSON, and make the same layer in every framework:
+        ``DiffStride(**layer.to_dict())``. Strides below 1 count as 1, and are returned as 1.
         """
         return self.plans.settings.layer_arguments(self.strides.tolist())
 
@@ -173,14 +176,13 @@ class DiffStride(eqx.Module):
 class DiffStrideConv(eqx.nn.Conv):
     """An `equinox.nn.Conv` with learnt strides, channels first, in place of a strided one.
 
-    It takes the arguments of `equinox.nn.Conv`, in their order. Two of them differ: `stride` holds
-    the initial strides, any numbers from 1 on, and is 2.0 by default; `padding` must keep the size
-    of the input, and is "SAME" by default. Where the layer stands is the `placement`: "before" (the
-    default) resizes the input and convolves the smaller map, "after" convolves the input and
-    resizes the result.
+    It takes the arguments of `equinox.nn.Conv`, in the same order. Two arguments differ:
 
-    It is an `equinox.nn.Conv` of stride 1 itself, so that its parameters have the same names and
-    shapes, in both placements.
+    - `stride` holds the initial strides. They are real numbers from 1 on; the default is 2.0.
+    - `padding` must keep the size of the input. The default is "SAME".
+
+    The module is an `equinox.nn.Conv` of stride 1, whose parameters keep their names and shapes,
+    and a DiffStride layer, `pool`.
 
     Parameters
     ----------
@@ -188,48 +190,51 @@ class DiffStrideConv(eqx.nn.Conv):
         1, 2 or 3.
     in_channels, out_channels : int
     kernel_size : int or sequence of int
-        Odd.
+        Odd sizes.
     stride : float or sequence of float
-        Initial strides, at least 1: one per spatial axis or one for all.
+        Initial strides, at least 1: one per spatial axis, or one for all axes.
     padding : str, int, sequence of int or of pairs of ints
-        "SAME", "SAME_LOWER" or half of ``dilation * (kernel_size - 1)`` on either side, which for a
-        kernel of one tap is 0, or "VALID".
+        "SAME", "SAME_LOWER", or half of ``dilation * (kernel_size - 1)`` on each side. For a kernel
+        of one tap also "VALID".
     dilation, groups, use_bias
         See `equinox.nn.Conv`.
     padding_mode : {"ZEROS", "CIRCULAR", "REFLECT", "REPLICATE"}
-        What is beyond the border of the map that is convolved: zeros, its other end, or, with the
-        layer before the convolution alone, its mirror image or its last value. In any case, as for
-        `equinox.nn.Conv`.
+        How to pad the map that is convolved, in capitals or not. "REFLECT" and "REPLICATE" require
+        the placement "before".
     dtype : dtype, optional
-        Of all parameters, but strides are never in half precision; by default as for
-        `equinox.nn.Conv`.
+        Dtype of all parameters, by default that of `equinox.nn.Conv`. Strides are never in half
+        precision.
     method : {"auto", "fused", "separate"}
-        How a layer after the convolution is evaluated, see `conv_diff_stride`.
+        How to evaluate a layer after the convolution; see `conv_diff_stride`.
     placement : {"before", "after"}, optional
-        "before": the layer, then the convolution, which runs at the resolution of the output. It
-        costs about what the strided convolution costs, and in the nominal convention gives its
-        output size at integer strides up to 4 (and half the axis). "after": the convolution at the
-        resolution of the input, then the layer, as in the paper; ``method="auto"`` may evaluate
-        that without computing anything at full resolution. Choose it to reproduce the paper, or
-        where the function must be that of a convolution at full resolution, low-pass filtered. By
-        default "after" where `method` is "fused" or "separate", else "before".
+        Whether the layer comes before or after the convolution. The default is "before", unless
+        `method` is "fused" or "separate".
+
+        - "before": resize the input, then convolve the smaller map. This costs about as much as the
+          strided convolution. In the nominal convention the output has the size that the strided
+          convolution gives, at integer strides up to 4 that are at most half the axis.
+        - "after": convolve the input at full resolution, then resize the result, as in the paper.
+          Choose it to reproduce the paper, or to compute exactly a convolution at full resolution
+          followed by a low-pass filter. ``method="auto"`` may compute this without a map at full
+          resolution.
     shared, smoothness, limits, cropping, multiple_of, norm, convention
         See `DiffStride`.
     key : jax.Array
-        For the initial weight and bias.
+        Random key for the initial weight and bias.
 
     Attributes
     ----------
     weight : jax.Array, shape (out_channels, in_channels / groups, k_1, ..., k_d)
     bias : jax.Array, shape (out_channels, 1, ..., 1), or None
     pool : DiffStride
-        The layer, with the strides.
+        The layer that has the strides.
 
     Raises
     ------
     TypeError, ValueError
-        As for `DiffStride` and `equinox.nn.Conv`, for an even kernel, for another padding, and for
-        the placement "before" with the method "fused" or "separate".
+        If `DiffStride` or `equinox.nn.Conv` would refuse an argument; if the kernel is even; if the
+        padding would change the size; or if the placement is "before" and the method is "fused" or
+        "separate".
 
     Examples
     --------
@@ -309,14 +314,14 @@ class DiffStrideConv(eqx.nn.Conv):
         )
 
     def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """Convolve and downsample an array, in the order that `placement` says.
+        """Convolve and downsample an array, in the order given by `placement`.
 
         Parameters
         ----------
         x : jax.Array, shape (..., in_channels, N_1, ..., N_d)
-            Of the dtype of weight and bias. A batch needs no `jax.vmap`.
+            Input with the dtype of weight and bias. A batch may come without `jax.vmap`.
         key : ignored
-            So that the layer fits into `equinox.nn.Sequential`.
+            `equinox.nn.Sequential` passes it.
 
         Returns
         -------
@@ -336,7 +341,7 @@ class DiffStrideConv(eqx.nn.Conv):
         )
 
     def _convolve(self, x: jax.Array) -> jax.Array:
-        """Return what Equinox's own convolution makes of an array of any number of maps."""
+        """Apply Equinox's own convolution to an array with any number of leading axes."""
         lead = x.shape[: -self.num_spatial_dims - 1]
         x = x.reshape(math.prod(lead), *x.shape[len(lead) :])
         y = jax.vmap(super().__call__)(x)
@@ -352,21 +357,28 @@ class DiffStrideConv(eqx.nn.Conv):
 
 
 class SpectralPool(eqx.Module):
-    """Spectral pooling with fixed strides, channels first: (C, H, W), as Equinox's own layers.
+    """Spectral pooling layer with fixed strides, channels first: (C, H, W), like Equinox's layers.
 
     Parameters
     ----------
     stride : float or sequence of float
-        At least 1: one per resized axis or one for all.
+        Strides, at least 1: one per resized axis, or one for all axes.
     axes : int or sequence of int
-        The axes to resize; by default height and width, which are the last.
+        The axes to resize. By default, height and width, the last two axes.
     norm, convention
         See `spectral_pool`.
 
     Raises
     ------
     TypeError, ValueError
-        As for `spectral_pool`.
+        If `spectral_pool` would refuse an argument.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from diffstride_jax.equinox_modules import SpectralPool
+    >>> SpectralPool([2.0, 3.0])(jnp.ones((3, 32, 32))).shape
+    (3, 16, 10)
     """
 
     settings: Settings = eqx.field(static=True)
@@ -389,9 +401,9 @@ class SpectralPool(eqx.Module):
         Parameters
         ----------
         x : jax.Array, shape (..., C, N_1, ..., N_d)
-            By default with two resized axes; `axes` may name others.
+            Input. By default two axes are resized; `axes` may name others.
         key : ignored
-            So that the layer fits into `equinox.nn.Sequential`.
+            `equinox.nn.Sequential` passes it.
 
         Returns
         -------
@@ -405,20 +417,21 @@ class SpectralPool(eqx.Module):
 
 
 def replan(model: ModelT) -> ModelT:
-    """Return a model whose output sizes follow its strides; call it outside `equinox.filter_jit`.
+    """Return a model with its strides read and its output sizes updated.
 
-    All strides are read in one transfer. A function compiled with the model is recompiled at its
-    next call if an output size has changed, and only then.
+    Call it outside `equinox.filter_jit`, where something other than `project_strides` has changed
+    strides. All strides are read in one transfer. A function compiled with the model is recompiled
+    at its next call if an output size has changed, and only then.
 
     Parameters
     ----------
     model : pytree
-        With `DiffStride` layers, or a layer itself.
+        A layer, or a model that holds `DiffStride` layers.
 
     Raises
     ------
     ValueError
-        If a stride is traced, NaN or infinite, naming the layer.
+        If a stride is traced, NaN or infinite. The message names the layer.
     """
     names, layers = _named_layers(model)
     values = read_strides(names, [layer.strides for layer in layers])
@@ -432,17 +445,17 @@ def replan(model: ModelT) -> ModelT:
 
 
 def project_strides(model: ModelT) -> ModelT:
-    """Return a model with every stride back within its bounds, and its output sizes up to date.
+    """Return a model with every stride moved back within its bounds, and updated output sizes.
 
-    All strides are read in one transfer. Call it after the optimiser's step, outside
-    `equinox.filter_jit`. The bounds are the layer's limits and the built-in ones for the input
-    sizes that it has seen since they were projected last; where it has seen none, as by a compiled
-    function that is not traced again, those of that projection.
+    Call it after each step of the optimiser, outside `equinox.filter_jit`. All strides are read in
+    one transfer. The bounds are the layer's limits, and the built-in bounds of the input sizes that
+    the layer has seen since the last projection. A layer that has seen none, for example because a
+    compiled function was not traced again, keeps the bounds of the last projection.
 
     Parameters
     ----------
     model : pytree
-        With `DiffStride` layers.
+        A model that holds `DiffStride` layers.
 
     Raises
     ------
@@ -465,23 +478,23 @@ def project_strides(model: ModelT) -> ModelT:
 
 
 def compilation_key(model: Any) -> CompilationKey:
-    """Return what tells, before a call, whether strides make a compiled function compile anew.
+    """Return a key that changes when the strides make a compiled function compile again.
 
-    Collect the keys of all calls: the next one compiles anew if its key is not among them. Other
-    reasons to compile, such as another batch size, are not in the key.
+    Collect the keys of all calls in a set. If the key of the next call is not in the set, the call
+    will compile. The key does not cover other reasons to compile, such as another batch size.
 
     Parameters
     ----------
     model : pytree
-        With `DiffStride` layers, or a layer itself. Its strides are not read: sizes are those of
-        the last `replan` or `project_strides`, as they are in a compiled function.
+        A layer, or a model that holds `DiffStride` layers. Its strides are not read: the key has
+        the output sizes of the last `replan` or `project_strides`, as a compiled function has them.
 
     Returns
     -------
     CompilationKey
-        Hashable, and equal to that of another call while the same compiled function serves both.
-        While a layer has seen no input nothing is known of its sizes, and any other strides count
-        as another size.
+        Hashable. Two keys are equal if the same compiled function serves both calls. The output
+        sizes of a layer that has seen no input are not known yet, and then any change of its
+        strides changes the key.
 
     Examples
     --------
@@ -502,26 +515,26 @@ def compilation_key(model: Any) -> CompilationKey:
 
 
 def stride_labels(params: ModelT) -> ModelT:
-    """Return a tree that says which parameters are strides, for `optax.multi_transform`.
+    """Return the labels of a model's parameters for `optax.multi_transform`.
 
-    Give `optax.multi_transform` this function, not the tree: many models can be called, and Optax
-    calls labels that can be.
+    Pass this function to `optax.multi_transform`, not the tree that it returns. Optax calls labels
+    that are callable, and the tree is callable if the model is.
 
     Parameters
     ----------
     params : pytree
-        Of modules, as ``eqx.filter(model, eqx.is_inexact_array)`` or their gradients.
+        Modules, such as ``eqx.filter(model, eqx.is_inexact_array)``, or their gradients.
 
     Returns
     -------
     pytree
-        Of the same structure, with "strides" for the strides of `DiffStride` layers and "weights"
-        for any other leaf, whatever its name is. Where there is no such layer all are "weights".
+        A tree of the same structure, with "strides" for the strides of `DiffStride` layers and
+        "weights" for each other leaf. Names of leaves do not matter.
 
     Raises
     ------
     TypeError
-        For a tree without a module, as a list of arrays.
+        If the tree holds no module, for example if it is a list of arrays.
 
     Examples
     --------
@@ -565,17 +578,17 @@ def complexity_penalty(layers: Sequence[DiffStride]) -> jax.Array:
     Parameters
     ----------
     layers : sequence of DiffStride
-        In the order of the network.
+        Layers in the order of the network.
 
     Returns
     -------
     jax.Array, shape ()
-        Differentiable in the strides; see `complexity`.
+        J, differentiable in the strides; see `complexity`.
 
     Raises
     ------
     TypeError
-        Unless the layers are in a sequence: a set has no order.
+        If the layers are not in a sequence. A set, for example, has no order.
     ValueError
         If there is no layer.
     """

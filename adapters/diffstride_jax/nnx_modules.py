@@ -37,54 +37,58 @@ ParamsT = TypeVar("ParamsT")
 
 
 class StrideParam(nnx.Param[Any]):
-    """The strides of a layer: a parameter that an optimiser can tell from others.
+    """The strides of a layer, as a type of parameter of its own.
 
-    Weight decay, for example, would pull strides towards 0, outside their bounds.
+    An optimiser can tell them from other parameters by it. They should have no weight decay, for
+    example, which would pull them towards 0 and out of their bounds.
     """
 
 
 class DiffStride(nnx.Module):
-    """Downsampling with learnt strides, channels last: (..., H, W, C), as Flax's own layers.
+    """Downsampling layer with learnt strides, channels last: (..., H, W, C), like Flax's layers.
 
     Parameters
     ----------
     stride : float or sequence of float
-        Initial strides, at least 1: one per resized axis or one for all.
+        Initial strides, at least 1: one per resized axis, or one for all axes.
     axes : int or sequence of int
-        The axes to resize; by default height and width, which are in front of the channels.
+        The axes to resize. By default, height and width, the two axes before the channels.
     shared : bool
-        Learn one stride for all axes instead of one per axis.
+        Whether all axes share one learnt stride. By default each axis has its own.
     smoothness, limits, cropping, multiple_of, norm, convention, method
         See `diff_stride`.
     size_offset : int or sequence of int
-        Added to the output size that follows from a stride, within 1 to N: one per axis or one for
-        all.
+        Number to add to the output size that follows from the stride: one per axis, or one for all.
+        The result is kept between 1 and the input's size.
     param_dtype : dtype
-        Of the strides, float32 or float64.
+        Dtype of the strides: float32 or float64.
 
     Attributes
     ----------
     strides : StrideParam, shape (d,) or (1,)
-        The stride parameters. A call bounds them without changing them; `project_strides` does
-        after an optimiser's step.
+        The stride parameters. A call uses bounded values and leaves the parameter alone.
+        `project_strides` moves the parameter back within its bounds; call it after each step of
+        the optimiser.
     plans : PlanCache
-        Static state: the output sizes that follow from the strides as they were read last, when the
-        layer was made and by `replan` or `project_strides` since. `nnx.jit` recompiles exactly
-        when one of them differs.
+        Static state: the output sizes for the strides as they were last read. They are read when
+        the layer is made, by `replan` and by `project_strides`. `nnx.jit` recompiles when an output
+        size has changed, and only then.
 
     Raises
     ------
     TypeError, ValueError
-        As for `diff_stride`, and for a stride below 1.
+        If `diff_stride` would refuse an argument, or a stride is below 1.
 
     Notes
     -----
-    Outside `jax.jit` and other transformations of the module, where strides have concrete values,
-    the output's size follows from these. Strides that are restored into a module need a `replan`.
+    Outside `jax.jit` and other transformations, strides have concrete values, and the output size
+    follows them. Inside, it follows the strides as they were last read. After restoring strides
+    from a checkpoint, call `replan`.
 
-    The state that `nnx.state` returns and a checkpoint holds has the strides' values, not the
-    convention and smoothness they were learnt with: in a model made with others they mean something
-    else, and nothing says so. Save what the model is made with, such as `to_dict`, beside them.
+    A checkpoint made from `nnx.state` has the values of the strides, but not the convention and
+    smoothness that they were learnt with. In a model with another convention or smoothness the
+    same strides mean something else, without an error. Save the layer's arguments, for example
+    `to_dict`, with the checkpoint.
 
     Examples
     --------
@@ -133,7 +137,7 @@ class DiffStride(nnx.Module):
         Parameters
         ----------
         x : jax.Array, shape (..., N_1, ..., N_d, C)
-            By default with two resized axes; `axes` may name others.
+            Input. By default two axes are resized; `axes` may name others.
 
         Returns
         -------
@@ -146,14 +150,14 @@ class DiffStride(nnx.Module):
         return current_plan(self.plans, shape, self.strides[...]).output_sizes
 
     def replan(self) -> None:
-        """Let the output sizes follow the strides; call it outside `nnx.jit`, see `replan`."""
+        """Read the strides and update the output sizes; call it outside `nnx.jit`."""
         replan(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the layer's arguments with its strides as they are now, as plain values.
+        """Return the layer's arguments, with its present strides, as plain values.
 
-        They can be written as JSON and make the same layer in every framework:
-        ``DiffStride(**layer.to_dict())``. Strides below 1, which count as 1, are given as 1.
+        The values can be written as JSON, and make the same layer in every framework:
+        ``DiffStride(**layer.to_dict())``. Strides below 1 count as 1, and are returned as 1.
         """
         return self.plans.settings.layer_arguments(self.strides[...].tolist())
 
@@ -161,59 +165,62 @@ class DiffStride(nnx.Module):
 class DiffStrideConv(nnx.Conv):
     """An `nnx.Conv` with learnt strides, channels last, in place of a strided one.
 
-    It takes the arguments of `nnx.Conv` that are listed here, in their order. Two of them differ:
-    `strides` holds the initial strides, any numbers from 1 on, and is 2.0 by default; `padding`
-    must keep the size of the input. Where the layer stands is the `placement`: "before" (the
-    default) resizes the input and convolves the smaller map, "after" convolves the input and
-    resizes the result.
+    It takes the arguments of `nnx.Conv` that are listed here, in the same order. Two arguments
+    differ:
 
-    It is an `nnx.Conv` of stride 1 itself, so that its parameters have the same names and shapes,
-    in both placements.
+    - `strides` holds the initial strides. They are real numbers from 1 on; the default is 2.0.
+    - `padding` must keep the size of the input.
+
+    The module is an `nnx.Conv` of stride 1, whose parameters keep their names and shapes, and a
+    DiffStride layer, `pool`.
 
     Parameters
     ----------
     in_features, out_features : int
     kernel_size : int or sequence of int
-        Odd; an int for one spatial axis, as `nnx.Conv` has it.
+        Odd sizes. An int stands for one spatial axis, as in `nnx.Conv`.
     strides : float or sequence of float
-        Initial strides, at least 1: one per spatial axis or one for all.
+        Initial strides, at least 1: one per spatial axis, or one for all axes.
     padding : str, int, sequence of int or of pairs of ints
-        "SAME", "SAME_LOWER", "CIRCULAR" (beyond the border is the other end of the map that is
-        convolved), before the convolution also "REFLECT" (its mirror image), or half of
-        ``kernel_dilation * (kernel_size - 1)`` on either side, which for a kernel of one tap is 0,
-        or "VALID".
+        "SAME", "SAME_LOWER", "CIRCULAR", or half of ``kernel_dilation * (kernel_size - 1)`` on each
+        side. With the placement "before" also "REFLECT". For a kernel of one tap also "VALID".
     kernel_dilation, feature_group_count, use_bias
         See `nnx.Conv`.
     method : {"auto", "fused", "separate"}
-        How a layer after the convolution is evaluated, see `conv_diff_stride`.
+        How to evaluate a layer after the convolution; see `conv_diff_stride`.
     placement : {"before", "after"}, optional
-        "before": the layer, then the convolution, which runs at the resolution of the output. It
-        costs about what the strided convolution costs, and in the nominal convention gives its
-        output size at integer strides up to 4 (and half the axis). "after": the convolution at the
-        resolution of the input, then the layer, as in the paper; ``method="auto"`` may evaluate
-        that without computing anything at full resolution. Choose it to reproduce the paper, or
-        where the function must be that of a convolution at full resolution, low-pass filtered. By
-        default "after" where `method` is "fused" or "separate", else "before".
+        Whether the layer comes before or after the convolution. The default is "before", unless
+        `method` is "fused" or "separate".
+
+        - "before": resize the input, then convolve the smaller map. This costs about as much as the
+          strided convolution. In the nominal convention the output has the size that the strided
+          convolution gives, at integer strides up to 4 that are at most half the axis.
+        - "after": convolve the input at full resolution, then resize the result, as in the paper.
+          Choose it to reproduce the paper, or to compute exactly a convolution at full resolution
+          followed by a low-pass filter. ``method="auto"`` may compute this without a map at full
+          resolution.
     shared, smoothness, limits, cropping, multiple_of, norm, convention
         See `DiffStride`.
     dtype, kernel_init, bias_init
         See `nnx.Conv`.
     param_dtype : dtype
-        Of all parameters, but strides are never in half precision.
+        Dtype of all parameters. Strides are never in half precision.
     rngs : nnx.Rngs
+        Random number generators for the initial kernel and bias.
 
     Attributes
     ----------
     kernel : nnx.Param, shape (k_1, ..., k_d, in_features / feature_group_count, out_features)
     bias : nnx.Param, shape (out_features,), or None
     pool : DiffStride
-        The layer, with the strides.
+        The layer that has the strides.
 
     Raises
     ------
     TypeError, ValueError
-        As for `DiffStride`, for a kernel that is even or does not fit the features, for another
-        padding, and for the placement "before" with the method "fused" or "separate".
+        If `DiffStride` would refuse an argument; if the kernel is even or does not fit the
+        features; if the padding would change the size; or if the placement is "before" and the
+        method is "fused" or "separate".
 
     Examples
     --------
@@ -299,12 +306,12 @@ class DiffStrideConv(nnx.Conv):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
-        """Convolve and downsample an array, in the order that `placement` says.
+        """Convolve and downsample an array, in the order given by `placement`.
 
         Parameters
         ----------
         x : jax.Array, shape (..., N_1, ..., N_d, in_features)
-            Promoted together with the parameters, or to `dtype`, as by `nnx.Conv`.
+            Input. It is promoted with the parameters, or to `dtype`, as in `nnx.Conv`.
 
         Returns
         -------
@@ -336,21 +343,28 @@ class DiffStrideConv(nnx.Conv):
 
 
 class SpectralPool(nnx.Module):
-    """Spectral pooling with fixed strides, channels last: (..., H, W, C), as Flax's own layers.
+    """Spectral pooling layer with fixed strides, channels last: (..., H, W, C), like Flax's layers.
 
     Parameters
     ----------
     stride : float or sequence of float
-        At least 1: one per resized axis or one for all.
+        Strides, at least 1: one per resized axis, or one for all axes.
     axes : int or sequence of int
-        The axes to resize; by default height and width, which are in front of the channels.
+        The axes to resize. By default, height and width, the two axes before the channels.
     norm, convention
         See `spectral_pool`.
 
     Raises
     ------
     TypeError, ValueError
-        As for `spectral_pool`.
+        If `spectral_pool` would refuse an argument.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from diffstride_jax.nnx_modules import SpectralPool
+    >>> SpectralPool([2.0, 3.0])(jnp.ones((8, 32, 32, 3))).shape
+    (8, 16, 10, 3)
     """
 
     def __init__(
@@ -370,7 +384,7 @@ class SpectralPool(nnx.Module):
         Parameters
         ----------
         x : jax.Array, shape (..., N_1, ..., N_d, C)
-            By default with two resized axes; `axes` may name others.
+            Input. By default two axes are resized; `axes` may name others.
 
         Returns
         -------
@@ -384,20 +398,22 @@ class SpectralPool(nnx.Module):
 
 
 def replan(model: nnx.Module) -> None:
-    """Let the output sizes of a model's layers follow their strides; call it outside `nnx.jit`.
+    """Read the strides of a model's layers and update their output sizes.
 
-    All strides are read in one transfer. A function compiled with the model is recompiled at its
-    next call if an output size has changed, and only then.
+    Call it outside `nnx.jit`, where something other than `project_strides` has changed strides. All
+    strides are read in one transfer. A function compiled with the model is recompiled at its next
+    call if an output size has changed, and only then.
 
     Parameters
     ----------
     model : nnx.Module
-        Or a layer itself.
+        A model or a layer.
 
     Raises
     ------
     ValueError
-        If a stride is traced, NaN or infinite, naming the layer; nothing is changed then.
+        If a stride is traced, NaN or infinite. The message names the layer, and nothing has
+        changed.
     """
     layers = _named_layers(model)
     values = read_strides(layers, [layer.strides[...] for layer in layers.values()])
@@ -406,11 +422,12 @@ def replan(model: nnx.Module) -> None:
 
 
 def project_strides(model: nnx.Module) -> None:
-    """Put every stride of a model back within its bounds, and `replan`, in one transfer.
+    """Move every stride of a model back within its bounds, and update the output sizes.
 
-    Call it after the optimiser's step, outside `nnx.jit`. The bounds are the layer's limits and the
-    built-in ones for the input sizes that it has seen since they were projected last; where it has
-    seen none, as by a compiled function that is not traced again, those of that projection.
+    Call it after each step of the optimiser, outside `nnx.jit`. All strides are read in one
+    transfer. The bounds are the layer's limits, and the built-in bounds of the input sizes that the
+    layer has seen since the last projection. A layer that has seen none, for example because a
+    compiled function was not traced again, keeps the bounds of the last projection.
 
     Parameters
     ----------
@@ -428,23 +445,23 @@ def project_strides(model: nnx.Module) -> None:
 
 
 def compilation_key(model: nnx.Module) -> CompilationKey:
-    """Return what tells, before a call, whether strides make a compiled function compile anew.
+    """Return a key that changes when the strides make a compiled function compile again.
 
-    Collect the keys of all calls: the next one compiles anew if its key is not among them. Other
-    reasons to compile, such as another batch size, are not in the key.
+    Collect the keys of all calls in a set. If the key of the next call is not in the set, the call
+    will compile. The key does not cover other reasons to compile, such as another batch size.
 
     Parameters
     ----------
     model : nnx.Module
-        Or a layer itself. Its strides are not read: sizes are those of the last `replan` or
-        `project_strides`, as they are in a compiled function.
+        A model or a layer. Its strides are not read: the key has the output sizes of the last
+        `replan` or `project_strides`, as a compiled function has them.
 
     Returns
     -------
     CompilationKey
-        Hashable, and equal to that of another call while the same compiled function serves both.
-        While a layer has seen no input nothing is known of its sizes, and any other strides count
-        as another size.
+        Hashable. Two keys are equal if the same compiled function serves both calls. The output
+        sizes of a layer that has seen no input are not known yet, and then any change of its
+        strides changes the key.
 
     Examples
     --------
@@ -467,10 +484,10 @@ def compilation_key(model: nnx.Module) -> CompilationKey:
 
 
 def stride_labels(params: ParamsT) -> ParamsT:
-    """Return a tree that says which parameters are strides, for `optax.multi_transform`.
+    """Return the labels of a model's parameters for `optax.multi_transform`.
 
-    Give `optax.multi_transform` the tree, not this function: `nnx.Optimizer` hands plain arrays to
-    Optax in its updates, and those do not say what they are.
+    Pass the returned tree to `optax.multi_transform`, not this function. `nnx.Optimizer` passes
+    plain arrays to Optax, which do not show whether they are strides.
 
     Parameters
     ----------
@@ -480,13 +497,13 @@ def stride_labels(params: ParamsT) -> ParamsT:
     Returns
     -------
     nnx.State
-        In the place of each variable "strides" for a `StrideParam`, "weights" for any other,
-        whatever its name is. Where there is no layer with strides all are "weights".
+        A tree of the same structure, with "strides" for each `StrideParam` and "weights" for each
+        other variable. Names of variables do not matter.
 
     Raises
     ------
     TypeError
-        For a module, and for anything in the tree that is no variable.
+        If `params` is a module, or a leaf of the tree is not a variable.
 
     Examples
     --------
@@ -527,17 +544,17 @@ def complexity_penalty(layers: Sequence[DiffStride]) -> jax.Array:
     Parameters
     ----------
     layers : sequence of DiffStride
-        In the order of the network, which a model does not keep under `nnx.jit`.
+        Layers in the order of the network. A model does not keep this order under `nnx.jit`.
 
     Returns
     -------
     jax.Array, shape ()
-        Differentiable in the strides; see `complexity`.
+        J, differentiable in the strides; see `complexity`.
 
     Raises
     ------
     TypeError
-        Unless the layers are in a sequence: a set has no order.
+        If the layers are not in a sequence. A set, for example, has no order.
     ValueError
         If there is no layer.
     """

@@ -40,12 +40,12 @@ def _named_as_here() -> Iterator[None]:
 
 
 class StrideBounds(keras.constraints.Constraint):  # type: ignore[misc]
-    """Puts the strides of a layer back within their bounds, after each step of an optimiser.
+    """Moves the strides of a layer back within their bounds after each step of an optimiser.
 
     Parameters
     ----------
     layer : DiffStride2d
-        Whose strides these are.
+        The layer that has the strides.
     """
 
     def __init__(self, layer: DiffStride2d) -> None:
@@ -58,63 +58,65 @@ class StrideBounds(keras.constraints.Constraint):  # type: ignore[misc]
 
 @keras.saving.register_keras_serializable(package="diffstride")
 class DiffStride2d(keras.layers.Layer):  # type: ignore[misc]
-    """Downsampling of height and width with learnt strides.
+    """Downsampling layer for height and width with learnt strides.
 
-    The arguments have the names, the order and the meaning that they have in the authors'
-    TensorFlow layer. Its numbers are those of ``convention="tensorflow"``.
+    The arguments have the names, the order and the meaning of the authors' TensorFlow layer. To get
+    the numbers of that layer too, set ``convention="tensorflow"``.
 
     Parameters
     ----------
     strides : float or sequence of float
         Initial strides, at least 1: of height and width, or one for both.
     smoothness_factor : float, optional
-        Width of the window's ramp: as a fraction of the band that the output holds, at most 1
-        ("nominal"; default 0.25), or in frequencies ("paper", "tensorflow"; default 4.0).
+        Width of the window's ramp. In the convention "nominal" it is a fraction of the band that
+        the output holds, at most 1; the default is 0.25. In "paper" and "tensorflow" it is a number
+        of frequencies; the default is 4.0.
     cropping : bool
-        False masks the spectrum without cropping it: the shape never changes.
+        Whether to crop the spectrum. If False, the window is applied, but the output is as large
+        as the input.
     trainable : bool
         Whether the strides are learnt.
     shared_stride : bool
-        Learn one stride for height and width.
+        Whether height and width share one learnt stride.
     lower_limit_stride, upper_limit_stride : float, optional
-        Limits on the strides besides the built-in bounds.
+        Limits on the strides, in addition to the built-in bounds.
     data_format : {"channels_last", "channels_first"}, optional
-        By default ``keras.config.image_data_format()``.
+        Order of the input's axes. By default, ``keras.config.image_data_format()``.
     convention : {"nominal", "paper", "tensorflow"}
-        Which window a stride stands for.
+        Which window belongs to a stride.
     multiple_of : int
-        Output sizes are raised to the next multiple of it, as far as the input's size allows. Not
-        in the tensorflow convention.
+        Raise output sizes to a multiple of this number, but not above the input's size. Must be 1
+        in the convention "tensorflow".
     strides_regularizer : keras.regularizers.Regularizer, optional
-        Adds to the loss; anything that Keras takes for one.
+        Regulariser of the strides, in any form that Keras accepts.
     **kwargs
-        Of `keras.layers.Layer`: ``name``, ``dtype``.
+        Arguments of `keras.layers.Layer`: ``name``, ``dtype``.
 
     Attributes
     ----------
     strides : keras.Variable, shape (2,) or (1,)
-        The stride parameters, in float32 under every policy but "float64". A call bounds them
-        without changing them. Their constraint puts them back within their bounds after each step
-        of an optimiser: the limits, and those of the sizes of maps that the layer has seen since.
+        The stride parameters. They are float32 under every dtype policy except "float64". A call
+        uses bounded values and leaves the variable alone. After each step of an optimiser, the
+        constraint of the variable moves it back within its bounds: the limits, and the built-in
+        bounds of the input sizes that the layer has seen since the last step.
     plans : PlanCache
-        The output sizes that follow from the strides as they were read last.
+        The output sizes for the strides as they were last read.
     compiled : frozenset of Plan
-        Those of `plans` that compiled functions have been traced with, where they serve until they
-        are replaced: with JAX.
+        The plans that compiled functions use. Only JAX's backend keeps compiled functions.
 
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, its value and what is allowed.
+        If an argument is not allowed. The message names it, its value, and what is allowed.
 
     Notes
     -----
     The output has the dtype of the input, which Keras casts to the layer's compute dtype.
 
-    Outside compiled functions the output's size follows the strides. A compiled function, as
-    `keras.Model.fit` runs with JAX, has the sizes of the strides as they were read last: when the
-    layer was made or loaded and by `UpdateSizes` or `replan` since. In between the window still
-    follows the strides, within those sizes.
+    Outside compiled functions, the output size follows the strides. In compiled functions, which
+    `keras.Model.fit` uses with JAX, it follows the strides as they were last read: when the layer
+    was made or loaded, or by `UpdateSizes` or `replan`. Until they are read again, the window still
+    follows the strides, within that size.
 
     Examples
     --------
@@ -198,12 +200,12 @@ class DiffStride2d(keras.layers.Layer):  # type: ignore[misc]
         return FRAMEWORK.functional.resample(plan, inputs, strides)
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
-        """Return the output's shape at the strides as they are now.
+        """Return the output's shape for the present strides.
 
         Parameters
         ----------
         input_shape : sequence of int or None
-            None for what is not known.
+            Shape of the input, with None for unknown sizes.
         """
         shape, settings = list(input_shape), self.plans.settings
         if not settings.cropping:
@@ -218,7 +220,7 @@ class DiffStride2d(keras.layers.Layer):  # type: ignore[misc]
         return tuple(shape)
 
     def replan(self) -> None:
-        """Let functions that are compiled from now on have the sizes of the strides; see `replan`.
+        """Read the strides and update the sizes for functions compiled from now on; see `replan`.
 
         Raises
         ------
@@ -228,7 +230,7 @@ class DiffStride2d(keras.layers.Layer):  # type: ignore[misc]
         self.plans = self.plans.refreshed(self._read())
 
     def bounded(self, strides: Any) -> Any:
-        """Return strides within the bounds; where they have values, sizes follow these then.
+        """Return strides moved within the bounds; concrete ones update the output sizes.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""What keeps a model's compiled functions at the sizes that its strides ask for."""
+"""Keeping the output sizes of a model's compiled functions up to date with its strides."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def stride_variables(model: keras.layers.Layer) -> list[keras.Variable]:
     Parameters
     ----------
     model : keras.Model or keras.layers.Layer
-        Built, if it makes its layers only then.
+        A model that makes its layers when it is built must have been built.
 
     Returns
     -------
@@ -45,12 +45,12 @@ def stride_variables(model: keras.layers.Layer) -> list[keras.Variable]:
 
 
 def replan(model: keras.layers.Layer) -> None:
-    """Let the output sizes of compiled functions follow the strides of a model.
+    """Update the output sizes of a model's compiled functions to its strides.
 
-    Call it where strides were changed by anything but an optimiser, such as ``set_weights`` or
-    ``load_weights``, and the model has been trained, evaluated or asked for predictions before. It
-    reads the strides, and lets go of what Keras has compiled of the model. `UpdateSizes` does that
-    during training where it is needed. Outside compiled functions sizes follow without it.
+    Call it after ``set_weights``, ``load_weights`` or anything else than an optimiser has changed
+    strides of a model that has trained, evaluated or predicted before. The function reads the
+    strides and discards what Keras has compiled for the model. During training `UpdateSizes` does
+    this where needed. Outside compiled functions, sizes follow the strides without it.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def replan(model: keras.layers.Layer) -> None:
     Raises
     ------
     ValueError
-        If a stride is NaN or infinite, naming the layer.
+        If a stride is NaN or infinite. The message names the layer.
     """
     layers = _layers(model)
     for layer in layers:
@@ -69,20 +69,19 @@ def replan(model: keras.layers.Layer) -> None:
 
 
 class UpdateSizes(keras.callbacks.Callback):  # type: ignore[misc]
-    """Lets the output sizes of compiled functions follow the strides while a model is trained.
+    """Callback that keeps the output sizes of compiled functions up to date during training.
 
-    Give it to ``fit`` as the last of the callbacks, so that it sees what others restore. With JAX
-    Keras compiles the training step, whose sizes are fixed without it. It reads the strides after
-    each batch. Where an output size has changed, the functions of the model are compiled anew, once
-    for all sizes that are met in this training; coming back to sizes met before costs nothing.
+    Pass it to ``fit`` as the last callback, so that it sees what other callbacks restore. With JAX,
+    Keras compiles the training step, and the sizes in it stay fixed without this callback. The
+    callback reads the strides after each batch. When an output size has changed, Keras compiles the
+    model's functions again. Functions for sizes seen before in this training are reused.
 
-    With PyTorch sizes follow the strides without it, unless the model is compiled with
-    ``jit_compile=True``.
+    With PyTorch the callback is needed only for models compiled with ``jit_compile=True``.
 
     Raises
     ------
     ValueError
-        In training, if a stride is NaN or infinite, naming the layer.
+        During training, if a stride is NaN or infinite. The message names the layer.
 
     Examples
     --------
@@ -101,7 +100,7 @@ class UpdateSizes(keras.callbacks.Callback):  # type: ignore[misc]
         self._kept: dict[_Compiled, Mapping[str, Any]] = {}
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """See what has become of the strides since the last training."""
+        """Read the strides, which may have changed since the last training."""
         self._kept = {}
         self._update()
 

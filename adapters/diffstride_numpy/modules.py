@@ -10,29 +10,29 @@ from numpy.typing import NDArray
 
 
 class DiffStride(EagerLayer[NDArray[Any]]):
-    """Downsampling with learnt strides, its forward and backward pass spelt out.
+    """Downsampling layer with learnt strides and an explicit backward pass.
 
     Parameters
     ----------
     stride : float or sequence of float
-        Initial strides, at least 1: one per resized axis or one for all.
+        Initial strides, at least 1: one per resized axis, or one for all axes.
     shared : bool
-        Learn one stride for all axes instead of one per axis.
+        Whether all axes share one learnt stride. By default each axis has its own.
     axes, smoothness, limits, cropping, multiple_of, norm, convention, method
         See `diff_stride`.
     size_offset : int or sequence of int
-        Added to the output size that follows from a stride, within 1 to N: one per axis or one for
-        all.
+        Number to add to the output size that follows from the stride: one per axis, or one for all.
+        The result is kept between 1 and the input's size.
 
     Attributes
     ----------
     strides : ndarray, shape (d,) or (1,)
-        The stride parameters, float64; change them as you like between calls.
+        The stride parameters, in float64. They may be changed between calls.
 
     Raises
     ------
     TypeError, ValueError
-        As for `diff_stride`, and for a stride below 1.
+        If `diff_stride` would refuse an argument, or a stride is below 1.
 
     Examples
     --------

@@ -26,59 +26,62 @@ from diffstride_torch.sliding import CONVOLUTIONS, SlidingKernel, sliding_kernel
 
 
 class DiffStrideConv(PooledConvolution):
-    """A `torch.nn.Conv2d` with learnt strides, in place of a strided one with an odd kernel.
+    """A convolution with learnt strides, in place of a strided one with an odd kernel.
 
-    It takes all arguments of `torch.nn.Conv2d`, in the same order. Two of them differ: `stride`
-    holds the initial strides, any numbers from 1 on, and is 2.0 by default; `padding` must keep the
-    size of the input, as half of the dilated kernel and "same" do, and is "same" by default. Where
-    the layer stands is the `placement`: "before" (the default) resizes the input and convolves the
-    smaller map, "after" convolves the input and resizes the result.
+    This is the base class of `DiffStrideConv1d`, `DiffStrideConv2d` and `DiffStrideConv3d`. They
+    take all arguments of PyTorch's own convolutions, in the same order. Two arguments differ:
 
-    Base of the modules of fixed rank, which are PyTorch's own convolutions at stride 1, parameters
-    and their names included, with a DiffStride layer. The state of a plain convolution lacks
-    ``pool.strides`` alone, and weights load from one placement into the other.
+    - `stride` holds the initial strides. They are real numbers from 1 on; the default is 2.0.
+    - `padding` must keep the size of the input. The default is "same".
+
+    Each module is PyTorch's convolution at stride 1, whose parameters keep their names, and a
+    DiffStride layer, `pool`. The state dict of a plain convolution lacks only the entries of
+    `pool`, and weights can be loaded from one placement into the other.
 
     Parameters
     ----------
     in_channels, out_channels : int
     kernel_size : int or sequence of int
-        Odd.
+        Odd sizes.
     stride : float or sequence of float
-        Initial strides, at least 1: one per spatial axis or one for all.
+        Initial strides, at least 1: one per spatial axis, or one for all axes.
     padding : int, sequence of int, or "same"
-        Half of ``dilation * (kernel_size - 1)``, which for a kernel of one tap is 0, or "valid".
+        Half of ``dilation * (kernel_size - 1)``, or "same". For a kernel of one tap also "valid".
     dilation, groups, bias
         See `torch.nn.Conv2d`.
     padding_mode : {"zeros", "circular", "reflect", "replicate"}
-        What is beyond the border of the map that is convolved. As for `torch.nn.Conv2d`, that map
-        must be larger than the padding for "reflect", and no smaller than it for "circular". The
-        last two exclude the method "fused".
+        How to pad the map that is convolved. As for `torch.nn.Conv2d`, that map must be larger than
+        the padding for "reflect", and at least as large for "circular". "reflect" and "replicate"
+        cannot be combined with the method "fused".
     method : {"auto", "fused", "separate"}
-        How a layer after the convolution is evaluated, see `conv_diff_stride`.
+        How to evaluate a layer after the convolution; see `conv_diff_stride`.
     placement : {"before", "after"}, optional
-        "before": the layer, then the convolution, which runs at the resolution of the output. It
-        costs about what the strided convolution costs, and in the nominal convention gives its
-        output size at integer strides up to 4 (and half the axis). "after": the convolution at the
-        resolution of the input, then the layer, as in the paper; ``method="auto"`` may evaluate
-        that without computing anything at full resolution. Choose it to reproduce the paper, or
-        where the function must be that of a convolution at full resolution, low-pass filtered. By
-        default "after" where `method` is "fused" or "separate", else "before".
+        Whether the layer comes before or after the convolution. The default is "before", unless
+        `method` is "fused" or "separate".
+
+        - "before": resize the input, then convolve the smaller map. This costs about as much as the
+          strided convolution. In the nominal convention the output has the size that the strided
+          convolution gives, at integer strides up to 4 that are at most half the axis.
+        - "after": convolve the input at full resolution, then resize the result, as in the paper.
+          Choose it to reproduce the paper, or to compute exactly a convolution at full resolution
+          followed by a low-pass filter. ``method="auto"`` may compute this without a map at full
+          resolution.
     smoothness, shared, limits, cropping, multiple_of, trainable, norm, convention
         See `DiffStride`.
     device, dtype : optional
-        Of all parameters; strides are never in half precision.
+        Device and dtype of all parameters. Strides are never in half precision.
 
     Attributes
     ----------
     pool : DiffStride
-        The layer, with the strides.
+        The layer that has the strides.
 
     Raises
     ------
     TypeError, ValueError
-        As for `DiffStride` and `torch.nn.Conv2d`, for an even kernel, for another padding, for a
-        `padding_mode` that `method` excludes, and for the placement "before" with the method
-        "fused" or "separate".
+        If `DiffStride` or `torch.nn.Conv2d` would refuse an argument; if the kernel is even; if the
+        padding would change the size; if `padding_mode` does not go with `method`; or if the
+        placement is "before" and the method is "fused" or "separate".
 
     Examples
     --------
@@ -158,11 +161,12 @@ class DiffStrideConv(PooledConvolution):
     def of(
         cls, conv: AnyConv, pool: nn.Module, placement: str = "after", method: str = "auto"
     ) -> AnyConv:
-        """Return a strided convolution at stride 1 with a layer, sharing its parameters.
+        """Return a convolution with a layer that shares the parameters of a strided convolution.
 
-        At stride 1 it keeps the size of its input, whatever its kernel: output n is the one that
-        the strided convolution computes at n. `method` is that of a layer after it; where that
-        cannot be fused, "fused" is "auto". A convolution of a subclass stays one of it.
+        The new convolution has stride 1 and keeps the size of its input, whatever the kernel: its
+        output n is what the strided convolution computes at n. `method` is for a layer after the
+        convolution; "fused" becomes "auto" if the two cannot be fused. A convolution of a subclass
+        stays an instance of that subclass.
         """
         made: Any
         if type(conv) in CONVOLUTIONS:
@@ -190,9 +194,9 @@ class DiffStrideConv(PooledConvolution):
         self.pool, self.method, self.placement = pool, method, placement
 
     def strided(self, stride: Sequence[int]) -> AnyConv:
-        """Return the convolution with a stride in the place of its layer, sharing its parameters.
+        """Return a strided convolution without a layer, sharing the parameters.
 
-        What `of` makes of a strided convolution, the other way round.
+        This is the inverse of `of`.
         """
         conv: Any = self
         padding = conv.padding
@@ -201,7 +205,7 @@ class DiffStrideConv(PooledConvolution):
         return plain_convolution(conv, stride, padding)
 
     def share(self, call: SharedCall, reader: int) -> None:
-        """Take part in one call of the layer before several convolutions that read one tensor."""
+        """Join other convolutions of the same input, before which the layer is called once."""
         self._call, self._reader = call, reader
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
@@ -219,12 +223,12 @@ class DiffStrideConv(PooledConvolution):
         return shown if self.method == "auto" else f"{shown}, method={self.method!r}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply layer and convolution, in the order that `placement` says.
+        """Apply the layer and the convolution, in the order given by `placement`.
 
         Parameters
         ----------
         x : torch.Tensor, shape (N, C, ...) or (C, ...)
-            Of the dtype of the weight.
+            Input of the weight's dtype.
 
         Returns
         -------
@@ -233,8 +237,8 @@ class DiffStrideConv(PooledConvolution):
         Raises
         ------
         TypeError, ValueError
-            As for `DiffStride.forward` and `torch.nn.Conv2d`, and as when made, for a method or
-            placement set since.
+            If `DiffStride.forward` or `torch.nn.Conv2d` would refuse the input, or if `method` or
+            `placement` was set to something that the constructor refuses.
         """
         if checked_placement(self.placement, self.method) == "before":
             self._check_shape(x)
@@ -269,12 +273,20 @@ class DiffStrideConv(PooledConvolution):
 class DiffStrideConv1d(DiffStrideConv, nn.Conv1d):
     """A `torch.nn.Conv1d` with learnt strides, in place of a strided one with an odd kernel.
 
-    It takes all arguments of `torch.nn.Conv1d`, in the same order. Two of them differ: `stride`
-    holds the initial strides, any numbers from 1 on, and is 2.0 by default; `padding` must keep the
-    size of the input, as half of the dilated kernel and "same" do, and is "same" by default. Where
-    the layer stands is the `placement`: "before" (the default) resizes the input and convolves the
-    smaller map, at about the cost of the strided convolution; "after" convolves the input and
-    resizes the result, as in the paper. See `DiffStrideConv`.
+    It takes the arguments of `torch.nn.Conv1d`, in the same order, with two differences: `stride`
+    holds real numbers, the initial strides, and `padding` must keep the size of the input. Both
+    have defaults: 2.0 and "same". With ``placement="before"``, the default, the input is resized
+    and the smaller map convolved, at about the cost of the strided convolution. With
+    ``placement="after"`` the input is convolved and the result resized, as in the paper.
+    `DiffStrideConv` documents the parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from diffstride_torch import DiffStrideConv1d
+    >>> conv = DiffStrideConv1d(3, 16, 9, stride=2.5, padding=4)
+    >>> conv(torch.zeros(8, 3, 100)).shape
+    torch.Size([8, 16, 40])
     """
 
     _layer = DiffStride1d
@@ -283,12 +295,12 @@ class DiffStrideConv1d(DiffStrideConv, nn.Conv1d):
 class DiffStrideConv2d(DiffStrideConv, nn.Conv2d):
     """A `torch.nn.Conv2d` with learnt strides, in place of a strided one with an odd kernel.
 
-    It takes all arguments of `torch.nn.Conv2d`, in the same order. Two of them differ: `stride`
-    holds the initial strides, any numbers from 1 on, and is 2.0 by default; `padding` must keep the
-    size of the input, as half of the dilated kernel and "same" do, and is "same" by default. Where
-    the layer stands is the `placement`: "before" (the default) resizes the input and convolves the
-    smaller map, at about the cost of the strided convolution; "after" convolves the input and
-    resizes the result, as in the paper. See `DiffStrideConv`.
+    It takes the arguments of `torch.nn.Conv2d`, in the same order, with two differences: `stride`
+    holds real numbers, the initial strides, and `padding` must keep the size of the input. Both
+    have defaults: 2.0 and "same". With ``placement="before"``, the default, the input is resized
+    and the smaller map convolved, at about the cost of the strided convolution. With
+    ``placement="after"`` the input is convolved and the result resized, as in the paper.
+    `DiffStrideConv` documents the parameters.
 
     Examples
     --------
@@ -305,12 +317,20 @@ class DiffStrideConv2d(DiffStrideConv, nn.Conv2d):
 class DiffStrideConv3d(DiffStrideConv, nn.Conv3d):
     """A `torch.nn.Conv3d` with learnt strides, in place of a strided one with an odd kernel.
 
-    It takes all arguments of `torch.nn.Conv3d`, in the same order. Two of them differ: `stride`
-    holds the initial strides, any numbers from 1 on, and is 2.0 by default; `padding` must keep the
-    size of the input, as half of the dilated kernel and "same" do, and is "same" by default. Where
-    the layer stands is the `placement`: "before" (the default) resizes the input and convolves the
-    smaller map, at about the cost of the strided convolution; "after" convolves the input and
-    resizes the result, as in the paper. See `DiffStrideConv`.
+    It takes the arguments of `torch.nn.Conv3d`, in the same order, with two differences: `stride`
+    holds real numbers, the initial strides, and `padding` must keep the size of the input. Both
+    have defaults: 2.0 and "same". With ``placement="before"``, the default, the input is resized
+    and the smaller map convolved, at about the cost of the strided convolution. With
+    ``placement="after"`` the input is convolved and the result resized, as in the paper.
+    `DiffStrideConv` documents the parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from diffstride_torch import DiffStrideConv3d
+    >>> conv = DiffStrideConv3d(3, 16, 3, stride=(1, 2, 2), padding=1)
+    >>> conv(torch.zeros(1, 3, 8, 32, 32)).shape
+    torch.Size([1, 16, 8, 16, 16])
     """
 
     _layer = DiffStride3d

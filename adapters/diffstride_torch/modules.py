@@ -96,61 +96,68 @@ def values_token(strides: torch.Tensor) -> Any:
 
 
 class DiffStride(KeepsPrecision, Resize):
-    """Downsampling with learnt strides; base of the modules of fixed rank.
+    """Downsampling layer with learnt strides.
+
+    This is the base class of `DiffStride1d`, `DiffStride2d` and `DiffStride3d`, which fix the
+    number of resized axes, d.
 
     Parameters
     ----------
     stride : float or sequence of float
-        Initial strides, at least 1: one per resized axis or one for all.
+        Initial strides, at least 1: one per resized axis, or one for all axes.
     smoothness : float, optional
-        Width of the window's ramp, see `diff_stride`.
+        Width of the window's ramp; see `diff_stride`.
     shared : bool
-        Learn one stride for all axes instead of one per axis.
+        Whether all axes share one learnt stride. By default each axis has its own.
     limits : (lower, upper) or None
-        Limits on the strides besides the built-in bounds; None switches those off too.
+        Limits on the strides, in addition to the built-in bounds. None switches off both.
     cropping : bool
-        False masks the spectrum without cropping it.
+        Whether to crop the spectrum. If False, the window is applied, but the output is as large
+        as the input.
     multiple_of : int
-        Output sizes are raised to the next multiple of it, as far as the input's size allows: for
-        hardware or later layers that need such sizes. Not in the tensorflow convention.
+        Raise output sizes to a multiple of this number, but not above the input's size. Some
+        hardware and some later layers need such sizes. Must be 1 in the tensorflow convention.
     trainable : bool
         Whether the strides require a gradient.
     norm, convention, method
         See `diff_stride`.
     axes : int or sequence of int, optional
-        The axes to resize, by default the last ones.
+        The axes to resize. By default, the last d axes.
     size_offset : int or sequence of int
-        Added to the output size that follows from a stride, within 1 to N: one per axis or one for
-        all. With it a layer keeps the sizes of an operation that did not give N/S.
+        Number to add to the output size that follows from the stride: one per axis, or one for all.
+        The result is kept between 1 and the input's size. With an offset, a layer can keep the
+        sizes of an operation whose output size is not N/S.
     device : torch.device, optional
+        Device of the strides.
     dtype : torch.dtype, optional
-        Of the strides, float32 or float64; by default float32. Converting the module to half
-        precision leaves them as they are.
+        Dtype of the strides: float32 (the default) or float64. Converting the module to half
+        precision does not change it.
 
     Attributes
     ----------
     strides : torch.nn.Parameter, shape (d,) or (1,)
-        The stride parameters. A forward pass bounds them without changing them; `project_strides`
-        does after an optimiser's step.
+        The stride parameters. A forward pass uses bounded values and leaves the parameter alone.
+        `project_strides` moves the parameter back within its bounds; call it after each step of
+        the optimiser.
 
     Raises
     ------
     TypeError, ValueError
-        As for `diff_stride`, and for a stride below 1.
+        If `diff_stride` would refuse an argument, or a stride is below 1.
 
     Notes
     -----
-    The output's size follows from the strides' values, which are kept on the host and read again
-    when the parameter has changed: on a CPU seen by its values, elsewhere by the parameter's
-    identity, version counter and memory address, and by the steps that optimisers took. Writing
-    through ``strides.data`` on an accelerator leaves no such trace; call `project_strides` then. So
-    too inside `torch.compile`, where the values are those of the last forward pass outside it or of
-    the last `project_strides`.
+    The output size depends on the values of the strides. The layer keeps a copy of these values on
+    the host, and reads them again when the parameter has changed. On a CPU it compares the values.
+    On other devices it compares the parameter's identity, version counter and memory address, and
+    counts the steps of optimisers. Two kinds of change remain unseen until the next call of
+    `project_strides`: writing through ``strides.data`` on an accelerator, and any change while code
+    compiled by `torch.compile` runs.
 
-    A state dict holds convention, smoothness, size offset and `multiple_of` beside the strides, as
-    extra state: a tensor. To load a state that was saved with others is an error, which leaves the
-    layer as it was. A state without them, from a version that did not save them, is loaded with
-    one warning for the whole model. Neither is reported as a missing key.
+    A state dict holds the strides and, as extra state, the convention, smoothness, size offset and
+    `multiple_of`. Loading a state in which one of these differs is an error, and leaves the layer
+    unchanged. A state without extra state, from an older version, is loaded with one warning for
+    the whole model.
     """
 
     rank: ClassVar[int]
@@ -250,10 +257,10 @@ class DiffStride(KeepsPrecision, Resize):
             self._plans = own
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the layer's arguments with its strides as they are now, as plain values.
+        """Return the layer's arguments, with its present strides, as plain values.
 
-        They can be written as JSON and make the same layer in every framework:
-        ``DiffStride2d(**layer.to_dict())``. Strides below 1, which count as 1, are given as 1.
+        The values can be written as JSON, and make the same layer in every framework:
+        ``DiffStride2d(**layer.to_dict())``. Strides below 1 count as 1, and are returned as 1.
         """
         return self.settings.layer_arguments(whole(self.strides.detach()).tolist())
 
@@ -365,9 +372,9 @@ class DiffStride(KeepsPrecision, Resize):
 
 
 class DiffStride1d(DiffStride):
-    """Downsampling of the last axis with a learnt stride.
+    """Downsampling layer with a learnt stride along the last axis.
 
-    This is `DiffStride` with d = 1.
+    This is `DiffStride` with d = 1. `DiffStride` documents the parameters.
 
     Examples
     --------
@@ -381,9 +388,9 @@ class DiffStride1d(DiffStride):
 
 
 class DiffStride2d(DiffStride):
-    """Downsampling of the last two axes with learnt strides.
+    """Downsampling layer with learnt strides along the last two axes.
 
-    This is `DiffStride` with d = 2.
+    This is `DiffStride` with d = 2. `DiffStride` documents the parameters.
 
     Examples
     --------
@@ -394,7 +401,7 @@ class DiffStride2d(DiffStride):
     >>> y.shape
     torch.Size([8, 3, 16, 11])
 
-    The strides have a gradient, as any parameter:
+    The strides have a gradient, like any parameter:
 
     >>> y.square().mean().backward()
     >>> layer.strides.grad.shape
@@ -405,9 +412,9 @@ class DiffStride2d(DiffStride):
 
 
 class DiffStride3d(DiffStride):
-    """Downsampling of the last three axes with learnt strides.
+    """Downsampling layer with learnt strides along the last three axes.
 
-    This is `DiffStride` with d = 3.
+    This is `DiffStride` with d = 3. `DiffStride` documents the parameters.
 
     Examples
     --------
@@ -421,21 +428,25 @@ class DiffStride3d(DiffStride):
 
 
 class SpectralPool(Resize):
-    """Spectral pooling with fixed strides; base of the modules of fixed rank.
+    """Spectral pooling layer with fixed strides.
+
+    This is the base class of `SpectralPool1d`, `SpectralPool2d` and `SpectralPool3d`, which fix the
+    number of resized axes, d. It crops the spectrum to floor(N/S) samples per axis, without a
+    window; see `spectral_pool`.
 
     Parameters
     ----------
     stride : float or sequence of float
-        At least 1: one per resized axis or one for all.
+        Strides, at least 1: one per resized axis, or one for all axes.
     norm, convention
         See `spectral_pool`.
     axes : int or sequence of int, optional
-        The axes to resize, by default the last ones.
+        The axes to resize. By default, the last d axes.
 
     Raises
     ------
     TypeError, ValueError
-        As for `spectral_pool`.
+        If `spectral_pool` would refuse an argument.
     """
 
     rank: ClassVar[int]
@@ -491,27 +502,48 @@ class SpectralPool(Resize):
 
 
 class SpectralPool1d(SpectralPool):
-    """Spectral pooling of the last axis with a fixed stride.
+    """Spectral pooling layer with a fixed stride along the last axis.
 
-    This is `SpectralPool` with d = 1.
+    This is `SpectralPool` with d = 1. `SpectralPool` documents the parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from diffstride_torch import SpectralPool1d
+    >>> SpectralPool1d(2.5)(torch.zeros(8, 3, 100)).shape
+    torch.Size([8, 3, 40])
     """
 
     rank = 1
 
 
 class SpectralPool2d(SpectralPool):
-    """Spectral pooling of the last two axes with fixed strides.
+    """Spectral pooling layer with fixed strides along the last two axes.
 
-    This is `SpectralPool` with d = 2.
+    This is `SpectralPool` with d = 2. `SpectralPool` documents the parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from diffstride_torch import SpectralPool2d
+    >>> SpectralPool2d((2.0, 3.0))(torch.zeros(8, 3, 32, 32)).shape
+    torch.Size([8, 3, 16, 10])
     """
 
     rank = 2
 
 
 class SpectralPool3d(SpectralPool):
-    """Spectral pooling of the last three axes with fixed strides.
+    """Spectral pooling layer with fixed strides along the last three axes.
 
-    This is `SpectralPool` with d = 3.
+    This is `SpectralPool` with d = 3. `SpectralPool` documents the parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from diffstride_torch import SpectralPool3d
+    >>> SpectralPool3d((1.0, 2.0, 2.0))(torch.zeros(1, 1, 8, 32, 32)).shape
+    torch.Size([1, 1, 8, 16, 16])
     """
 
     rank = 3
@@ -536,26 +568,25 @@ def _named_layers(model: torch.nn.Module) -> list[tuple[str, DiffStride]]:
 
 @torch.no_grad()
 def project_strides(model: torch.nn.Module) -> None:
-    """Put every stride of a model back within its bounds; call it after the optimiser's step.
+    """Move every stride of a model back within its bounds; call it after the optimiser's step.
 
-    The bounds are the layer's limits and the built-in ones for the input sizes that it has seen,
-    in forward passes and by `DiffStride.output_sizes`, since they were projected last; where it has
-    seen none since, they are those of that projection. Nothing else is remembered of former sizes:
-    a run resumed after a projection from the state of model and optimiser goes on as it would have.
+    The bounds are the layer's limits, and the built-in bounds of the input sizes that the layer has
+    seen since the last projection, in forward passes and by `DiffStride.output_sizes`. A layer that
+    has seen none keeps the bounds of the last projection. Sizes from before that do not matter, so
+    a run that is resumed from the state of model and optimiser continues as it would have.
 
-    All strides are read in one transfer per device, from which every layer's output sizes follow:
-    forward passes after it read no device memory.
+    All strides are read in one transfer per device. Forward passes after it read no device memory.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Its parameters may be distributed over processes, as by ``fully_shard``, all of which must
-        call the function then.
+        Its parameters may be distributed over processes, for example by ``fully_shard``. All
+        processes must then call this function.
 
     Raises
     ------
     ValueError
-        If a stride is NaN or infinite, naming the layer; no stride is changed then.
+        If a stride is NaN or infinite. The message names the layer, and no stride has changed.
     """
     for module in model.modules():
         # What fully_shard puts together for a forward pass without a backward pass stays so, and
@@ -613,22 +644,23 @@ def read_together(tensors: Iterable[torch.Tensor]) -> list[np.ndarray[Any, Any]]
 def param_groups(
     model: torch.nn.Module, *, stride_lr: float | None = None, **options: Any
 ) -> list[dict[str, Any]]:
-    """Return optimiser parameter groups that treat strides apart.
+    """Return parameter groups for an optimiser, with the strides in a group of their own.
 
-    Weight decay would pull strides towards 0, that is outside their bounds, so they get none.
+    The strides get no weight decay, which would pull them towards 0 and out of their bounds.
 
     Parameters
     ----------
     model : torch.nn.Module
     stride_lr : float, optional
-        Learning rate of the strides; by default that of the other parameters.
+        Learning rate of the strides. By default, that of the other parameters.
     **options
         Options of the optimiser for all parameters, for example ``lr`` and ``weight_decay``.
 
     Returns
     -------
     list of dict
-        For a constructor such as `torch.optim.SGD`; only parameters that require a gradient.
+        Parameter groups for a constructor such as `torch.optim.SGD`, with all parameters that
+        require a gradient.
     """
     strides = {id(layer.strides): layer.strides for _, layer in _named_layers(model)}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in strides]
@@ -648,18 +680,18 @@ def complexity_penalty(model: torch.nn.Module | Sequence[DiffStride]) -> torch.T
     Parameters
     ----------
     model : torch.nn.Module or sequence of DiffStride
-        The DiffStride layers of a model count in the order in which they were registered; where the
-        network runs them in another one, give the layers in the order of the network.
+        The layers of a model are taken in the order in which they were registered. If the network
+        runs them in another order, pass the layers as a sequence in that order.
 
     Returns
     -------
     torch.Tensor, shape ()
-        Differentiable in the strides; see `complexity`.
+        J, differentiable in the strides; see `complexity`.
 
     Raises
     ------
     TypeError
-        If a sequence holds anything but DiffStride layers; for a set, which has no order.
+        If `model` is a set, which has no order, or holds anything but DiffStride layers.
     ValueError
         If there is no DiffStride layer.
     """

@@ -1,6 +1,6 @@
-"""Plots of a model's strides; they need Matplotlib, the extra ``plot``.
+"""Plots of a model's strides. They need Matplotlib, which the extra ``plot`` installs.
 
-Every function returns a Matplotlib figure that belongs to no window: a notebook shows it, and
+Each function returns a Matplotlib figure without a window. A notebook shows it, and
 ``figure.savefig`` writes it to a file.
 """
 
@@ -29,8 +29,8 @@ def plot_windows(model: torch.nn.Module) -> Figure:
     Parameters
     ----------
     model : torch.nn.Module
-        A model or a layer. The sizes are those of the last forward pass; layers that have had none
-        are left out.
+        A model or a layer. The sizes are those of the last forward pass. Layers without a forward
+        pass are left out.
 
     Returns
     -------
@@ -71,7 +71,8 @@ def plot_stride_history(history: Sequence[StrideSummary]) -> Figure:
     Parameters
     ----------
     history : sequence of StrideSummary
-        Of one model, from `stride_summary`: say, one before training and one after each epoch.
+        Summaries of one model from `stride_summary`, for example before training and after each
+        epoch.
 
     Returns
     -------
@@ -80,8 +81,8 @@ def plot_stride_history(history: Sequence[StrideSummary]) -> Figure:
     Raises
     ------
     ValueError
-        If the history is empty, if its entries differ in their layers, and if the layers have not
-        as many axes each.
+        If the history is empty, its entries have different layers, or its layers have different
+        numbers of axes.
     """
     if not history:
         raise ValueError("history must have at least one entry, got none")
@@ -119,9 +120,9 @@ def plot_kept_spectrum(layer: DiffStride2d, image: torch.Tensor) -> Figure:
     Parameters
     ----------
     layer : DiffStride2d
-        Its first axis is drawn downwards.
+        The layer. Its first axis is drawn downwards.
     image : torch.Tensor, shape (H, W), or with one more axis of size 1 or 3
-        With the layer's axes where the layer has them, on the layer's device: grey or colour.
+        Grey or colour image on the layer's device. The layer resizes its own `axes` of it.
 
     Returns
     -------
@@ -136,8 +137,8 @@ def plot_kept_spectrum(layer: DiffStride2d, image: torch.Tensor) -> Figure:
 
     Notes
     -----
-    The spectrum is that of the mean over the colours. The output is shown as with the norm
-    "forward", which leaves an image as bright as it was.
+    The spectrum is that of the mean over the colours. The output is scaled as with the norm
+    "forward", which keeps the brightness of an image.
     """
     if not isinstance(layer, DiffStride2d):
         raise TypeError(f"layer must be a DiffStride2d, got {type(layer).__name__}")
@@ -145,7 +146,7 @@ def plot_kept_spectrum(layer: DiffStride2d, image: torch.Tensor) -> Figure:
     if len(shape) not in (2, 3):
         raise ValueError(f"image must have 2 or 3 axes, got shape {shape}")
     axes = normalized_axes(layer.settings.axes, shape)
-    # The sizes that a layer sees bound its strides; this image is not of them.
+    # A copy, since the sizes that a layer sees bound its strides, and this image should not.
     own = copy.deepcopy(layer)
     before = np.moveaxis(image.cpu().double().numpy(), axes, (0, 1))
     after = np.moveaxis(own(image).cpu().double().numpy(), axes, (0, 1))

@@ -1,4 +1,4 @@
-"""What loops of training call: strides kept within their bounds."""
+"""Training loops: keeping strides within their bounds."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ from diffstride_torch.modules import DiffStride, count_step, project_strides
 
 
 def project_after_step(optimizer: Optimizer, model: nn.Module) -> RemovableHandle:
-    """Let an optimiser project a model's strides after each of its steps.
+    """Make an optimiser call `project_strides` on a model after each of its steps.
 
-    For loops that are not your own, as those of Lightning, Accelerate and the Hugging Face Trainer:
-    what steps the optimiser calls `project_strides` too. In a loop of your own that call does the
-    same.
+    Use it with training loops that you do not write yourself, such as those of Lightning,
+    Accelerate and the Hugging Face Trainer. In your own loop, calling `project_strides` after each
+    step does the same.
 
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
-        Of any class whose steps call hooks, as all of PyTorch do; of a wrapper with an attribute
-        ``optimizer``, as that of Accelerate, the one in it.
+        An optimiser whose steps call hooks, which all of PyTorch's do. It may be wrapped, if the
+        wrapper has the attribute ``optimizer``, as Accelerate's has.
     model : torch.nn.Module
-        As for `project_strides`: without a DiffStride layer nothing happens. It may be wrapped,
-        before or after, as by ``DistributedDataParallel`` or ``torch.compile``.
+        As for `project_strides`. It may be wrapped before or after this call, for example by
+        ``DistributedDataParallel`` or ``torch.compile``. Without a DiffStride layer, the hook does
+        nothing.
 
     Returns
     -------
     torch.utils.hooks.RemovableHandle
-        Its method ``remove()`` ends the projections.
+        Handle whose method ``remove()`` ends the projections.
 
     Raises
     ------
     TypeError
-        If the optimiser is none of PyTorch's or never calls its hooks, and if the model is no
+        If the optimiser is not one of PyTorch's or never calls its hooks, or the model is not a
         module.
     ValueError
-        If the model learns strides, and the optimiser holds none of them. Of several optimisers
-        each may hold some. The step itself raises what `project_strides` does.
+        If the model learns strides and the optimiser has none of them. With several optimisers,
+        each must have some. The step itself raises the errors of `project_strides`.
 
     Notes
     -----
-    The projection is a hook after the step (``register_step_post_hook``). A step that a
-    ``GradScaler`` skips calls none, and moves no stride. Hooks run in the order in which they were
-    registered, those of averages are best registered later.
+    The projection is a hook that runs after the step (``register_step_post_hook``). A step that a
+    ``GradScaler`` skips moves no stride and calls no hook. Hooks run in the order in which they
+    were registered, so register hooks that average weights later.
 
-    The optimiser keeps the model alive, and is no part of the model. Its state dict knows nothing
-    of hooks, and PyTorch leaves them out of copies and pickles of an optimiser: call the function
-    for each new one.
+    The optimiser keeps the model alive. Hooks are not part of an optimiser's state dict, its copies
+    or its pickles, so call this function again for each new optimiser.
 
-    The hook is not compiled: a compiled function that steps the optimiser is interrupted by it. It
-    cannot be captured in a CUDA graph, since it reads the strides.
+    The hook is not compiled: it causes a graph break in a compiled function that steps the
+    optimiser. It reads the strides, so it cannot be captured in a CUDA graph.
 
     Examples
     --------

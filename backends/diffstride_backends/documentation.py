@@ -1,7 +1,7 @@
-"""What the adapters' functions say of themselves: written once, with each framework's arrays.
+"""Docstrings of the adapters' functions, written once and filled in with each framework's arrays.
 
-An adapter's function takes its text by its name. A type checker reads the function's own signature;
-`help` and the documentation's site read this.
+A function takes the text of its own name. Type checkers read the function's signature; `help` and
+the documentation read this text.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., object])
 def documented(array: str) -> Callable[[FunctionT], FunctionT]:
     """Return a decorator that gives a function of an adapter its docstring.
 
+    A function whose name ends in ``_with_pullback`` gets the text of the function without it, with
+    a value and a pullback as what it returns.
+
     Parameters
     ----------
     array : str
-        What the framework's arrays are called. A function whose name ends in ``_with_pullback``
-        is documented as one that returns a value and its pullback.
+        Name of the framework's array type.
     """
 
     def document(function: FunctionT) -> FunctionT:
@@ -38,10 +40,10 @@ _WITH_PULLBACK = "_with_pullback"
 
 _GRADIENTS = {
     "diff_stride": "(dx, dstrides)",
-    "conv_diff_stride": "(dx, dweight, dstrides), and dbias as the fourth where there is a bias",
+    "conv_diff_stride": "(dx, dweight, dstrides), or (dx, dweight, dstrides, dbias) with a bias",
     "spectral_resize": "(dx,)",
     "spectral_pool": "(dx,)",
-    "complexity": "the gradient of each layer's strides, in their order",
+    "complexity": "of the gradients of the layers' strides, in the order of the layers",
 }
 
 
@@ -56,7 +58,7 @@ def _with_pullback(name: str, text: str, array: str) -> str:
 -------
 {returned}
 pullback : callable
-    ``pullback(g)``, for the gradient `g` of the loss in the value, returns the tuple
+    Function of `g`, the gradient of the loss with respect to the value. Returns the tuple
     {_GRADIENTS[name]}.
 
 Raises
@@ -67,131 +69,133 @@ Raises
 
 _NOTES = """Notes
 -----
-The pullback is that of this very evaluation. It has the values of the strides, so that their array
-may be changed before it is called. It keeps the other arrays themselves, not copies: their entries
-must stay as they are until then.
+The pullback belongs to this one evaluation. It has a copy of the strides, so their array may
+change before the pullback is called. It has no copies of the other arrays, so their entries must
+not change before then.
 """
 
 _TEXTS = {
     "diff_stride": r"""
 Downsample an array by strides that have a gradient.
 
-Along every resized axis the spectrum is multiplied by a window whose width follows the
-stride, cropped, and transformed back (Riad et al., ICLR 2022, Algorithm 1).
+Along every resized axis, the function multiplies the spectrum by a window whose width depends
+on the stride, crops it, and transforms it back (Riad et al., ICLR 2022, Algorithm 1).
 
 Parameters
 ----------
 x : ARRAY, shape (..., N_1, ..., N_d, ...)
-    Real floating point of 16, 32 or 64 bits (bfloat16 where the framework has it), any
-    number of other dimensions. Dense: no sparse, nested or masked array.
+    Input: real floating point of 16, 32 or 64 bits, including bfloat16 if the framework has it.
+    It may have any number of other dimensions. It must be dense: not sparse, nested or masked.
 strides : float, sequence of float, or ARRAY of shape (), (1,) or (d,)
-    One stride per resized axis, or one shared by all. A value outside the bounds is
-    bounded; its gradient passes straight through. Arrays are float32 or float64; numbers
-    beyond float32 count as its ends.
+    One stride per resized axis, or one for all axes. A stride outside the bounds is clipped, and
+    its gradient is passed on unchanged. Arrays must be float32 or float64; numbers outside the
+    range of float32 are clipped to it.
 sizes : sequence of int, optional
-    Output size per axis, in place of the one that follows from the stride. Needed where
-    strides are traced; with it, strides that are arrays are never read.
+    Output size per axis. By default it follows from the stride. Required if the strides are
+    traced. If given, stride arrays are never read.
 axes : int or sequence of int
-    The axes to resize. Their order counts in "paper" and "tensorflow" alone: the last one
-    is the paper's width, whose mask has the offset of Eq. 4.
+    The axes to resize. The order matters in the conventions "paper" and "tensorflow" only: the
+    last axis is the paper's width, whose mask has the offset of Eq. 4.
 smoothness : float, optional
-    Width of the window's ramp: as a fraction of the band that the output holds, at most 1
-    ("nominal"; default 0.25), or in frequencies ("paper", "tensorflow"; default 4.0). From
-    1e-30 to 1e30.
+    Width of the window's ramp, from 1e-30 to 1e30. In the convention "nominal" it is a fraction
+    of the band that the output holds, at most 1; the default is 0.25. In "paper" and "tensorflow"
+    it is a number of frequencies; the default is 4.0.
 limits : (lower, upper) or None
-    Limits on the strides besides the built-in bounds, None for none. ``limits=None``
-    switches the built-in bounds off too, except for S >= 1.
+    Limits on the strides, in addition to the built-in bounds. Either may be None. ``limits=None``
+    switches off the built-in bounds too, except S >= 1.
 cropping : bool
-    False masks the spectrum without cropping it: the shape never changes.
+    Whether to crop the spectrum. If False, the window is applied, but the output is as large as
+    the input.
 multiple_of : int
-    Output sizes are raised to the next multiple of it, as far as the input's size allows. The
-    window stays as it is. Not in the tensorflow convention.
+    Raise output sizes to a multiple of this number, but not above the input's size. The window
+    does not change. Must be 1 in the convention "tensorflow".
 norm : {"forward", "ortho", "backward"}, optional
-    Scale of the output: a constant stays that constant ("forward"), or is multiplied by
-    the square root of ("ortho"), or by ("backward") the ratio of input and output size.
-    The default is "forward", for the tensorflow convention "backward".
+    Scale of the output. "forward" keeps the value of a constant input. "backward" multiplies it
+    by the ratio of input size to output size, "ortho" by the square root of that ratio. The
+    default is "backward" in the convention "tensorflow", and "forward" in the others.
 convention : {"nominal", "paper", "tensorflow"}
-    Which window a stride stands for.
+    Which window belongs to a stride.
 method : {"auto", "matmul", "fft"}
-    Small matrix products or FFTs; "auto" chooses per axis.
+    Whether to use matrix products or FFTs. "auto" chooses for each axis.
 
 Returns
 -------
 ARRAY, shape (..., M_1, ..., M_d, ...)
-    Of the dtype and on the device of `x`.
+    Output with the dtype and the device of `x`.
 
 Raises
 ------
 TypeError
-    For an argument of the wrong kind: `x` not real floating point or not dense, strides in
-    half precision, axes in a set, which has no order, ...
+    If an argument is of the wrong kind. For example: `x` is not real floating point or not
+    dense, strides are in half precision, or axes are in a set, which has no order.
 ValueError
-    For a value that is not allowed: strides that are not finite or too many, axes repeated
-    or out of range, limits the wrong way round, arrays on different devices, ...
+    If a value is not allowed. For example: a stride is not finite, there are too many strides,
+    an axis is repeated or out of range, the lower limit is above the upper, or arrays are on
+    different devices.
 """,
     "conv_diff_stride": r"""
 Convolve an array and downsample the result by strides that have a gradient.
 
-Equal to `diff_stride` of a convolution of stride 1 that keeps the size of its input, but
-without computing at full resolution where that is cheaper: both are linear, so that the
-sum over the kernel can be taken behind the resize. This is the resize after the
-convolution, and there is no placement to choose: for the resize before it, convolve what
-`diff_stride` returns.
+The convolution has stride 1 and keeps the size of its input; `diff_stride` then resizes the
+result. Both are linear, so the sum over the kernel can also be taken after the resize, at the
+resolution of the output:
 
 .. math:: A (w * x) = \sum_i w_i\, A Z_i x,
 
-where Z_i shifts by tap i of the kernel.
+where A is the resize and Z_i shifts by tap i of the kernel. To resize before the convolution,
+convolve what `diff_stride` returns instead.
 
 Parameters
 ----------
 x : ARRAY, shape (..., C, N_1, ..., N_d)
-    Real floating point; d is 1, 2 or 3, and any number of axes come before the channels.
+    Input: real floating point, with d = 1, 2 or 3 spatial axes. Any number of axes may come
+    before the channels.
 weight : ARRAY, shape (O, C / groups, k_1, ..., k_d)
-    Of the dtype of `x`; odd kernel sizes. As deep learning has it, w * x is a correlation.
+    Kernel with the dtype of `x` and odd sizes. As usual in deep learning, w * x is a correlation.
 strides : float, sequence of float, or ARRAY of shape (), (1,) or (d,)
-    As for `diff_stride`, for the spatial axes, of which the last is the paper's width.
+    Strides of the spatial axes, as for `diff_stride`. The last axis is the paper's width.
 bias : ARRAY, shape (O,), optional
 sizes : sequence of int, optional
     Output size per spatial axis, as for `diff_stride`.
 dilation : int or sequence of int
-    Distance of the kernel's taps, per spatial axis or for all.
+    Distance between the kernel's taps: one per spatial axis, or one for all.
 groups : int
-    Into how many groups, each convolved on its own, the channels are divided.
+    Number of groups of channels. Each group is convolved on its own.
 padding_mode : {"zeros", "circular"}
-    What is beyond the border: zeros, or the other end of the map.
+    How to pad the input: with zeros, or with the other end of the map.
 channels_last : bool
-    Whether x and the output are (..., N_1, ..., N_d, C) instead; the weight stays.
+    Whether x and the output have shape (..., N_1, ..., N_d, C). The weight's shape is the same.
 smoothness, limits, cropping, multiple_of, norm, convention
     As for `diff_stride`.
 method : {"auto", "fused", "separate"}
-    "fused" adds up shifted resizes of the input at the output's resolution, "separate"
-    convolves with the framework's own function and resizes after it; "auto" takes what is
-    expected to cost less (by units of the framework, found on CPUs), "fused" where the
-    framework has no convolution (NumPy, CuPy).
-    Equal up to rounding: "fused" computes half precision in float32, "separate" as the
-    framework does.
+    "separate" convolves with the framework's own function, then resizes. "fused" adds up shifted
+    resizes of the input, at the resolution of the output. "auto" estimates the cost of both with
+    figures measured on CPUs, and takes the cheaper one; if the framework has no convolution
+    (NumPy, CuPy), it takes "fused". The results are equal up to rounding. In half precision,
+    "fused" computes in float32 and "separate" as the framework does.
 
 Returns
 -------
 ARRAY, shape (..., O, M_1, ..., M_d)
-    Of the dtype and on the device of `x`.
+    Output with the dtype and the device of `x`.
 
 Raises
 ------
 TypeError, ValueError
-    As for `diff_stride`; for a weight or bias that does not fit `x`; for circular padding
-    by a kernel that reaches further than the map; for "separate" where the framework has no
-    convolution; and for axes too long for "fused", where nothing else is there.
+    If `diff_stride` would refuse an argument; if the weight or the bias does not fit `x`; if
+    padding is circular and the kernel reaches further than the map; if the method is "separate"
+    and the framework has no convolution; or if axes are too long for "fused" and there is no
+    alternative.
 """,
     "output_sizes": """
-Return the sizes that `diff_stride` gives along the resized axes.
+Return the output sizes of `diff_stride` along the resized axes.
 
 Parameters
 ----------
 shape : sequence of int
-    Of the input.
+    Shape of the input.
 strides, axes, smoothness, limits, cropping, multiple_of, convention
-    As for `diff_stride`; the strides must have concrete values.
+    As for `diff_stride`. The strides must have concrete values.
 
 Returns
 -------
@@ -201,14 +205,14 @@ tuple of int
     "spectral_resize": """
 Resize an array by cropping or zero-padding its spectrum.
 
-Equal to `scipy.signal.resample` along each axis for the default norm.
+With the default norm, this equals `scipy.signal.resample` along each axis.
 
 Parameters
 ----------
 x : ARRAY, shape (..., N_1, ..., N_d, ...)
-    Real floating point.
+    Input: real floating point.
 sizes : int or sequence of int
-    Target size per axis, larger or smaller.
+    Target size per axis, larger or smaller than the input's.
 axes : int or sequence of int
     The axes to resize.
 norm : {"forward", "ortho", "backward"}
@@ -226,21 +230,21 @@ TypeError, ValueError
     "spectral_pool": """
 Downsample an array by cropping its spectrum to floor(N/S) samples per axis.
 
-Spectral pooling with fixed strides (Rippel, Snoek, Adams, 2015); the strides have no
+This is spectral pooling with fixed strides (Rippel, Snoek, Adams, 2015). The strides have no
 gradient.
 
 Parameters
 ----------
 x : ARRAY, shape (..., N_1, ..., N_d, ...)
-    Real floating point.
+    Input: real floating point.
 strides : float or sequence of float
-    At least 1; one per axis or one for all.
+    Strides, at least 1: one per axis, or one for all.
 axes : int or sequence of int
     The axes to resize.
 norm : {"forward", "ortho", "backward"}, optional
     As for `diff_stride`.
 convention : {"nominal", "paper", "tensorflow"}
-    "tensorflow" is the authors' FixedSpectralPooling; the other two are the same.
+    "tensorflow" computes what the authors' FixedSpectralPooling does. The other two are equal.
 
 Returns
 -------
@@ -250,7 +254,7 @@ ARRAY, shape (..., M_1, ..., M_d, ...)
 Raises
 ------
 TypeError, ValueError
-    As for `diff_stride`, and for a stride below 1.
+    If `diff_stride` would refuse an argument, or a stride is below 1.
 """,
     "complexity": r"""
 Return the complexity penalty of a stack of layers.
@@ -260,38 +264,40 @@ Return the complexity penalty of a stack of layers.
 Parameters
 ----------
 strides_per_layer : sequence
-    Per layer, in the order of the network, its strides with one entry per resized axis;
-    repeat a shared stride once per axis. Values below 1 count as 1, straight through.
+    For each layer, in the order of the network, its strides with one entry per resized axis.
+    Repeat a shared stride once per axis. Values below 1 count as 1, and their gradient is passed
+    on unchanged.
 
 Returns
 -------
 ARRAY, shape ()
-    J, differentiable in every layer's strides.
+    J, differentiable in the strides of every layer.
 
 Raises
 ------
 TypeError, ValueError
-    If there is no layer, or strides are not finite numbers in one dimension.
+    If there is no layer, or a layer's strides are not one-dimensional and finite.
 """,
     "authors_strides": """
-Return what the authors' TensorFlow layer writes back into its strides when called.
+Return the strides that the authors' TensorFlow layer has after a call.
 
-Their forward pass raises the parameter itself to size/(size - R); ours never changes it.
+Their forward pass raises its parameter to size/(size - R). The layers here never change theirs in a
+forward pass.
 
 Parameters
 ----------
 shape : sequence of int
-    Of the input.
+    Shape of the input.
 strides : float, sequence of float or ARRAY
-    Before the call.
+    The strides before the call.
 axes : int or sequence of int
-    Height and width.
+    The axes of height and width.
 smoothness : float
-    R.
+    Smoothness R of the window.
 
 Returns
 -------
 tuple of float
-    After the call, as many as there are strides; float32 values.
+    The strides after the call, as float32 values: as many as there are in `strides`.
 """,
 }

@@ -16,16 +16,16 @@ from diffstride_core.settings import make_settings
 
 
 class EagerLayer(Generic[ArrayT]):
-    """Downsampling with learnt strides, its forward and backward pass spelt out.
+    """Downsampling layer with learnt strides and an explicit backward pass.
 
-    Base of the adapters' layers, each of which names its framework and documents the arguments.
-    Below "array" stands for the framework's arrays.
+    This is the base class of the adapters' layers. Each of them names its framework and documents
+    the arguments. Below, "array" stands for the framework's arrays.
 
     Attributes
     ----------
     strides : ndarray, shape (d,) or (1,)
-        The stride parameters, a float64 NumPy array whatever the framework: the output's sizes
-        follow from them without a transfer.
+        The stride parameters, in a float64 NumPy array for every framework. The output size follows
+        from them without a transfer from a device.
     """
 
     _backend: ClassVar[Backend[Any]]
@@ -57,22 +57,22 @@ class EagerLayer(Generic[ArrayT]):
             method=method,
             size_offset=size_offset,
         )
-        # Without a device a layer is refused when it is made, not at its first batch.
+        # Without a device, this raises here, not at the first batch.
         self._backend.devices()
         self.strides = np.array(initial_strides(stride, len(self.settings.axes), shared))
         self._plans = PlanCache(self.settings, len(self.strides))
         self._pullback: Pullback[ArrayT] | None = None
 
     def forward(self, x: ArrayT) -> ArrayT:
-        """Downsample an array and keep what `backward` needs: the input, nothing else.
+        """Downsample an array, and keep it for `backward`.
 
-        The input is kept itself, not a copy: leave its entries as they are until `backward`. The
-        strides may be changed.
+        Do not change the entries of the input before calling `backward`: no copy is made. The
+        strides may change.
         """
         self._backend.check_input(x)
         self._refresh()
         plan = self._plans.plan(x.shape)  # type: ignore[attr-defined]
-        # A copy: the strides of this pass, whatever becomes of the parameter before `backward`.
+        # A copy, since the parameter may change before `backward`.
         strides = self._backend.strides_from_host(HostStrides.of(self.strides), x)
         y: ArrayT
         y, self._pullback = self._with_pullback.resample(plan, x, strides)
@@ -84,14 +84,14 @@ class EagerLayer(Generic[ArrayT]):
         Parameters
         ----------
         g : array
-            Gradient of the loss in the output, of its shape and dtype.
+            Gradient of the loss with respect to the output, with its shape and dtype.
 
         Returns
         -------
         dx : array
-            Gradient in the input.
+            Gradient with respect to the input.
         dstrides : array
-            Gradient in `strides`, of their shape, in float64, on the device of the input.
+            Gradient with respect to `strides`, with their shape, in float64 on the input's device.
 
         Raises
         ------
@@ -113,18 +113,18 @@ class EagerLayer(Generic[ArrayT]):
         return self._plans.plan(checked_shape(shape)).output_sizes
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the layer's arguments with its strides as they are now, as plain values.
+        """Return the layer's arguments, with its present strides, as plain values.
 
-        They can be written as JSON and make the same layer in every framework:
-        ``DiffStride(**layer.to_dict())``. Strides below 1, which count as 1, are given as 1.
+        The values can be written as JSON, and make the same layer in every framework:
+        ``DiffStride(**layer.to_dict())``. Strides below 1 count as 1, and are returned as 1.
         """
         return self.settings.layer_arguments(self._values())
 
     def project(self) -> None:
-        """Put the strides back within their bounds; call it after a step.
+        """Move the strides back within their bounds; call it after each step.
 
-        The bounds are the limits and the built-in ones for the sizes seen since they were projected
-        last; where none has been, those of that projection.
+        The bounds are the limits, and the built-in bounds of the input sizes seen since the last
+        projection. If there were none, they are the bounds of the last projection.
         """
         self._refresh()
         self.strides[:] = self._plans.project(tuple(self.strides.tolist()))
@@ -145,7 +145,7 @@ class EagerLayer(Generic[ArrayT]):
         self._plans.refresh(values, lambda: values)
 
     def _values(self) -> tuple[float, ...]:
-        """Return the values of the strides, which may have been replaced, once they are checked."""
+        """Return the values of the strides, checked, since the array may have been replaced."""
         strides = self.strides
         if (
             not isinstance(strides, np.ndarray)

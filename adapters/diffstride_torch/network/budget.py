@@ -1,4 +1,4 @@
-"""A term of the loss that holds what a network costs at a target."""
+"""A term of the loss that holds the cost of a network at a target."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from diffstride_core.arguments import real
 from diffstride_torch.modules import DiffStride
 from diffstride_torch.network.costs import flops_penalty
 
-# Beyond this the pull grows no further: what a step of training does to a stride stays bounded,
-# however far a network starts from its target.
+# Beyond this the pull does not grow, so that one step of training never moves a stride far, however
+# far from its target a network starts.
 _FULL_PULL = 0.05
 _SLOPE = 60.0
 
@@ -21,38 +21,39 @@ _SLOPE = 60.0
 class FlopsBudget:
     r"""A loss term that holds the multiply-adds of a network at a target.
 
-    With the multiply-adds c per image of `flops_penalty`, the target T and e = log(c/T),
+    Add it to the loss. With c the multiply-adds per image as counted by `flops_penalty`, T the
+    target and e = log(c/T), the term is
 
-    .. math:: 30\,e^2 \;\text{ for } |e| \le 0.05, \quad 3\,|e| - 0.075 \;\text{ beyond},
+    .. math:: 30\,e^2 \;\text{ for } |e| \le 0.05, \quad 3\,|e| - 0.075 \;\text{ otherwise}.
 
-    which pulls from both sides. It has no state: a run that is resumed needs nothing but the
-    strides. Training ends where the pull equals what the loss would gain by more resolution. If
-    that is g per unit of log c, with g < 3, the cost ends g/60 above the target in logarithm: half
-    a percent for g = 0.3.
+    It pulls the cost towards the target from both sides. It has no state: to resume a run, only the
+    strides are needed. At the end of training, the pull equals the gain in the loss from more
+    resolution. If this gain is g per unit of log c, with g < 3, then log(c/T) is g/60: for g = 0.3
+    the cost ends half a percent above the target.
 
     Parameters
     ----------
     model : torch.nn.Module
     example_input : Tensor, shape (N, C, ...), or tuple
-        As for `flops_penalty`, which counts.
+        As for `flops_penalty`.
     target : "initial" or float
-        Multiply-adds per image, above 0; "initial" for those of the model as it is. For those of a
-        model before surgery give ``multiply_adds_before`` of the `ReplacementReport`.
+        Multiply-adds per image, above 0, or "initial" for the present cost of the model. To use the
+        cost of a model before surgery, pass ``multiply_adds_before`` of the `ReplacementReport`.
 
     Attributes
     ----------
     target : float
         Multiply-adds per image.
     layers : list of DiffStride
-        In the order of execution, each once.
+        The layers in the order of execution, each once.
 
     Raises
     ------
     TypeError
-        If the target is neither a number nor a string, and as `flops_penalty` does.
+        If the target is neither a number nor a string, or `flops_penalty` would refuse an argument.
     ValueError
-        If the target is not positive and finite, another string than "initial", or outside what
-        the strides can reach within their bounds; and as `flops_penalty` does.
+        If the target is not positive and finite, is a string other than "initial", or cannot be
+        reached by strides within their bounds; or if `flops_penalty` would refuse an argument.
 
     Examples
     --------
@@ -96,7 +97,7 @@ class FlopsBudget:
         Returns
         -------
         Tensor, shape ()
-            Of the strides' dtype; 0 at the target.
+            The term, with the strides' dtype. It is 0 at the target.
         """
         excess = torch.log(self._penalty() / self.target)
         aim = torch.zeros_like(excess)

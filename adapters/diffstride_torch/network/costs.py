@@ -1,4 +1,4 @@
-"""What a network costs as a function of its strides."""
+"""The multiply-adds of a network as a function of its strides."""
 
 from __future__ import annotations
 
@@ -36,29 +36,28 @@ _BEYOND_ALL_BOUNDS = 1e30
 
 
 def flops_penalty(model: nn.Module, example_input: Any) -> FlopsPenalty:
-    """Trace a model, and return its multiply-adds as a function of its strides.
+    """Trace a model and return its multiply-adds as a function of its strides.
 
     Parameters
     ----------
     model : torch.nn.Module
-        With at least one DiffStride layer; traced with torch.fx and run once. Of a wrapper, as
-        ``DistributedDataParallel`` or what ``torch.compile`` returns, the model in it.
+        A model with at least one DiffStride layer, or a wrapper of it: ``DistributedDataParallel``,
+        or what ``torch.compile`` returns. It is traced with torch.fx and run once.
     example_input : Tensor, shape (N, C, ...), or tuple
-        The arguments of the model. The cost is that of inputs of its size.
+        Arguments of the model. The cost is counted for inputs of this size.
 
     Returns
     -------
     FlopsPenalty
-        To be called in every step: ``loss + weight * penalty() / penalty.initial``.
+        The penalty. Call it in every step: ``loss + weight * penalty() / penalty.initial``.
 
     Raises
     ------
     TypeError
-        If the model is no module, or the example no tensor.
+        If the model is not a module, or the example is not a tensor.
     ValueError
-        If the model has no DiffStride layer, cannot be traced or run, is distributed already by
-        ``fully_shard``, or has a call whose size or cost follows from a stride in a way that is not
-        known.
+        If the model has no DiffStride layer, cannot be traced or run, is already distributed by
+        ``fully_shard``, or makes a call whose size or cost depends on a stride in an unknown way.
     """
     model = unwrapped(model)
     return FlopsPenalty(Trace(model, example_input), type(model).__name__)
@@ -67,21 +66,21 @@ def flops_penalty(model: nn.Module, example_input: Any) -> FlopsPenalty:
 class FlopsPenalty:
     r"""The multiply-adds of a network, differentiable in its strides; made by `flops_penalty`.
 
-    Counted per image are convolutions, linear layers and the products that resize: not norms, not
-    nonlinearities, nor FFTs where an axis is long enough for them.
+    It counts, per image, convolutions, linear layers and the matrix products of resizes. It does
+    not count norms, nonlinearities, or FFTs, which are used on long axes.
 
-    The value is exact, and so a step function: an output has a whole number of samples M. The
-    gradient is that of the smooth size that M follows, taken at the present sizes: N/S, from which
-    M is off by less than one sample (in the paper's convention N/S + 2R, off by less than two),
-    and the layer's size offset.
-    Like the complexity penalty's it passes straight through the bounds; and through M = N, where
-    the stride is still too small to crop, unless no stride ever crops there. Strided operations and
-    padding behind a layer are followed.
+    The value is exact. It is a step function of the strides, since the output size M is a whole
+    number. The gradient is that of a smooth size that M approximates, at the present sizes: N/S
+    plus the layer's size offset, which differs from M by less than one sample. In the paper's
+    convention the smooth size is N/S + 2R, and differs from M by less than two. The gradient is
+    passed on unchanged through the bounds of strides, as for the complexity penalty, and through
+    M = N, where the stride is still too small to crop, unless no stride crops that axis. Strided
+    operations and padding after a layer are taken into account.
 
     Attributes
     ----------
     layers : list of DiffStride
-        In the order of execution, each once.
+        The layers in the order of execution, each once.
     initial : int
         Multiply-adds per image at the strides that the model had when traced.
     """
@@ -111,7 +110,7 @@ class FlopsPenalty:
         Returns
         -------
         Tensor, shape ()
-            Of the strides' dtype.
+            Number of multiply-adds, with the strides' dtype.
         """
         now = self._evaluate()
         every = [whole(layer.strides) for layer in self.layers]
@@ -127,7 +126,7 @@ class FlopsPenalty:
         return self._evaluate().total
 
     def of_layer(self, layer: DiffStride) -> int:
-        """Return a layer's own multiply-adds per image, over all its calls."""
+        """Return the multiply-adds per image of a layer alone, over all its calls."""
         return self._evaluate().of_layer[layer]
 
     def at_output_of(self, layer: DiffStride) -> int:

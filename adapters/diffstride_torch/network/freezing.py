@@ -1,4 +1,4 @@
-"""Models whose strides have been learnt, made ready for use elsewhere."""
+"""Freezing: models whose learnt strides become constants."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from diffstride_torch.sliding import Size
 
 
 class FixedResize(KeepsPrecision, Resize):
-    """A resize by constant matrices, one per axis: what a DiffStride layer is without its stride.
+    """A resize by constant matrices, one per axis, as a frozen DiffStride layer computes it.
 
     Parameters
     ----------
     plan : Plan
-        Of the resize.
+        Plan of the resize.
     terms : sequence of sequence of ndarray, shape (M, N)
-        Per term of the operator, a matrix for each of the plan's axes.
+        For each term of the operator, one matrix per axis of the plan.
 
     Attributes
     ----------
     input_sizes, output_sizes : tuple of int
-        N and M per resized axis: the sizes are static.
+        The static sizes N and M of the resized axes.
     """
 
     def __init__(self, plan: Plan, terms: Sequence[Sequence[NDArray[np.floating]]]) -> None:
@@ -99,9 +99,9 @@ class FixedResize(KeepsPrecision, Resize):
 
 @contextmanager
 def _quietly_traced() -> Iterator[None]:
-    """Return a context without the warnings of `torch.jit.trace` where sizes decide something.
+    """Return a context without the warnings of `torch.jit.trace` about decisions that sizes make.
 
-    What they decide here does not depend on the batch, whose size alone may change.
+    Only the size of the batch may change, and no decision here depends on it.
     """
     if not is_traced():
         yield
@@ -114,16 +114,16 @@ def _quietly_traced() -> Iterator[None]:
 def freeze(model: nn.Module, example_input: Any = None) -> nn.Module:
     """Return a copy of a model in which every stride is a constant.
 
-    Each DiffStride and SpectralPool layer becomes a `FixedResize`: matrix products alone, without
-    FFT, complex number or parameter, for one size of input. Outputs stay as they were.
+    Each DiffStride and SpectralPool layer becomes a `FixedResize`, for one input size: matrix
+    products without FFTs, complex numbers or parameters. The outputs of the model do not change.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Left as it is.
+        The model. It is not changed.
     example_input : Tensor, shape (N, C, ...), or tuple, optional
-        The arguments of the model, which is run on them once to learn each layer's input size.
-        By default that of the forward passes since the last `project_strides`, if it was one.
+        Arguments of the model, which is run on them once to find the input size of each layer. By
+        default, the sizes of the forward passes since the last `project_strides` are used.
 
     Returns
     -------
@@ -132,10 +132,10 @@ def freeze(model: nn.Module, example_input: Any = None) -> nn.Module:
     Raises
     ------
     TypeError
-        If the model is no module, or the example no tensor.
+        If the model is not a module, or the example is not a tensor.
     ValueError
-        If the model has no such layer, if a layer meets several sizes, or none, and if the model
-        cannot be copied, as one that ``fully_shard`` distributes.
+        If the model has no such layer, a layer has seen several input sizes or none, or the model
+        cannot be copied, for example because ``fully_shard`` distributes it.
     """
     check_model(model)
     layers = _layers(model)

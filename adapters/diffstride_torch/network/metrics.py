@@ -1,4 +1,4 @@
-"""What the strides of a model's layers amount to, as numbers to log while it trains."""
+"""Strides and sizes of a model's layers, as numbers to log during training."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ _AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")
 def stride_metrics(model: nn.Module, penalty: Counter | None = None) -> dict[str, float]:
     """Return the strides of a model as named numbers, for TensorBoard, W&B, MLflow and others.
 
-    Read from the model's device in one transfer; after `project_strides` in none.
+    The strides are read in one transfer per device. After `project_strides` no transfer is needed.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Of a wrapper, as ``DistributedDataParallel`` or what ``torch.compile`` returns, the model in
-        it, so that names stay. Where ``fully_shard`` distributes it, all processes must call the
-        function.
+        The model, or a wrapper of it: ``DistributedDataParallel``, or what ``torch.compile``
+        returns. Names are those of the inner model. If ``fully_shard`` distributes the model, all
+        processes must call this function.
     penalty : FlopsPenalty or FlopsBudget, optional
-        Made for this model, to count its multiply-adds.
+        Counter of the model's multiply-adds. It must have been made for this model.
 
     Returns
     -------
     dict of str to float
-        By the name of a layer in the model and that of an axis, for each layer
+        For each layer and axis:
 
-        - ``strides/LAYER/AXIS``: the stride as used, that is within its bounds;
-        - ``sizes/LAYER/AXIS``: the output size that follows from it, for the input that the layer
-          saw last; missing before the first forward pass;
+        - ``strides/LAYER/AXIS``: the stride within its bounds, as used.
+        - ``sizes/LAYER/AXIS``: the output size for the layer's last input. It is missing before the
+          first forward pass.
 
-        and ``multiply_adds`` per image, with a `penalty`. The axes of a map are height and width,
-        with depth before them in three dimensions, and length in one. A layer in several places
-        has the name of the first; a layer by itself has none, as in ``strides/height``. Characters
-        in names that some tools refuse become underscores. Empty without a layer, so that the same
-        loop logs other models.
+        With `penalty`, also ``multiply_adds``, per image. AXIS is ``height`` or ``width``,
+        ``depth`` too in three dimensions, and ``length`` in one. LAYER is the name of the layer in
+        the model, or its first name if it is in several places. It is left out if the model is a
+        layer, as in ``strides/height``. Characters that some tools refuse become underscores. For a
+        model without a layer the dictionary is empty, so the same loop can log any model.
 
     Raises
     ------
     TypeError
-        If the model is no module, or `penalty` counts nothing.
+        If the model is not a module, or `penalty` cannot count.
     ValueError
-        If `penalty` is that of another model, and if a stride is NaN or infinite.
+        If `penalty` was made for another model, or a stride is NaN or infinite.
 
     Examples
     --------

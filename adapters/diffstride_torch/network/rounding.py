@@ -21,15 +21,15 @@ class RoundedAxis:
     Attributes
     ----------
     axis : int
-        As the layer was given it.
+        The axis, as passed to the layer.
     before : float
-        The stride as it was used, that is within its bounds.
+        The stride before, within its bounds.
     after : int
-        The whole number that it is now.
+        The stride now.
     input_size : int or None
-        N as seen last; None, as the next two, where there was no forward pass.
+        The last input size N. It is None if there was no forward pass, and so are the next two.
     size_before, size_after : int or None
-        M, for this N at both strides.
+        The output sizes M for this N, at both strides.
     """
 
     axis: int
@@ -47,9 +47,9 @@ class RoundedLayer:
     Attributes
     ----------
     names : tuple of str
-        The layer's names in the model: several where the model holds it in several places.
+        Names of the layer in the model: several if it is in several places.
     axes : tuple of RoundedAxis
-        In the order in which the layer was given them.
+        The axes, in the order in which they were passed to the layer.
     """
 
     names: tuple[str, ...]
@@ -58,12 +58,12 @@ class RoundedLayer:
 
 @dataclass(frozen=True)
 class RoundingReport:
-    """What `round_strides` did; printed, a table.
+    """Report of `round_strides`. Print it to get a table.
 
     Attributes
     ----------
     rows : tuple of RoundedLayer
-        In the order in which the layers were registered.
+        The layers, in the order in which they were registered.
     """
 
     rows: tuple[RoundedLayer, ...]
@@ -83,10 +83,9 @@ class RoundingReport:
                     ]
                 )
         notes = [
-            "N, M: sizes before and after the layer, for the input that it saw last; where a layer "
-            "before it has",
-            "changed too, it will see another. The model computes something else now: measure its "
-            "accuracy again.",
+            "N, M: sizes before and after the layer, for its last input. If an earlier layer has "
+            "changed too, N will",
+            "change. The model does not compute the same as before: measure its accuracy again.",
         ]
         if any(axis.input_size is None for row in self.rows for axis in row.axes):
             notes.append("?: sizes unknown, the layer has seen no input")
@@ -96,33 +95,33 @@ class RoundingReport:
 def round_strides(model: nn.Module) -> RoundingReport:
     """Round every stride of a model to the nearest whole number within its bounds.
 
-    In place. Halves go down, to the larger map. The model computes something else then: measure its
-    accuracy again, and train it a little more if that has fallen, with the strides held
-    (``layer.strides.requires_grad_(False)``).
+    The model is changed in place. Halves are rounded down, to the larger map. The model does not
+    compute the same as before, so measure its accuracy again. If it has fallen, train the model a
+    little more with the strides held (``layer.strides.requires_grad_(False)``).
 
     Parameters
     ----------
     model : torch.nn.Module
-        Where ``fully_shard`` distributes it, all processes must call the function.
+        If ``fully_shard`` distributes the model, all processes must call this function.
 
     Returns
     -------
     RoundingReport
-        The strides and sizes of each layer before and after, to be printed.
+        Strides and sizes of each layer before and after. Print it to get a table.
 
     Raises
     ------
     TypeError
-        If the model is no module.
+        If the model is not a module.
     ValueError
-        If the model has no DiffStride layer, if a stride is NaN or infinite, and if there is no
-        whole number within a layer's bounds. No stride is changed then.
+        If the model has no DiffStride layer, a stride is NaN or infinite, or there is no whole
+        number within the bounds of a layer. No stride has then changed.
 
     Notes
     -----
-    The bounds are those of `project_strides`, which is called at the end: they follow from the
-    sizes that the layers have seen, and begin anew with the next forward pass. Two layers with the
-    same parameter get one stride, within the bounds of both.
+    The bounds are those of `project_strides`, which is called at the end. They depend on the input
+    sizes that the layers have seen. Two layers that share a parameter get one stride, within the
+    bounds of both.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Convolutions with a layer behind them made plain strided convolutions."""
+"""Turning convolutions with a layer after them into plain strided convolutions."""
 
 from __future__ import annotations
 
@@ -47,45 +47,47 @@ class Convolve(nn.Module):
 def to_strided(model: nn.Module) -> nn.Module:
     """Return a copy of a model with plain strided convolutions in place of its layers.
 
-    An approximation: a convolution with a layer behind it becomes one of the nearest whole stride
-    (as `round_strides` finds it) with the same weights. It keeps every S-th sample of the map that
-    the layer would have low-pass filtered. Expect the accuracy to fall far: train the result, an
-    ordinary network, and measure it again. `freeze` changes no output.
+    The result is an approximation. A convolution with a layer after it becomes a convolution with
+    the nearest whole stride, as `round_strides` finds it, and the same weights. It keeps every S-th
+    sample of the map, without the layer's low-pass filter. Expect the accuracy to fall a lot: train
+    the result, which is an ordinary network, and measure it again. To change no output, use
+    `freeze`.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Left as it is. Of a wrapper, as ``DistributedDataParallel`` or what ``torch.compile``
-        returns, the model in it. Traced with torch.fx where layers are called outside of a
-        `DiffStrideConv2d` or its like.
+        The model, or a wrapper of it: ``DistributedDataParallel``, or what ``torch.compile``
+        returns. It is not changed. It is traced with torch.fx if layers are called outside a
+        `DiffStrideConv`.
 
     Returns
     -------
     torch.nn.Module
-        Without any DiffStride layer. Names of parameters stay.
+        A model without DiffStride layers. Its parameters have the same names.
 
     Raises
     ------
     TypeError
-        If the model is no module.
+        If the model is not a module.
     ValueError
-        If the model has no DiffStride layer, cannot be copied, as one that ``fully_shard``
-        distributes, or be traced; if a stride cannot be rounded; and naming all layers and
-        convolutions that have no strided counterpart:
+        If the model has no DiffStride layer, cannot be traced, or cannot be copied, for example
+        because ``fully_shard`` distributes it; if a stride cannot be rounded; or if layers or
+        convolutions have no strided counterpart. The message then names all of these:
 
-        - layers before a convolution (``placement="before"``), which so reads S times as far, but
-          for one of a single tap, which commutes with them;
-        - layers behind anything but a convolution, as a pooling, or behind one whose output is
-          read without the layer, too; both but for a stride of 1, which needs no convolution;
-        - layers with ``cropping=False`` or another norm than "forward", which a strided convolution
-          does not scale by.
+        - layers before a convolution (``placement="before"``), which then reads S times as far. A
+          convolution with a single tap is allowed, since the layer commutes with it.
+        - layers after anything but a convolution, for example a pooling, and layers after a
+          convolution whose output is also read elsewhere. A stride of 1 is allowed, since it needs
+          no convolution.
+        - layers with ``cropping=False`` or a norm other than "forward", whose scale a strided
+          convolution does not have.
 
     Notes
     -----
     The sizes are those of `torch.nn.Conv2d`: floor((N + 2p - d(k - 1) - 1)/S) + 1 samples, which is
-    ceil(N/S) where the padding keeps the size. In the nominal convention the layer's own size is
-    the same for strides up to 4 where it has no `size_offset`; with one it is that of the operation
-    that `replace_downsampling` replaced. In the other conventions layers give larger maps.
+    ceil(N/S) if the padding keeps the size. In the nominal convention, for strides up to 4, a layer
+    without `size_offset` gives the same size. A layer with one gives the size of the operation that
+    `replace_downsampling` replaced. In the other conventions layers give larger maps.
 
     Examples
     --------

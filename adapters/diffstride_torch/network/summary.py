@@ -41,16 +41,17 @@ class AxisSummary:
     Attributes
     ----------
     axis : int
-        As the layer was given it.
+        The axis, as passed to the layer.
     stride : float
-        As used, that is within its bounds.
+        The stride within its bounds, as used.
     input_size, output_size : int or None
-        N as seen last, and M; None, as all that follows, where there was no forward pass.
+        The last input size N, and the output size M. They are None if there was no forward pass,
+        and so are the fields that follow.
     effective_stride : float or None
         N/M.
     rise, fall : float or None
-        How far the stride may rise until the output gets smaller, and fall until it gets larger;
-        None too where it stays the same up to the stride's bound.
+        By how much the stride can rise before the output gets smaller, and fall before it gets
+        larger. None if the size stays the same up to the stride's bound.
     """
 
     axis: int
@@ -69,14 +70,14 @@ class LayerSummary:
     Attributes
     ----------
     names : tuple of str
-        The layer's names in the model: several where the model holds it in several places.
+        Names of the layer in the model: several if it is in several places.
     axes : tuple of AxisSummary
-        In the order in which the layer was given them.
+        The axes, in the order in which they were passed to the layer.
     share : float or None
-        The layer's own share of the model's multiply-adds, between 0 and 1; None without `flops`,
-        and for a layer that the example of `flops` did not reach.
+        Share of the layer itself in the model's multiply-adds, between 0 and 1. None without
+        `flops`, and for a layer that the example of `flops` did not reach.
     share_at_output : float or None
-        The share of what is computed at the size of the layer's output.
+        Share of all operations that run at the size of the layer's output.
     """
 
     names: tuple[str, ...]
@@ -87,21 +88,21 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class StrideSummary:
-    """The DiffStride layers of a model; printed, a table.
+    """Summary of a model's DiffStride layers. Print it to get a table.
 
     Attributes
     ----------
     rows : tuple of LayerSummary
-        In the order of the network.
+        The layers, in the order of the network.
     multiply_adds : int or None
-        Of the model, per image; None without `flops`.
+        Multiply-adds of the model per image. None without `flops`.
     """
 
     rows: tuple[LayerSummary, ...]
     multiply_adds: int | None
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return the rows as dictionaries of plain values, which can be written as JSON."""
+        """Return the rows as dictionaries of plain values, ready for JSON."""
         return [asdict(row) for row in self.rows]
 
     def __str__(self) -> str:
@@ -123,27 +124,28 @@ class StrideSummary:
 
 
 def stride_summary(model: torch.nn.Module, flops: Flops | None = None) -> StrideSummary:
-    """Return what the strides of a model's layers amount to.
+    """Return a table of a model's strides and sizes.
 
-    The input sizes are those that the layers saw last (of several since the strides were projected
-    last, the one that was new last), the output sizes follow from the strides as they are now.
+    Input sizes are the last ones that the layers have seen. If a layer has seen several sizes since
+    the last projection, it is the one that was new last. Output sizes are for the present strides.
 
     Parameters
     ----------
     model : torch.nn.Module
     flops : Flops, optional
-        From `flops_penalty`, made for this model: adds the shares of the model's multiply-adds.
+        Penalty that `flops_penalty` returned for this model. It adds each layer's shares of the
+        model's multiply-adds.
 
     Returns
     -------
     StrideSummary
-        Its rows are in the order in which the layers were registered or, with `flops`, called.
+        The rows are in the order in which the layers were registered or, with `flops`, called.
 
     Raises
     ------
     ValueError
-        If the model has no DiffStride layer or not those of `flops`, and if a stride is NaN or
-        infinite.
+        If the model has no DiffStride layer, `flops` was made for another model, or a stride is NaN
+        or infinite.
     """
     names = named_layers(model)
     called = [] if flops is None else list(flops.layers)

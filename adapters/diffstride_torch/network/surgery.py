@@ -61,19 +61,19 @@ class Replaced:
     Attributes
     ----------
     name, operation : str
-        Its qualified name and its class.
+        Qualified name and class of the operation.
     stride : tuple of float
-        What it was; the layer's initial stride.
+        Stride of the operation, which is the initial stride of the layer.
     layer : DiffStride
-        Branches that meet again have the same one.
+        The layer. Branches that meet again share one.
     placement : {"before", "after"} or None
-        Where the layer stands; None for a pooling that it takes the place of.
+        Where the layer is, or None if it takes the place of a pooling.
     reason : str or None
-        Why it stands after the operation where it was to stand before it.
+        Why the layer comes after the operation, if "before" was asked for.
     input_size, output_size : tuple of int
-        Of the layer at the example input.
+        Sizes of the layer for the example input.
     never_cropped : bool
-        Whether some axis keeps its size at every stride.
+        Whether an axis keeps its size for every stride.
     """
 
     name: str
@@ -107,12 +107,13 @@ class Break:
     Attributes
     ----------
     name : str
-        The module's qualified name, or the function's with the module that calls it. Without a
-        trace, that of the innermost module in which it fails.
+        Qualified name of the module, or name of the function and of the module that calls it.
+        Without a trace, the name of the innermost module in which the call fails.
     error : str
-        What it raises.
+        Message of the exception.
     layers : tuple of DiffStride
-        Those of which each alone makes it fail; all that were moved where none does.
+        The layers whose strides, each moved alone, make the call fail. If no single layer does,
+        all layers that were moved.
     """
 
     name: str
@@ -122,21 +123,22 @@ class Break:
 
 @dataclass(frozen=True)
 class ReplacementReport:
-    """What `replace_downsampling` did.
+    """Report of `replace_downsampling`. Print it to read it.
 
     Attributes
     ----------
     replaced : tuple of Replaced
-        In the order of execution, as the next one.
+        Replaced operations, in the order of execution.
     kept : tuple of Kept
+        Strided operations that were not replaced, in the order of execution.
     layers : tuple of DiffStride
-        Each once.
+        The new layers, each once.
     breaks : tuple of Break
-        Where the model fails once the strides of some layer move, as far as runs of the example
-        with other strides show: each layer has its strides moved alone, and the first call that
-        fails is named. Such layers must stay where they are.
+        Calls that fail when strides move. To find them, the model is run on the example with the
+        strides of one layer moved at a time, and the first call that fails is listed. Hold the
+        strides of such layers, or change the call.
     multiply_adds_before, multiply_adds_after : int
-        Of the whole model, per image.
+        Multiply-adds of the whole model per image.
     """
 
     replaced: tuple[Replaced, ...]
@@ -202,61 +204,64 @@ def replace_downsampling(
 ) -> ReplacementReport:
     """Replace a model's strided convolutions and poolings by stride-1 operations and DiffStride.
 
-    In place. Weights and their names stay; each layer adds one parameter, ``pool.strides``. A
-    stride begins where the operation's was, and in the nominal convention every map begins with the
-    size that it had: where N/S samples are not that size, the layer has a `size_offset`.
+    The model is changed in place. Weights keep their values and names, and each layer adds one
+    parameter, ``pool.strides``. Each learnt stride starts at the stride that it replaces. In the
+    nominal convention every map keeps its size at first; where that size is not the one for N/S,
+    the layer gets a `size_offset`.
 
-    Convolutions with a layer before them that read the same tensor share one call of it. Branches
-    that meet again, in an addition or a concatenation, get one shared layer.
+    Convolutions of the same tensor share one call of the layer before them. Branches that meet
+    again, in an addition or a concatenation, share one layer.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Traced with torch.fx, but with `only`. Run before and after in evaluation mode, without
-        gradients; its modes, buffers and random numbers stay.
+        The model is traced with torch.fx, unless `only` is given. It is run before and after the
+        replacement, in evaluation mode and without gradients. Its modes, buffers and the state of
+        random number generators do not change.
     example_input : Tensor, shape (N, C, ...), or tuple
-        The arguments of the model.
+        Arguments of the model.
     placement : {"before", "after"}, optional
-        Of the layers. "before": convolutions run on the smaller map, at about the cost that they
-        had. A layer stands after its operation all the same if that is a pooling, or a convolution
-        with an even kernel, with windows that do not overlap, or with other padding than half its
-        kernel. "after": operations run at the resolution of their input. Before a pointwise
-        convolution, which commutes with it, a layer stands in either case. By default "after" where
-        `method` is "fused" or "separate", else "before".
+        Where to put the layers. The default is "before", unless `method` is "fused" or "separate".
+
+        - "before": convolutions run on the smaller map, at about the cost that they had. Some
+          operations get their layer after them all the same: poolings, and convolutions with an
+          even kernel, with windows that do not overlap, or with padding other than half the kernel.
+        - "after": operations run at the resolution of their input. Pointwise convolutions get their
+          layer before them all the same, since the result is equal.
     trainable : bool
-        False holds the strides where they begin: they require no gradient, so that optimisers leave
-        them as they are. The model then downsamples without aliasing at its own sizes.
+        Whether the strides require a gradient. If False, optimisers leave them alone, and the model
+        downsamples without aliasing at its own sizes.
     convention, smoothness, limits
-        Of the layers, see `DiffStride`. The outputs of the other conventions are larger than N/S,
-        and have no offset.
+        Arguments of the layers; see `DiffStride`. In the other conventions, outputs are larger than
+        N/S, and layers have no offset.
     skip : iterable of str
-        Qualified names of modules to leave as they are, with all that is in them.
+        Qualified names of modules to leave unchanged, with their submodules.
     only : iterable of str, optional
-        Qualified names, as in ``model.named_modules()``, of the modules to replace. The model is
-        not traced then, so that it may be one that torch.fx cannot trace. No layer is shared but by
-        `shared`.
+        Qualified names of the modules to replace, as in ``model.named_modules()``. The model is
+        then not traced, so models that torch.fx cannot trace are allowed. Layers are shared only
+        as `shared` says.
     shared : iterable of iterable of str
-        Lists of names in `only`. The modules of a list get one layer, as those of branches that
-        meet again must.
+        Lists of names in `only`. The modules of a list share one layer. This is necessary for
+        branches that meet again.
     method : {"auto", "fused", "separate"}
-        How convolutions and the layers after them are evaluated, see `conv_diff_stride`; "fused"
-        counts for those with an odd kernel whose padding is half of it, zeros or circular.
+        How to evaluate convolutions with a layer after them; see `conv_diff_stride`. "fused"
+        applies to odd kernels padded by half of their size, with zeros or circularly.
 
     Returns
     -------
     ReplacementReport
+        Which operations were replaced or kept, and where the model would fail.
 
     Raises
     ------
     TypeError
-        If the model is no module, the example no tensor, `trainable` no bool, a name no string, or
-        `shared` holds no lists.
+        If the model is not a module, the example is not a tensor, `trainable` is not a bool, a name
+        is not a string, or `shared` does not hold lists.
     ValueError
-        If the model has no such module as one that is named, cannot be traced, cannot run on the
-        example, has nothing to replace, or cannot run with the sizes that the layers give; if a
-        module in `only` is no strided operation, cannot be replaced, or is not called; or if those
-        of a list in `shared` are not in `only`, or cannot have one layer. The model is then as it
-        was.
+        If the model has no module of a given name, cannot be traced, cannot run on the example, has
+        nothing to replace, or cannot run with the layers' sizes; if a module in `only` is not a
+        strided operation, cannot be replaced, or is not called; or if the modules of a list in
+        `shared` are not in `only` or cannot share a layer. The model has then not changed.
     """
     if not isinstance(trainable, bool):
         raise TypeError(f"trainable must be True or False, got {trainable!r}")
