@@ -84,7 +84,12 @@ def together(part: Any) -> Samples:
 
 
 def epochs(
-    network: nn.Module, samples: Samples, seed: int, rate: float, decays_over: int | None
+    network: nn.Module,
+    samples: Samples,
+    seed: int,
+    rate: float,
+    decays_over: int | None,
+    stride_rate: float = STRIDE_RATE,
 ) -> Iterator[int]:
     """Train a network, and yield after every epoch.
 
@@ -98,8 +103,10 @@ def epochs(
         Learning rate.
     decays_over : int or None
         Epochs over which the rate falls to 0, as a cosine; None: it stays.
+    stride_rate : float
+        Learning rate of the strides.
     """
-    groups = param_groups(network, lr=rate, weight_decay=1e-2, stride_lr=STRIDE_RATE)
+    groups = param_groups(network, lr=rate, weight_decay=1e-2, stride_lr=stride_rate)
     optimizer = torch.optim.AdamW(groups)
     generator = torch.Generator().manual_seed(seed)
     images, labels = samples
