@@ -1,0 +1,195 @@
+"""Compare ways to fine-tune a trained network to learnt strides.
+
+Usage: ``python benchmarks/fine_tuning.py [--images PATH] [--seeds N] [--quick]``
+
+A residual network with strided convolutions is trained on the handwritten digits, or on 10,000
+images of a folder PATH/train/CLASS and PATH/test/CLASS. `replace_downsampling` puts learnt strides
+into copies of it, one per recipe, and each copy is trained for three more epochs. The script prints
+the accuracy on the test images after the swap, after each epoch, and the multiply-adds relative to
+the strided network, as means over the seeds with their standard errors. It writes
+`fine_tuning.json`, or `fine_tuning_images.json`, to `benchmarks/results`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import measuring
+import torch
+from diffstride_experiments.data import Digits, ImageFolder
+from diffstride_torch import NothingToCropWarning, flops_penalty, replace_downsampling
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from surgery_placement import (
+    BATCH,
+    EPOCHS,
+    FURTHER,
+    FURTHER_RATE,
+    RATE,
+    STRIDE_RATE,
+    Samples,
+    accuracy,
+    epochs,
+    residual,
+    together,
+)
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to fine-tune a network after the swap.
+
+    Attributes
+    ----------
+    placement : {"before", "after"}
+    recalibrates : bool
+        Whether to estimate the statistics of batch norms anew before training.
+    holds : {"nothing", "strides", "weights"}
+        What does not train in the first epoch. Weights include the parameters of norms.
+    stride_rate : float
+        Learning rate of the strides; that of the weights is 3e-4.
+    """
+
+    placement: str = "before"
+    recalibrates: bool = True
+    holds: str = "nothing"
+    stride_rate: float = STRIDE_RATE
+
+
+RECIPES = {
+    "before the convolutions": Recipe(),
+    "  statistics not re-estimated": Recipe(recalibrates=False),
+    "  strides held in the first epoch": Recipe(holds="strides"),
+    "  weights held in the first epoch": Recipe(holds="weights"),
+    "  stride rate 1e-3": Recipe(stride_rate=1e-3),
+    "  stride rate 1e-2": Recipe(stride_rate=1e-2),
+    "after the convolutions": Recipe("after"),
+    "  strides held in the first epoch, after": Recipe("after", holds="strides"),
+}
+
+
+@torch.no_grad()
+def recalibrate(network: nn.Module, images: torch.Tensor) -> None:
+    """Estimate the statistics of a network's batch norms anew, as means over all batches."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    network.train()
+    for batch in images.split(BATCH):
+        network(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def hold(parameters: Sequence[nn.Parameter], held: bool) -> None:
+    """Hold parameters, or let them train."""
+    for parameter in parameters:
+        parameter.requires_grad_(not held)
+
+
+def fine_tune(
+    network: nn.Module, recipe: Recipe, train: Samples, test: Samples, seed: int
+) -> dict[str, Any]:
+    """Swap learnt strides into a copy of a network and fine-tune it."""
+    tuned = copy.deepcopy(network)
+    example = test[0][:2]
+    report = replace_downsampling(tuned, example, placement=recipe.placement)
+    penalty = flops_penalty(tuned, example)
+    strides = [layer.strides for layer in report.layers]
+    own = set(map(id, strides))
+    weights = [p for p in tuned.parameters() if id(p) not in own]
+    if recipe.recalibrates:
+        recalibrate(tuned, train[0])
+    costs = [report.multiply_adds_after / report.multiply_adds_before]
+    accuracies = [accuracy(tuned, test)]
+
+    def train_on(count: int, seed: int) -> None:
+        rates = {"rate": FURTHER_RATE, "stride_rate": recipe.stride_rate, "decays_over": None}
+        for _ in islice(epochs(tuned, train, seed, **rates), count):
+            accuracies.append(accuracy(tuned, test))
+            costs.append(penalty.multiply_adds() / report.multiply_adds_before)
+
+    held = {"nothing": [], "strides": strides, "weights": weights}[recipe.holds]
+    hold(held, True)
+    train_on(1, seed)
+    hold(held, False)
+    train_on(FURTHER - 1, seed + 1000)
+    return {"accuracies": accuracies, "multiply-adds ratios": costs}
+
+
+def show(console: Console, runs: dict[str, list[dict[str, Any]]], before: list[float]) -> None:
+    """Print the means over seeds."""
+    strided = f"{100 * statistics.mean(before):.1f}"
+    table = Table(title=f"accuracy, %, over {len(before)} seeds; before the swap: {strided}")
+    after = [f"after {n} epoch{'s' * (n > 1)}" for n in range(1, FURTHER + 1)]
+    for column in ("recipe", "at the swap", *after, "multiply-adds, at the end"):
+        table.add_column(column, justify="left" if column == "recipe" else "right")
+    for name, rows in runs.items():
+        cells = []
+        for epoch in range(FURTHER + 1):
+            values = [100 * row["accuracies"][epoch] for row in rows]
+            error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+            cells.append(f"{statistics.mean(values):.1f} ± {error:.1f}")
+        ends = (row["multiply-adds ratios"][-1] for row in rows)
+        table.add_row(name, *cells, f"{statistics.mean(ends):.2f}")
+    console.print(table)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--images", type=Path, help="folder of images; by default the digits")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="few samples, one seed, no file")
+    options = parser.parse_args()
+    console = Console(width=120)
+    # Maps of two samples, which no stride crops.
+    warnings.simplefilter("ignore", NothingToCropWarning)
+    digits = options.images is None
+    counts: dict[str, Any] = {}
+    if options.quick:
+        counts = {"train_count": 200, "evaluation_count": 100}
+    elif not digits:
+        counts = {"train_count": 10_000, "evaluation_count": 5000}
+    source = (
+        Digits(**counts) if digits else ImageFolder(path=options.images, in_memory=True, **counts)
+    )
+    data = source.load("test")
+    train, test = together(data.train), together(data.evaluation)
+    before: list[float] = []
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in RECIPES}
+    for seed in track(range(1 if options.quick else options.seeds), "seeds", console=console):
+        torch.manual_seed(seed)
+        network = residual(data.input_shape[0], len(data.classes))
+        for _ in islice(epochs(network, train, seed, RATE, EPOCHS), EPOCHS):
+            pass
+        before.append(accuracy(network, test))
+        for name, recipe in RECIPES.items():
+            runs[name].append(fine_tune(network, recipe, train, test, seed + 2000))
+    show(console, runs, before)
+    if options.quick:
+        return
+    content = {
+        "samples": [len(train[0]), len(test[0])],
+        "accuracies before the swap": before,
+        "recipes": {name.strip(): asdict(recipe) for name, recipe in RECIPES.items()},
+        "runs": {name.strip(): rows for name, rows in runs.items()},
+    }
+    name = "fine_tuning" + ("" if digits else "_images")
+    console.print(f"written: {measuring.save(name, content)}")
+
+
+if __name__ == "__main__":
+    main()
