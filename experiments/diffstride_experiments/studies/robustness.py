@@ -183,7 +183,7 @@ class Robustness:
         bottom.set_ylabel("multiply-adds per sample\nat the end, millions")
         bottom.set_yscale("log")
         bottom.yaxis.set_major_formatter("{x:g}")
-        bottom.set_xlabel("initial strides of the three places")
+        bottom.set_xlabel("initial strides of the three layers")
         plotting.legend_below(figure, top)
         return png(figure, DPI)
 
