@@ -27,13 +27,13 @@ COLUMNS = ("initial strides", "network")
 STARTS = {"2, 2, 2": (2.0, 2.0, 2.0), "3, 2, 3": (3.0, 2.0, 3.0), "4, 4, 4": (4.0, 4.0, 4.0)}
 LEARNT = METHODS["diffstride"].label
 HELD = "strides held"
-BEHIND = "behind the convolution"
-PAPER = "the paper's convention, behind the convolution"
+AFTER = "after the convolution"
+PAPER = "the paper's convention, after the convolution"
 # What a sceptic asks, and the options that answer it.
 NETWORKS: dict[str, dict[str, Any]] = {
     LEARNT: {"methods": ("diffstride",)},
     HELD: {"methods": ("diffstride-held",)},
-    BEHIND: {"methods": ("diffstride",), "model.placement": "after"},
+    AFTER: {"methods": ("diffstride",), "model.placement": "after"},
     # Its smoothness counts frequencies.
     PAPER: {"methods": ("diffstride-paper",), "model.smoothness": None},
 }
@@ -42,7 +42,7 @@ WIDER = {method: f"{METHODS[method].label}, wider" for method in FIXED}
 STYLES: dict[str, Style] = {
     LEARNT: style("diffstride"),
     HELD: style("diffstride-held", HELD),
-    BEHIND: (BEHIND, plotting.SKY, "v"),
+    AFTER: (AFTER, plotting.SKY, "v"),
     PAPER: style("diffstride-paper", PAPER),
     **{label: style(method, label) for method, label in WIDER.items()},
 }
