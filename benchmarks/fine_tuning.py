@@ -43,6 +43,7 @@ from surgery_placement import (
     together,
 )
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Recipe:
     ----------
     placement : {"before", "after"}
     recalibrates : bool
-        Whether to estimate the statistics of batch norms anew before training.
+        Whether to estimate the statistics of batch norms again before training.
     holds : {"nothing", "strides", "weights"}
         What does not train in the first epoch. Weights include the parameters of norms.
     stride_rate : float
@@ -78,21 +79,6 @@ RECIPES = {
 }
 
 
-@torch.no_grad()
-def recalibrate(network: nn.Module, images: torch.Tensor) -> None:
-    """Estimate the statistics of a network's batch norms anew, as means over all batches."""
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    network.train()
-    for batch in images.split(BATCH):
-        network(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-
-
 def hold(parameters: Sequence[nn.Parameter], held: bool) -> None:
     """Hold parameters, or let them train."""
     for parameter in parameters:
@@ -111,7 +97,7 @@ def fine_tune(
     own = set(map(id, strides))
     weights = [p for p in tuned.parameters() if id(p) not in own]
     if recipe.recalibrates:
-        recalibrate(tuned, train[0])
+        update_bn(train[0].split(BATCH), tuned)
     costs = [report.multiply_adds_after / report.multiply_adds_before]
     accuracies = [accuracy(tuned, test)]
 
