@@ -1,16 +1,17 @@
 """The mathematics of DiffStride, written once against the Python array API.
 
-To read it, in this order:
+Read the modules in this order:
 
-- `conventions`: which window a stride stands for, and which output size;
+- `conventions`: the window and the output size that belong to a stride;
 - `window`: the mask of a window, and the derivative of its edge;
-- `bases`: the cosine tables of an axis, which no stride changes;
-- `operators`: a matrix for each axis, made of mask and tables;
-- `resample`: arrays multiplied by them, and the gradients;
-- `convolution`: the same of what a convolution makes.
+- `bases`: the cosine tables of an axis, which do not depend on the stride;
+- `operators`: one matrix per axis, made from mask and tables;
+- `resample`: the products of arrays and these matrices, and the gradients;
+- `convolution`: the same for the output of a convolution.
 
-Before that, `arguments`, `settings`, `planning` and `plan` decide everything that needs no array;
-`plan_cache` keeps it for a layer. `ops` and `kernels` are what a framework provides.
+Before any of these run, `arguments`, `settings`, `planning` and `plan` decide everything that needs
+no array. `plan_cache` keeps the plans of a layer. `ops` and `kernels` define what a framework
+provides.
 """
 
 from diffstride_core._version import __version__ as __version__

@@ -28,7 +28,7 @@ TOLERANCE = 1e-12
 
 
 def main() -> int:
-    """Print what there is; return 1 if the self-check fails, else 0."""
+    """Print the report; return 1 if the self-check fails, else 0."""
     argparse.ArgumentParser(
         prog="python -m diffstride_core",
         description="Print versions, adapters and devices, and check the mathematics.",
@@ -41,7 +41,7 @@ def main() -> int:
         print(f"{name:18}{state}")
     for name in LIBRARIES:
         print(f"{name:18}{_version(name) or 'not installed'}")
-    # Not by importing a framework, which takes seconds.
+    # No framework is asked for its devices: importing one takes seconds.
     print(f"{'devices':18}{os.cpu_count()} CPU cores{_gpus()}")
     start = time.perf_counter()
     error = largest_error()
@@ -52,10 +52,11 @@ def main() -> int:
 
 
 def largest_error() -> float:
-    """Downsample waves whose results are known, and return the largest error of all of them.
+    """Downsample waves with known results, and return the largest error.
 
-    A cosine below the window's ramp becomes the same cosine at the lower rate. One on the ramp is
-    scaled by the mask, linearly in the stride, so that a difference is its derivative.
+    A cosine below the window's ramp becomes the same cosine at the lower rate. A cosine on the ramp
+    is scaled by the mask. The mask is linear in the stride there, so a difference quotient is its
+    derivative.
     """
     errors = []
     for method in ("matmul", "fft"):
@@ -68,7 +69,7 @@ def largest_error() -> float:
 
 
 def _resized(frequency: int, stride: float, method: str) -> tuple[float, float, float]:
-    """Return a wave's amplitude, its derivative in the stride, and what is left but the wave."""
+    """Return a wave's amplitude, its derivative in the stride, and the largest residual."""
     size, output_size = 64, 32
     plan = plan_diff_stride(
         make_settings(axes=(-1,), method=method),
@@ -83,7 +84,7 @@ def _resized(frequency: int, stride: float, method: str) -> tuple[float, float, 
     factors = resize_operators(ops, plan, strides, x)
     y = evaluate(ops, plan, factors, x, strides)
     ramps = ramp_operators(ops, plan, strides, x)
-    g = 2 * wave / output_size  # of the amplitude, a mean against the wave
+    g = 2 * wave / output_size  # gradient of the amplitude, a mean of y times the wave
     _, slope = pull_back(ops, plan, factors, ramps, g, x, strides, needs=(False, True))
     assert slope is not None
     amplitude = np.sum(g * y)

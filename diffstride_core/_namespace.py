@@ -21,9 +21,9 @@ def namespace_of(array: Any) -> Any:
     Returns
     -------
     module
-        The namespace, wrapped by array-api-compat where the framework's own one departs from the
-        standard. Backends ask once, when they are made: asking inside a traced function costs
-        warnings and time.
+        The namespace. It is wrapped by array-api-compat if the framework's own departs from the
+        standard. Backends call this function once, when they are made: a call inside a traced
+        function costs warnings and time.
     """
     if _NUMPY_CONFORMS and isinstance(array, np.ndarray):
         return np  # its wrapper would import numpy.f2py and numpy.testing
@@ -31,5 +31,5 @@ def namespace_of(array: Any) -> Any:
 
 
 def device_of(array: Any) -> Any:
-    """Return the device of an array, in the framework's own terms; None where it has none."""
+    """Return the device of an array as the framework's own object; None if it has none."""
     return array_api_compat.device(array)

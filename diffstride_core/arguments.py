@@ -1,4 +1,4 @@
-"""Checks of what a user passes: each names the argument, its value and what is allowed."""
+"""Checks of a user's arguments: each error names the argument, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ METHODS = ("auto", "matmul", "fft")
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 MOST_SAMPLES = 2**31 - 1
-"""The largest size or distance: phases are products of two indices, which must fit 64 bits."""
+"""The largest size or distance: phases are products of two indices, and must fit in 64 bits."""
 
 _TEXT = (str, bytes, bytearray)
 _UNORDERED = (Set, Mapping, MappingView)
 
 
 def option(name: str, value: object, allowed: tuple[str, ...]) -> str:
-    """Return a string that must be one of those allowed."""
+    """Return a string, which must be one of the allowed ones."""
     if not isinstance(value, str) or value not in allowed:
         raise (ValueError if isinstance(value, str) else TypeError)(
             f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}"
@@ -55,7 +55,7 @@ def real(name: str, value: Any) -> float:
 
 
 def _check_number(value: Any) -> None:
-    """Raise TypeError for what Python or NumPy would convert to a number, but is none."""
+    """Raise TypeError for a value that converts to a float or an int but is not a real number."""
     dtype = str(getattr(value, "dtype", ""))
     if isinstance(value, (bool, complex, *_TEXT, np.ma.MaskedArray)) or any(
         kind in dtype for kind in ("bool", "complex", "time", "object")
@@ -64,7 +64,7 @@ def _check_number(value: Any) -> None:
 
 
 def check_plain(name: str, array: Any) -> None:
-    """Raise TypeError for an array of NumPy's whose entries are not all that it is."""
+    """Raise TypeError for a NumPy array that is more than its entries: masked, or a matrix."""
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(
             f"{name} must be an array without a mask, which no resize can honour, got a "
@@ -75,7 +75,7 @@ def check_plain(name: str, array: Any) -> None:
 
 
 def check_float(name: str, dtype: str, allowed: Sequence[str]) -> None:
-    """Raise TypeError unless the name of an array's dtype is one of those computed with."""
+    """Raise TypeError unless the name of an array's dtype is one of the allowed ones."""
     if dtype not in allowed:
         raise TypeError(
             f"{name} must be real floating point, one of {', '.join(allowed)}, got dtype {dtype}"
@@ -83,9 +83,10 @@ def check_float(name: str, dtype: str, allowed: Sequence[str]) -> None:
 
 
 def within_float32(value: float) -> float:
-    """Return a number within the range of float32, whose ends stand for what is beyond.
+    """Return a number clipped to the range of float32.
 
-    No stride and no bound so large is told from them, and every framework can hold them.
+    A stride or a bound beyond the range has the same effect as the end of the range, and every
+    framework can hold the ends.
     """
     return min(max(value, -FLOAT32_MAX), FLOAT32_MAX)
 
@@ -94,7 +95,7 @@ def integers(name: str, value: Any) -> tuple[int, ...]:
     """Return one int or several as a non-empty tuple of ints."""
     several = isinstance(value, Iterable) and getattr(value, "ndim", 1) > 0
     try:
-        # The order of the entries counts, and a set's is arbitrary.
+        # The order of the entries matters, and a set has an arbitrary one.
         if isinstance(value, (*_TEXT, *_UNORDERED, np.ma.MaskedArray)):
             raise TypeError
         integers = tuple(map(_index, value)) if several else (_index(value),)
@@ -106,7 +107,7 @@ def integers(name: str, value: Any) -> tuple[int, ...]:
 
 
 def integer(name: str, value: Any) -> int:
-    """Return an int."""
+    """Return an integer as an int, or raise TypeError naming the argument."""
     try:
         return _index(value)
     except (TypeError, RuntimeError):  # RuntimeError: tensors that have no values
@@ -119,13 +120,13 @@ def _index(value: Any) -> int:
 
 
 def in_order(name: str, values: Any, entries: str) -> tuple[Any, ...]:
-    """Return the entries of an iterable whose order counts.
+    """Return the entries of an iterable whose order matters.
 
     Raises
     ------
     TypeError
-        For anything else: a set's order is arbitrary, a dict stands for more than its keys. The
-        message says of what entries a sequence is wanted.
+        If it is anything else: a set has an arbitrary order, and a dict is more than its keys. The
+        message says which entries the sequence should have.
     """
     if not isinstance(values, Iterable) or isinstance(values, (*_TEXT, *_UNORDERED)):
         raise TypeError(f"{name} must be a sequence, {entries}, got {values!r}")
@@ -133,7 +134,7 @@ def in_order(name: str, values: Any, entries: str) -> tuple[Any, ...]:
 
 
 def checked_limits(limits: Any) -> Limits | None:
-    """Return None, or a pair of limits of which each is a number or None."""
+    """Return checked limits: None, or a pair whose entries are each a number or None."""
     if limits is None:
         return None
     if not isinstance(limits, Sequence) or isinstance(limits, _TEXT) or len(limits) != 2:
@@ -154,7 +155,7 @@ def checked_limits(limits: Any) -> Limits | None:
 
 
 def checked_layers(strides_per_layer: Any) -> Sequence[Any]:
-    """Return the strides of several layers as they are, which must be a sequence."""
+    """Return the strides of several layers unchanged; they must be a sequence."""
     if not isinstance(strides_per_layer, Sequence) or isinstance(strides_per_layer, _TEXT):
         raise TypeError(
             "strides_per_layer must be a sequence with the strides of each layer, got "
@@ -172,15 +173,15 @@ def check_strides(
     ----------
     strides : sequence of float
     count : int
-        The number of resized axes: so many strides, or one.
+        Number of resized axes. There must be as many strides, or one.
     least : float, optional
-        The smallest value allowed. Without it any finite value will do: one outside the bounds is
-        bounded when it is used.
+        The smallest value allowed. By default every finite value is allowed: a value outside the
+        bounds is clipped when it is used.
     name : str
-        Of the argument, for the message.
+        Name of the argument, for the message.
     """
     check_stride_count(len(strides), count, name)
-    # Comparisons, which a compiler follows that traces a stride as a symbol.
+    # Comparisons: a compiler that traces a stride as a symbol can follow them.
     if not all(-math.inf < stride < math.inf for stride in strides):
         raise ValueError(f"{name} must be finite, got {tuple(strides)}")
     if least is not None and any(stride < least for stride in strides):
@@ -190,14 +191,14 @@ def check_strides(
 def host_strides(strides: Any, name: str = "strides") -> NDArray[np.floating]:
     """Return strides given as numbers or as a host array, in float32 or float64.
 
-    They are within the range of float32, see `within_float32`, except for infinite ones.
+    Finite strides are clipped to the range of float32, see `within_float32`.
 
     Raises
     ------
     TypeError
-        Unless they are real numbers; for an array of another dtype, or with a mask.
+        If they are not real numbers, or are an array of another dtype or with a mask.
     ValueError
-        For more than one dimension.
+        If they have more than one dimension.
     """
     if isinstance(strides, np.ndarray):
         check_plain(name, strides)
@@ -219,10 +220,10 @@ def host_strides(strides: Any, name: str = "strides") -> NDArray[np.floating]:
 
 
 def _number(value: Any) -> Any:
-    """Return a number of Python's as a float, and anything else as it is."""
+    """Return a Python number as a float, and anything else unchanged."""
     _check_number(value)
     if hasattr(value, "dtype") and not hasattr(value, "__array__"):
-        raise TypeError("an array that NumPy could only read entry by entry")  # as a sparse one
+        raise TypeError("an array that NumPy could only read entry by entry")  # e.g. sparse
     return float(value) if isinstance(value, (Real, Decimal)) else value
 
 
@@ -236,16 +237,16 @@ def initial_strides(
     stride : float or sequence of float
         One per resized axis, or one for all.
     count : int
-        The number of resized axes.
+        Number of resized axes.
     shared : bool
         Whether the layer has one parameter for all axes.
     name : str
-        Of the argument `stride`, for the message.
+        Name of the argument `stride`, for the message.
 
     Raises
     ------
     TypeError, ValueError
-        Unless the strides are numbers of at least 1, and one where they are shared.
+        If a stride is not a number of at least 1, or if a shared stride has several values.
     """
     if not isinstance(shared, bool):
         raise TypeError(f"shared must be True or False, got {shared!r}")
@@ -276,7 +277,7 @@ def normalized_axes(axes: tuple[int, ...], shape: Sequence[int]) -> tuple[int, .
     ----------
     axes : tuple of int
     shape : sequence of int
-        The array's.
+        Shape of the array.
 
     Raises
     ------
@@ -325,5 +326,5 @@ def checked_sizes(sizes: Any, count: int) -> tuple[int, ...]:
 
 def axis_sizes(axes: tuple[int, ...], shape: Sequence[int]) -> tuple[int, ...]:
     """Return the sizes along axes from `normalized_axes`."""
-    # An index, also where a compiler traces a size as a symbol: a plan holds ints alone.
+    # An int even if a compiler traces a size as a symbol: a plan holds only ints.
     return tuple(operator.index(shape[axis]) for axis in axes)

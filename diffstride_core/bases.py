@@ -31,7 +31,7 @@ BinRule: TypeAlias = Callable[[int, int], tuple[Integers, Integers, Table]]
 
 @dataclass(frozen=True, slots=True)
 class AxisBasis:
-    """The name of two tables: hashable, so that any framework can keep its own copies.
+    """The key of a pair of tables, hashable so that a framework can keep its own copies.
 
     Attributes
     ----------
@@ -40,7 +40,8 @@ class AxisBasis:
     bins : BinRule
         The frequencies read and written.
     quadrature : bool
-        Sine in place of the cosine: the imaginary part of the same complex operator.
+        Whether the sine takes the place of the cosine: the imaginary part of the same complex
+        operator.
     """
 
     size: int
@@ -49,7 +50,7 @@ class AxisBasis:
     quadrature: bool = False
 
 
-# Bounded: a long run whose strides wander over many sizes must not collect tables for ever.
+# The cache is bounded: a long run whose strides pass many sizes must not collect tables for ever.
 @ByteBoundCache
 def tables(basis: AxisBasis) -> tuple[Table, Table]:
     """Return the tables of an axis operator in float64 on the host.
@@ -81,17 +82,17 @@ def tables_of_bins(
     *,
     quadrature: bool = False,
 ) -> tuple[Any, Any]:
-    """Return the tables of the bins given, in any array API namespace.
+    """Return the tables of the given bins, in any array API namespace.
 
     Parameters
     ----------
     xp : module
     bins : (array, array, array), each of shape (K,)
-        k, j (integers) and c (floating point, whose dtype the tables have).
+        k and j are integers. c is floating point; the tables have its dtype.
     size, output_size : int
         N and M.
     indices : callable
-        Returns 0, 1, ..., count - 1 as integers.
+        Called with a count; returns 0, 1, ..., count - 1 as integers.
     quadrature : bool
 
     Returns
@@ -111,11 +112,11 @@ def _phases(
     xp: Any, frequencies: Any, size: int, indices: Callable[[int], Any], dtype: Any
 ) -> tuple[Any, Any]:
     """Return cos and sin of 2 pi k n / size, both of shape (len(frequencies), size)."""
-    # Reduced in integers: k*n grows with the square of the size, and so would its rounding error.
+    # Reduce in integers: k*n grows with the square of the size, and so would its rounding error.
     turns = (frequencies[:, None] * indices(size)) % size
     angle = 2 * math.pi * xp.astype(turns, dtype) / size
-    # Half turns have no sine. The unpaired bin of an even size depends on it: its sine is not seen
-    # by the samples, and rounding must not let it in.
+    # The sine of half turns is exactly 0. The unpaired bin of an even size needs this: the samples
+    # do not see its sine, and rounding must not let it in.
     sine = xp.sin(angle)
     return xp.cos(angle), xp.where(2 * turns % size == 0, xp.zeros_like(sine), sine)
 
@@ -130,8 +131,8 @@ def half_spectrum(size: int, output_size: int) -> tuple[Integers, Integers, Tabl
 def bin_counts(xp: Any, frequencies: Any, size: int) -> Any:
     """Return how often each bin k = 0, 1, ... of a real spectrum counts.
 
-    A bin stands for itself and its mirror image, so it counts twice; the constant and, where the
-    size is even, the unpaired bin size/2 count once.
+    A bin stands for itself and its mirror image, so it counts twice. The constant counts once, and
+    so does the unpaired bin size/2 of an even size.
 
     Parameters
     ----------
@@ -139,7 +140,7 @@ def bin_counts(xp: Any, frequencies: Any, size: int) -> Any:
         The array API namespace of `frequencies`.
     frequencies : array, shape (K,)
     size : int
-        Of the shorter of input and output.
+        Size of the input or the output, whichever is shorter.
 
     Returns
     -------

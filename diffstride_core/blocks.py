@@ -1,4 +1,4 @@
-"""Arrays taken a part of their batch at a time, so that caches hold what is made of it."""
+"""Evaluation of a batch in blocks, so that intermediate results fit in the processor's caches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffstride_core import kernels
 from diffstride_core.ops import Array, ArrayOps
 
 Part: TypeAlias = tuple[Array | None, tuple[Array, ...]]
-"""What is computed of a part: that part of the result, and contributions to sums."""
+"""The output for one block: its part of the result, and its contributions to sums."""
 
 
 _shape = operator.attrgetter("shape")
@@ -24,27 +24,27 @@ def in_blocks(
     arrays: tuple[Array, ...],
     elements: int | None = None,
 ) -> Part:
-    """Call a function on one part of a batch after the other.
+    """Call a function on one block of a batch after the other.
 
     Parameters
     ----------
     ops : ArrayOps
     function : callable
-        Maps where a part of the result may be written, which it may ignore, and parts of the
-        arrays to a `Part`.
+        Called with the place for its part of the result, or None, and with a block of each array.
+        It may ignore the place. Returns a `Part`.
     shape : callable or None
-        Returns that of the result; None if there is none.
+        Returns the shape of the result; None if there is no result.
     arrays : tuple of array
-        Taken apart along their first axis.
+        Split into blocks along their first axis.
     elements : int, optional
-        Of the largest array that the whole batch leads to; by default that of `arrays`.
+        Size of the largest array made for the whole batch; by default the largest of `arrays`.
 
     Returns
     -------
     result : array or None
     sums : tuple of array
     """
-    # Compilers come no further: they would make a condition of what is asked of sizes.
+    # Compilers must not go further: they would turn each question about sizes into a condition.
     if not ops.kernels.can_write(arrays[0]):
         return function(None, *arrays)
     count, limit = arrays[0].shape[0], kernels.BLOCK_ELEMENTS
@@ -52,7 +52,7 @@ def in_blocks(
         elements = max(map(math.prod, map(_shape, arrays)))
     if count < 2 or elements <= limit:
         return function(None, *arrays)
-    # Equal parts: a small last one would be as slow as a large one.
+    # Equal blocks: a small last one would be as slow as a large one.
     step = -(-count // min(count, -(-elements // limit)))
     result: Array | None = None
     sums: tuple[Array, ...] = ()

@@ -1,4 +1,4 @@
-"""A cache of arrays that is bounded by their bytes, whatever their number."""
+"""A cache of a function's results that is bounded by their bytes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import numpy as np
 R = TypeVar("R")
 
 MOST_BYTES = 64 * 2**20
-"""What each cache keeps at most.
+"""The largest size of each cache.
 
-A network's tables and factors take a few megabytes; those of one axis of two thousand samples take
-tens.
+A network's tables and factors take a few megabytes. Those of a single axis of two thousand samples
+take tens of megabytes.
 """
 
 
 class CacheInfo(NamedTuple):
-    """What a cache keeps, and how often it had to compute."""
+    """The size of a cache, how often it had to compute, and its limits."""
 
     entries: int
     nbytes: int
@@ -33,7 +33,7 @@ class CacheInfo(NamedTuple):
 
 
 class _Key(list[Hashable]):
-    """The arguments of a call, hashed once: the hash of a plan takes longer than the look-up."""
+    """The arguments of a call, hashed once: hashing a plan takes longer than the look-up."""
 
     __slots__ = ("_hash",)
 
@@ -46,26 +46,26 @@ class _Key(list[Hashable]):
 
 
 class ByteBoundCache(Generic[R]):
-    """Keep what a function returned for the arguments that were used last, as far as bytes allow.
+    """Keep a function's most recently used results, up to a limit on their bytes.
 
-    A decorator, safe to call from several threads. What alone takes more than `most_bytes` is not
-    kept.
+    This is a decorator. It can be called from several threads. A result larger than `most_bytes`
+    is not kept.
 
     Parameters
     ----------
     function : callable
-        Of hashable arguments by position; returns an array, or arrays in nested tuples.
+        Takes hashable positional arguments; returns an array, or arrays in nested tuples.
     size : callable, optional
-        Returns the bytes that the result for the same arguments takes, for results that are no
-        arrays.
+        Takes the same arguments; returns the size of the result in bytes. Needed if the results are
+        not arrays.
     most_bytes : int
     most_entries : int
-        Arrays that are tiny take more memory than their bytes.
+        Limits the number of results too: tiny arrays take more memory than their bytes.
 
     Attributes
     ----------
     nbytes : int
-        What is kept now.
+        Bytes of the results that are kept now.
     """
 
     __wrapped__: Callable[..., R]
@@ -82,8 +82,8 @@ class ByteBoundCache(Generic[R]):
         self._size = size
         self.most_bytes, self.most_entries = most_bytes, most_entries
         self.nbytes = self._misses = 0
-        # Least recently used first. An entry has its own key, by which it is found without
-        # comparing the arguments again.
+        # Least recently used first. An entry contains its own key: looked up by that key, it is
+        # found without comparing the arguments again.
         self._entries: OrderedDict[_Key, tuple[_Key, R, int]] = OrderedDict()
         self._renew_lock()
         # A child process must not wait for a thread that it does not have.
@@ -93,7 +93,7 @@ class ByteBoundCache(Generic[R]):
         CACHES[f"{module}.{function.__qualname__.lstrip('_')}"] = self
 
     def __call__(self, *args: Hashable) -> R:
-        """Return what is kept for the arguments, or call the function."""
+        """Return the result kept for the arguments, or call the function."""
         key = _Key(args)
         with self._lock:
             found = self._entries.get(key)
@@ -109,26 +109,26 @@ class ByteBoundCache(Generic[R]):
         return value
 
     def __reduce__(self) -> str:
-        return self.__wrapped__.__qualname__  # By name, as a function.
+        return self.__wrapped__.__qualname__  # pickled by name, as functions are
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def clear(self) -> None:
-        """Keep nothing of what was kept."""
+        """Remove all results."""
         with self._lock:
             self._entries.clear()
             self.nbytes = 0
 
     def info(self) -> CacheInfo:
-        """Return what is kept, and how often the function had to be called."""
+        """Return the size of the cache, how often the function was called, and the limits."""
         with self._lock:
             return CacheInfo(
                 len(self._entries), self.nbytes, self._misses, self.most_entries, self.most_bytes
             )
 
     def _keep(self, key: _Key, value: R, size: int) -> None:
-        if key in self._entries:  # from another thread
+        if key in self._entries:  # another thread was faster
             return
         self._entries[key] = key, value, size
         self.nbytes += size
@@ -141,14 +141,14 @@ class ByteBoundCache(Generic[R]):
 
 
 CACHES: WeakValueDictionary[str, ByteBoundCache[Any]] = WeakValueDictionary()
-"""Those that there are, by module and function, such as ``"bases.tables"``."""
+"""All caches, by module and function, such as ``"bases.tables"``."""
 
 
 def _bytes(value: Any, counted: set[int]) -> int:
     """Return the bytes of arrays in nested tuples, each counted once."""
     if isinstance(value, tuple):
         return sum([_bytes(entry, counted) for entry in value])
-    # A view keeps all of what it is a view of.
+    # A view keeps its whole base array alive.
     while isinstance(value, np.ndarray) and isinstance(value.base, np.ndarray):
         value = value.base
     if id(value) in counted:

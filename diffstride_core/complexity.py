@@ -15,7 +15,7 @@ from diffstride_core.plan import Bounds
 from diffstride_core.window import gather_stride_gradients, spread_strides, straight_through
 
 LayerBounds: TypeAlias = tuple[tuple[Bounds, ...], ...]
-"""Per layer, the bounds of the stride of each resized axis."""
+"""The bounds of the stride of each resized axis, per layer."""
 
 
 def evaluate(ops: ArrayOps, bounds: LayerBounds, factors: Factors, *strides: Array) -> Array:
@@ -25,16 +25,17 @@ def evaluate(ops: ArrayOps, bounds: LayerBounds, factors: Factors, *strides: Arr
     ----------
     ops : ArrayOps
     bounds : tuple of tuple of Bounds
-        Per layer and resized axis; the strides are bounded straight through.
+        Per layer and resized axis. Strides outside them are clipped, with a straight-through
+        gradient.
     factors : tuple
         Empty.
     *strides : array, shape (), (1,) or (d,)
-        Per layer in the order of the network; a stride shared by d axes counts d times.
+        Per layer, in the order of the network. A stride shared by d axes counts d times.
 
     Returns
     -------
     array, shape ()
-        Computed in the precise dtype, returned in that of the strides.
+        Computed in the precise dtype, returned in the dtype of the strides.
     """
     products = _products(_used(ops, bounds, strides))
     total = sum(products[1:], start=products[0])
@@ -81,7 +82,7 @@ def _used(ops: ArrayOps, bounds: LayerBounds, strides: tuple[Array, ...]) -> lis
 
 
 def _products(used: list[list[Array]]) -> list[Array]:
-    """Return the share of the input's samples that is left after each layer."""
+    """Return the fraction of the input's samples that is left after each layer."""
     shares: list[Array] = []
     for layer in used:
         share = 1.0 / layer[0]

@@ -1,8 +1,9 @@
 """The factors of the operators, made on the host and kept while the strides stay the same.
 
-They are a few small arrays, but take dozens of operations to make: dispatched one by one in a
-framework, these would cost as much as a small resize itself. In NumPy they cost a fraction, and
-nothing at all where the values of the strides, compared themselves, have not changed.
+The factors are a few small arrays, but it takes dozens of operations to make them. Dispatched one
+by one in a framework, these operations would cost as much as a small resize itself. In NumPy they
+cost a fraction of that, and nothing at all while the values of the strides stay the same. The
+values themselves are compared.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class _HostOps(ArrayOps):
         return bases.tables(basis)
 
 
-# Of a ramp, the bins that hold it at these strides, or those of the widest one, which a plan knows.
+# A ramp gets the bins that hold it at these strides, or as many as the widest ramp of the plan.
 _OWN_SHAPES = _HostOps(reads_values=True)
 _SAME_SHAPES = _HostOps(reads_values=False)
 
@@ -49,14 +50,14 @@ def factors(
     Parameters
     ----------
     make : callable
-        Of an `Operation`.
+        The function of an `Operation` that makes factors.
     plan : hashable
     strides : tuple of float, or None
     dtype : str
-        Of the arrays to resize.
+        Dtype of the arrays to resize.
     same_shapes : bool
-        Give the arrays the shapes that they have at any strides of the plan: for frameworks that
-        compile for shapes.
+        Whether the arrays have the same shapes for all strides of the plan, for frameworks that
+        compile for fixed shapes.
     """
     values = None if strides is None else np.asarray(strides)
     ops = _SAME_SHAPES if same_shapes else _OWN_SHAPES
@@ -66,14 +67,14 @@ def factors(
 def matrices(
     plan: Plan, strides: tuple[float, ...] | None, dtype: str
 ) -> tuple[tuple[NDArray[np.floating], ...], ...]:
-    """Return the matrices of a resize, the norm's factor included: per term, one per axis.
+    """Return the matrices of a resize, including the norm's factor: per term, one per axis.
 
     Parameters
     ----------
     plan : Plan
     strides : tuple of float, or None
     dtype : str
-        Of the matrices.
+        Dtype of the matrices.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""A function of arrays with its derivative, as frameworks are given it."""
+"""A function of arrays and its derivative, in the form that frameworks receive."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from typing import TypeAlias
 from diffstride_core.ops import Array, Factors
 
 MakeFactors: TypeAlias = Callable[..., Factors]
-"""``make(ops, plan, strides, like)``; `like` gives dtype and device alone."""
+"""``make(ops, plan, strides, like)``; `like` gives only the dtype and the device."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A differentiable function of arrays, of which a plan decides all but their values.
+    """A differentiable function of arrays; a plan decides everything but their values.
 
-    What depends on the strides alone, the factors of the operators, is made beforehand, by whoever
-    evaluates it: they can be kept while the strides stay the same.
+    The factors of the operators depend on the strides alone. The caller makes them before the
+    evaluation, and can keep them while the strides stay the same.
 
     Attributes
     ----------
     evaluate : callable
-        ``evaluate(ops, plan, factors, *arrays)`` returns the value. An array that is optional is
-        None where there is none.
+        ``evaluate(ops, plan, factors, *arrays)`` returns the value. An optional array that is not
+        given is None.
     pull_back : callable or None
         ``pull_back(ops, plan, factors, stride_factors, g, *arrays, needs=...)`` returns the
-        gradient of each array for the cotangent `g` of the value, None for those that `needs`
-        denies. None where the framework differentiates ``evaluate`` itself.
+        gradient of each array for the cotangent `g` of the value, or None if `needs` is False for
+        it. The attribute is None if the framework differentiates ``evaluate`` itself.
     make_factors, make_stride_factors : callable or None
-        Make the factors, and those of their derivatives in the strides, which may be None where no
-        gradient of the strides is needed. None for a function without factors.
+        Functions that make the factors, and the factors of their derivatives in the strides. If no
+        gradient of the strides is needed, the ``stride_factors`` may be None. Both attributes are
+        None for a function without factors.
     strides : int
         Index of the strides among the arrays.
     """

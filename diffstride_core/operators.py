@@ -1,9 +1,10 @@
-"""The operators of a resize: what arrays are multiplied by, made of tables and a window.
+"""The operators of a resize, which multiply arrays. They are made from tables and a window.
 
 Along one axis a resize is A = synthesis @ diag(mu, mu) @ analysis, with the tables of
-``diffstride_core.bases`` and the mask mu of a window. The matrix engine multiplies by A itself, the
-FFT engine (``diffstride_core.spectrum``) by mu between two transforms. The stride's gradient needs
-dA/dS, which has a rank of two for each bin on the ramp: two thin matrices.
+``diffstride_core.bases`` and the mask mu of a window. The matrix engine multiplies by A itself. The
+FFT engine (``diffstride_core.spectrum``) multiplies by mu between two transforms. The stride's
+gradient needs dA/dS. Its rank is two per bin on the ramp, so it is the product of two thin
+matrices.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from diffstride_core.window import Mask, spread_strides
 
 
 def resize_operators(ops: ArrayOps, plan: Plan, strides: Array | None, like: Array) -> Factors:
-    """Return what each axis of each term is resized by.
+    """Return the operator of each axis of each term.
 
     Parameters
     ----------
@@ -34,8 +35,8 @@ def resize_operators(ops: ArrayOps, plan: Plan, strides: Array | None, like: Arr
     Returns
     -------
     tuple of tuple of array
-        Per term, one per axis: the matrix A, shape (M, N), or for the FFT engine the mask, shape
-        (K,). The norm's factor is in those of the axis that is resized first.
+        Per term, one per axis: the matrix A, shape (M, N), or, for the FFT engine, the mask, shape
+        (K,). The operators of the axis that is resized first include the norm's factor.
     """
     masks = _masks(ops, plan, strides, like)
 
@@ -48,7 +49,7 @@ def resize_operators(ops: ArrayOps, plan: Plan, strides: Array | None, like: Arr
 
 
 def ramp_operators(ops: ArrayOps, plan: Plan, strides: Array | None, like: Array) -> Factors:
-    """Return what the gradient in the stride of each axis of each term is taken by.
+    """Return the factors of the stride's gradient for each axis of each term.
 
     The parameters are those of `resize_operators`.
 
@@ -56,7 +57,7 @@ def ramp_operators(ops: ArrayOps, plan: Plan, strides: Array | None, like: Array
     -------
     tuple of tuple
         Per term, one per axis: the two factors of dA/dS over the bins on the ramp, of shapes
-        (M, 2K) and (2K, N), or where the plan has no thin ramp dmu/dS, shape (K,).
+        (M, 2K) and (2K, N). If the plan has no thin ramp, it is dmu/dS, shape (K,).
     """
     masks = _masks(ops, plan, strides, like)
 
@@ -98,14 +99,14 @@ def _matrix(ops: ArrayOps, basis: AxisBasis, mask: Mask, like: Array) -> Array:
 def _ramp_factors(
     ops: ArrayOps, axis: AxisPlan, basis: AxisBasis, mask: Mask, like: Array
 ) -> tuple[Array, Array]:
-    """Return the two factors of dA/dS over bins that hold the ramp, for arrays like `like`.
+    """Return the two factors of dA/dS over the bins that hold the ramp, for arrays like `like`.
 
     Parameters
     ----------
     ops : ArrayOps
     axis : AxisPlan
     basis : AxisBasis
-        Its tables are not made where the FFT engine takes the axis: they would be too large.
+        Its tables are not made if the FFT engine resizes the axis: they would be too large.
     mask : Mask
     like : array
         Gives dtype and device.
@@ -113,18 +114,18 @@ def _ramp_factors(
     Returns
     -------
     synthesis : array, shape (M, 2K)
-        Times dmu/dS.
+        Multiplied by dmu/dS.
     analysis : array, shape (2K, N)
     """
     xp, dtype, dmask = ops.xp, ops.compute_dtype(like), mask.dmask
     assert dmask is not None
     bins = dmask.shape[0]
-    # In multiples that the kernels of matrix products divide by.
+    # Round up to a multiple that suits the kernels of matrix products.
     multiple = 4 if axis.axis == -1 else 2
     count = _bins_in_ramp(dmask, axis) if ops.reads_values else axis.ramp_bins
     count = min(bins, multiple * -(-count // multiple))
-    # Where the ramp begins follows from the stride's value: found by array operations, since it can
-    # be traced.
+    # The first bin of the ramp follows from the stride's value. Array operations find it, since
+    # the value may be traced.
     first = xp.argmax(xp.astype(dmask != 0, dmask.dtype))
     steps = xp.astype(ops.frequencies(count, like), first.dtype)
     chosen = xp.where(first < bins - count, first, bins - count) + steps
@@ -149,6 +150,6 @@ def _ramp_factors(
 
 
 def _bins_in_ramp(dmask: Array, axis: AxisPlan) -> int:
-    """Return how many neighbouring bins hold the ramp: the plan's are those of any stride."""
+    """Return how many bins hold the ramp at this stride; the plan's number is for any stride."""
     found = np.flatnonzero(dmask)
     return int(found[-1] - found[0]) + 1 if found.size else min(axis.ramp_bins, 1)

@@ -1,4 +1,4 @@
-"""What the core asks of an array framework."""
+"""The array operations that the core needs from a framework."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from diffstride_core.kernels import Array as Array
 from diffstride_core.kernels import Kernels
 
 Factors: TypeAlias = tuple[Any, ...]
-"""Arrays in nested tuples: what operators are applied with."""
+"""Arrays in nested tuples, by which operators are applied."""
 
 
 class ArrayOps:
     """The array operations of one framework, handed to every function that touches arrays.
 
-    Here by the array API alone; a framework overrides what it does otherwise or better. Everything
-    else comes from `xp`.
+    Here they use the array API alone. A framework overrides those that it does differently or
+    better. All other operations come from `xp`.
 
     Parameters
     ----------
     xp : module
         The array API namespace.
     kernels : type
-        Of the products.
+        Class of the matrix products.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class ArrayOps:
         self._precise: dict[Any, Any] = {}
 
     def precise_dtype(self, array: Array) -> Any:
-        """Return the most precise real dtype of the array's device: float64 where it exists."""
+        """Return the most precise real dtype of the array's device: float64 if it exists there."""
         device = device_of(array)
         if device not in self._precise:
             info = self.xp.__array_namespace_info__()
@@ -69,7 +69,7 @@ class ArrayOps:
         )
 
     def stop_gradient(self, array: Array) -> Array:
-        """Return the array, constant to automatic differentiation."""
+        """Return the array as a constant for automatic differentiation."""
         return array
 
     def rfft(self, array: Array, axis: int) -> Array:

@@ -1,7 +1,7 @@
 """Sizes, bounds and the plan: everything that is decided before an array is touched.
 
-Plain Python numbers only. A plan is frozen and hashable; two plans are equal exactly when a traced
-framework can reuse what it compiled.
+All numbers are plain Python numbers. A plan is frozen and hashable. Two plans are equal exactly if
+a traced framework can reuse its compiled code.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Bounds:
     Attributes
     ----------
     floor : float
-        The least stride whose window reaches into the ramp.
+        The least stride that keeps the window's edge inside the spectrum.
     lower, upper : float
-        The limits, the user's included; where they cross, `upper` wins.
+        The limits, including the user's. If they cross, `upper` wins.
     """
 
     floor: float = 1.0
@@ -32,7 +32,7 @@ class Bounds:
     upper: float = math.inf
 
     def apply(self, stride: float) -> float:
-        """Return the stride that is used in place of a parameter's value."""
+        """Return a parameter's value clipped to the bounds: the stride that is used."""
         return min(max(stride, self.floor, self.lower), self.upper)
 
     def intersect(self, other: Bounds) -> Bounds:
@@ -51,19 +51,20 @@ class AxisPlan:
     Attributes
     ----------
     axis : int
-        Counted from the end (negative), so that any number of batch dimensions fits.
+        Counted from the end (negative), so that there may be any number of batch dimensions.
     size, output_size : int
         N and M.
     is_last : bool
         Whether the axis is the last in the order given by the caller.
     bounds : Bounds
-        The stride's bounds on this axis; those of all axes together where they share one stride.
+        Bounds of the stride on this axis. If the axes share one stride, these are the bounds of all
+        axes together.
     use_fft : bool
-        Whether the FFT engine resizes the axis rather than the matrix engine.
+        Whether the FFT engine resizes the axis, rather than the matrix engine.
     ramp_bins : int
-        How many neighbouring bins hold the window's ramp, at any stride within the bounds.
+        Number of neighbouring bins that hold the window's ramp, at any stride within the bounds.
     size_offset : int
-        What the layer adds to the output size that follows from the stride.
+        Number that the layer adds to the output size that follows from the stride.
     """
 
     axis: int
@@ -77,24 +78,24 @@ class AxisPlan:
 
     @property
     def has_thin_ramp(self) -> bool:
-        """Whether the stride's gradient is taken over the ramp's bins alone, by two thin matrices.
+        """Whether the stride's gradient uses the ramp's bins alone, in two thin matrices.
 
-        Always by the matrix engine; by the FFT engine while their rows are few, and while their
-        phases, products of a frequency and an index, fit integers of 32 bits.
+        The matrix engine always does this. The FFT engine does it if the matrices have few rows,
+        and if their phases, products of a frequency and an index, fit in 32-bit integers.
         """
         return not self.use_fft or (self.ramp_bins <= 8 and self.size <= 2**16)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A resize; only the values of the strides are open.
+    """A resize in which only the values of the strides are open.
 
     Attributes
     ----------
     window : Window
         Gives the mask and the terms of the operator.
     smoothness : float
-        The window's ramp, in the window's own unit.
+        Width of the window's ramp, in the window's own unit.
     axes : tuple of AxisPlan
         In the order given by the caller.
     scale : float
@@ -135,11 +136,11 @@ class Plan:
 
 
 def order_of_application(axes: Sequence[AxisPlan]) -> tuple[int, ...]:
-    """Return the indices of axes in the order of application that costs least.
+    """Return the indices of the axes in the order of application that costs least.
 
-    Axis a goes before b where it needs fewer multiply-adds, N_a N_b M_a + M_a N_b M_b <
-    N_a N_b M_b + M_b N_a M_a, that is 1/N_a - 1/M_a < 1/N_b - 1/M_b. Among equals the axis nearest
-    to the end comes first: while the array is largest its products are widest.
+    Axis a goes before b if this needs fewer multiply-adds, N_a N_b M_a + M_a N_b M_b <
+    N_a N_b M_b + M_b N_a M_a, that is 1/N_a - 1/M_a < 1/N_b - 1/M_b. Among equals, the axis nearest
+    the end comes first: its products are the widest, and the array is largest at first.
     """
     return tuple(
         sorted(

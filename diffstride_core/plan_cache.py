@@ -1,4 +1,4 @@
-"""The plans of one layer, and the one rule by which they are refreshed."""
+"""The plans of one layer, and the rule for refreshing them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diffstride_core.plan import Bounds, Plan
 from diffstride_core.planning import plan_diff_stride
 from diffstride_core.settings import Settings, declared_bounds
 
-# A layer meets few sizes in training; evaluation at every size there is must not pile up plans.
+# A layer meets few sizes in training. Evaluation at many sizes must not pile up plans.
 _MOST_SIZES = 16
 
 _Sizes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
@@ -23,9 +23,9 @@ _Sizes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 class _Entry:
     """A plan, and whether its size has been seen since the last projection.
 
-    A flag that `PlanCache.plan` sets without reading it: a compiler such as torch.compile repeats
-    in every compiled call what traced code writes, but makes what it reads a condition of the
-    compiled code, which would be recompiled after a projection.
+    `PlanCache.plan` sets the flag without reading it. A compiler such as torch.compile repeats the
+    writes of traced code in every compiled call, but it makes what the code reads a condition of
+    the compiled code. A flag that is read would cause a recompilation after a projection.
     """
 
     plan: Plan
@@ -35,28 +35,29 @@ class _Entry:
 class PlanCache:
     """The plans of one layer.
 
-    A plan stays valid while the strides stay as they were read last. Frameworks whose layers hold
-    their strides call `refresh` before each use, with a token that tells, without reading device
-    memory, that no stride has changed; when it differs, the strides are read once and the plans of
-    all sizes seen are rebuilt. Frameworks that compile a function for what is static in its
-    arguments leave a cache as it is and replace it by a `refreshed` one: two caches are equal if
-    they hold the same plan for every size that either has seen, so that a compiled function serves
-    until a size changes.
+    A plan is valid until the strides change. Frameworks whose layers hold their strides call
+    `refresh` before each use, with a token that tells whether a stride has changed, without reading
+    device memory. If the token differs, the strides are read once, and the plans of all sizes seen
+    are made again.
 
-    The bounds of the strides are those of the sizes seen since the last `project`: where an inner
-    map has changed its size, its old size bounds nothing any more, as if training had been resumed.
-    Where no size has been seen since, as by a compiled function that is not traced again, they stay
-    what they were at that projection. Equality does not depend on them.
+    Frameworks that compile a function for the static part of its arguments do not change a cache.
+    They replace it with a `refreshed` one. Two caches are equal if they hold the same plan for
+    every size that either has seen, so that a compiled function can be used until a size changes.
 
-    A copy, or a cache restored from a pickle, has seen no size and knows no token.
+    The bounds of the strides are those of the sizes seen since the last `project`. If an inner map
+    has changed its size, its old size no longer bounds anything, as if training had been resumed.
+    If no size has been seen since, for example because a compiled function was not traced again,
+    the bounds stay what they were at that projection. Equality does not depend on the bounds.
+
+    A copy, or a cache restored from a pickle, has seen no size and has no token.
 
     Parameters
     ----------
     settings : Settings
     entries : int
-        The number of stride parameters: one per axis or one.
+        Number of stride parameters: one per axis, or one.
     strides : tuple of float, optional
-        Their values, where they are known.
+        Their values, if they are known.
     """
 
     def __init__(
@@ -90,21 +91,21 @@ class PlanCache:
         return all(self._entry(*sizes).plan == other._entry(*sizes).plan for sizes in seen)
 
     def __hash__(self) -> int:
-        # Nothing that changes while sizes are seen.
+        # Hash nothing that changes when a new size is seen.
         return hash((self._settings, self._entries))
 
     @property
     def settings(self) -> Settings:
-        """What the layer was made with besides its strides."""
+        """The settings of the layer, that is, everything but its strides."""
         return self._settings
 
     @property
     def strides(self) -> tuple[float, ...] | None:
-        """The values of the stride parameters, as of the last `refresh`; None if it had none."""
+        """The values of the stride parameters at the last `refresh`; None if they had none."""
         return self._strides
 
     def is_as_of(self, token: Hashable) -> bool:
-        """Return whether no stride has changed since the last `refresh`, which had the token."""
+        """Return whether the token is that of the last `refresh`: no stride has changed since."""
         return self._token is not None and token == self._token
 
     def refresh(self, token: Hashable, read: Callable[[], tuple[float, ...] | None]) -> None:
@@ -113,10 +114,10 @@ class PlanCache:
         Parameters
         ----------
         token : hashable
-            Equal to the last one exactly if no stride has changed since.
+            Equal to the last token exactly if no stride has changed since.
         read : callable
-            Returns the values of the strides, None if they have none; called only if they have
-            changed.
+            Returns the values of the strides, or None if they have no values. It is called only if
+            they have changed.
 
         Raises
         ------
@@ -128,7 +129,7 @@ class PlanCache:
         self._forget()
 
     def update(self, token: Hashable, strides: tuple[float, ...] | None) -> None:
-        """Bring the plans up to date with strides that have been read; see `refresh`."""
+        """Bring the plans up to date with strides that were read already; see `refresh`."""
         if strides is not None:
             check_strides(strides, len(self._settings.axes))
         if strides is None or strides != self._strides:
@@ -139,33 +140,33 @@ class PlanCache:
         self._strides, self._token = strides, token
 
     def refreshed(self, strides: tuple[float, ...]) -> PlanCache:
-        """Return the cache for other values of the strides.
+        """Return a cache for other values of the strides.
 
-        It has plans for all sizes seen and the same bounds.
+        It has plans for all sizes seen, and the same bounds.
         """
         if strides == self._strides:
             return self
         other = PlanCache(self._settings, self._entries, self._strides)
         other._plans, other._bounds = self._plans, self._bounds
-        other.update(None, strides)  # replaces the entries, and leaves ours as they are
+        other.update(None, strides)  # replaces its entries; ours do not change
         other._forget()
         return other
 
     def plan_of(self, shape: Sequence[int], strides: tuple[float, ...] | None) -> Plan:
-        """Return the plan for an input of the given shape, whose size counts as seen.
+        """Return the plan for an input of the given shape, and count its size as seen.
 
         Parameters
         ----------
         shape : sequence of int
         strides : tuple of float or None
-            Their values, which leave the cache's own as they are; None where they are traced, for
-            the plan of the values read last.
+            Values of the strides. The cache's own values do not change. None if the strides are
+            traced: the plan is then the one for the values read last.
         """
         plan = self.plan(shape)
         return plan if strides is None else self.refreshed(strides).plan(shape)
 
     def plan(self, shape: Sequence[int]) -> Plan:
-        """Return the plan for an input of the given shape, as of the last `refresh`.
+        """Return the plan for an input of the given shape, at the strides of the last `refresh`.
 
         The input's size counts as seen.
         """
@@ -175,7 +176,7 @@ class PlanCache:
         return entry.plan
 
     def holds(self, plan: Plan) -> bool:
-        """Return whether a plan is the one for its sizes as of the last `refresh`.
+        """Return whether a plan is the one for its sizes at the strides of the last `refresh`.
 
         The sizes do not count as seen.
         """
@@ -187,15 +188,15 @@ class PlanCache:
         return tuple(entry.plan for entry in self._plans.values() if entry.seen)
 
     def newest(self) -> Plan | None:
-        """Return the plan for the size that was new last, of those `seen` or else of all."""
+        """Return the plan for the newest size: of those `seen`, or, if there are none, of all."""
         plans = self.seen() or tuple(entry.plan for entry in self._plans.values())
         return plans[-1] if plans else None
 
     def bounds(self) -> tuple[Bounds, ...]:
         """Return the bounds of the stride of each axis.
 
-        Those that hold for all sizes seen since the last projection; where there are none, those of
-        that projection.
+        They hold for all sizes seen since the last projection. If there are none, they are the
+        bounds of that projection.
         """
         seen = self.seen()
         if not seen:
@@ -207,17 +208,17 @@ class PlanCache:
         )
 
     def project(self, strides: tuple[float, ...]) -> tuple[float, ...]:
-        """Return values of the stride parameters put within the bounds.
+        """Return the values of the stride parameters clipped to the bounds.
 
-        The sizes seen until now bound no later projection, unless none is seen in between.
+        The sizes seen so far do not bound later projections, unless no size is seen in between.
         """
         bounds = self.bounds_to_project()
         return tuple(bound.apply(stride) for bound, stride in zip(bounds, strides, strict=True))
 
     def bounds_to_project(self) -> tuple[Bounds, ...]:
-        """Return the bounds of each stride parameter, for a projection that is made of them.
+        """Return the bounds of each stride parameter, for a caller that clips the values itself.
 
-        See `project`, which makes one of values on the host.
+        This counts as a projection. See `project`, which clips values on the host.
         """
         self._bounds = self.bounds()
         for entry in self._plans.values():
@@ -226,9 +227,9 @@ class PlanCache:
         return self._bounds[: self._entries]
 
     def _forget(self) -> None:
-        """Forget sizes of which there are too many."""
+        """Forget sizes if there are too many."""
         while len(self._plans) > _MOST_SIZES:
-            # The oldest of those that bound nothing, else the oldest.
+            # The oldest of the sizes that bound nothing, or else the oldest of all.
             del self._plans[min(self._plans, key=lambda sizes: self._plans[sizes].seen)]
 
     def _entry(self, axes: tuple[int, ...], sizes: tuple[int, ...]) -> _Entry:

@@ -1,4 +1,4 @@
-"""From settings, sizes and strides to a plan."""
+"""Making a plan from settings, sizes and strides."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from diffstride_core.plan import AxisPlan, Bounds, Plan, order_of_application
 from diffstride_core.settings import Settings
 from diffstride_core.window import FlatWindow, Window
 
-# From these sizes on two transforms beat a matrix product, along an array's last axis and along the
-# others: between the crossings that benchmarks/engine_threshold.py found on processors with and
-# without matrix instructions, so that neither loses much.
+# Sizes from which two transforms are faster than a matrix product: along an array's last axis, and
+# along the others. They lie between the crossings that benchmarks/engine_threshold.py found on
+# processors with and without matrix instructions, so that neither kind loses much.
 FFT_FROM_SIZE = 384
 FFT_FROM_SIZE_BEFORE_LAST = 512
 
@@ -50,17 +50,17 @@ def plan_diff_stride(
     ----------
     settings : Settings
     axes : tuple of int
-        From `normalized_axes`.
+        The axes, from `normalized_axes`.
     sizes : tuple of int
         N per axis.
     strides : tuple of float, or None
-        The parameter's values, one per axis or one for all; None where they are not known.
+        Values of the stride parameters, one per axis or one for all; None if they are not known.
     shared : bool
-        Whether one stride serves all axes.
+        Whether all axes share one stride.
     output_sizes : tuple of int, optional
-        M per axis, in place of those that follow from the strides.
+        M per axis. By default, it follows from the strides.
     warn : bool
-        False where a plan is made that nothing is resized by.
+        Whether to warn. False if nothing is resized with the plan, or if the caller warns.
 
     Returns
     -------
@@ -69,13 +69,13 @@ def plan_diff_stride(
     Raises
     ------
     ValueError
-        For strides that are not finite, for strides that are not known where they decide the
-        sizes, and for sizes the convention cannot make.
+        If the strides are not finite, if they are not known but decide the sizes, or if the
+        convention cannot make the sizes.
 
     Warns
     -----
     NothingToCropWarning
-        For an axis whose size no stride would change.
+        If no stride would change the size of an axis.
     """
     if strides is not None:
         check_strides(strides, len(axes))
@@ -143,26 +143,26 @@ def size_jumps(
     Parameters
     ----------
     settings : Settings
-        Of the layer.
+        Settings of the layer.
     axis : AxisPlan
-        Of the layer's plan; gives the size and the bounds of the stride.
+        Axis of the layer's plan. It gives the size and the bounds of the stride.
     stride : float
-        The parameter's value, which is bounded first.
+        The parameter's value. It is clipped to the bounds first.
 
     Returns
     -------
     below : float or None
-        The greatest stride below the bounded one with a larger output.
+        The greatest stride below the clipped one with a larger output.
     above : float or None
         The least stride above it with a smaller output.
 
-        Each exact to the last bit of double precision, and None where the bounds hold no such
-        stride.
+        Both are exact to the last bit of double precision, or None if there is no such stride
+        within the bounds.
 
     Notes
     -----
-    Found by bisection, since a convention owns its output size as a function alone, which never
-    grows with the stride.
+    The strides are found by bisection: a convention gives its output size only as a function of the
+    stride. The size never grows with the stride.
     """
     if not settings.cropping:
         return None, None
@@ -188,8 +188,8 @@ def size_jumps(
     return search(axis.bounds.apply(0.0)), search(axis.bounds.apply(math.inf))
 
 
-# The bits of a positive double, read as an integer, count the doubles below it: bisecting them ends
-# after 64 steps, with neighbours, even where a stride has no upper bound.
+# The bits of a positive double, read as an integer, count the doubles below it. Bisection of these
+# integers ends with neighbouring doubles after 64 steps, even if a stride has no upper bound.
 def _ordinal(stride: float) -> int:
     return int(np.float64(stride).view(np.int64))
 
@@ -199,7 +199,7 @@ def _double(ordinal: int) -> float:
 
 
 def nothing_to_crop(settings: Settings, axes: tuple[int, ...], sizes: tuple[int, ...]) -> list[str]:
-    """Return what to say of each axis that no stride makes smaller."""
+    """Return a message for each axis that no stride makes smaller."""
     return [
         f"axis {axis} of size {size} can never be cropped with smoothness "
         f"{settings.smoothness:g} in the {settings.convention.name} convention: no stride makes "
@@ -210,16 +210,16 @@ def nothing_to_crop(settings: Settings, axes: tuple[int, ...], sizes: tuple[int,
 
 
 def warn_of_nothing_to_crop(message: str) -> None:
-    """Warn; a function of its own, which a backend can keep a compiler from following."""
+    """Warn. A separate function, so that a backend can keep a compiler from following it."""
     warnings.warn(message, NothingToCropWarning, stacklevel=callers_level())
 
 
 _INNER = re.compile(r"diffstride_(core|backends|numpy|cupy|torch|jax)\b|(torch|jax|flax|equinox)\b")
-"""The packages between a call and its warning: ours, and those that call a module's method."""
+"""The packages between a user's call and a warning: ours, and those that call module methods."""
 
 
 def callers_level() -> int:
-    """Return the stack level, as the function that calls this one counts it, of the user's code."""
+    """Return the stack level of the user's code, counted from the function that calls this one."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and _INNER.match(frame.f_globals.get("__name__", "")):
         frame, level = frame.f_back, level + 1
@@ -252,7 +252,7 @@ def plan_resize(
 ) -> Plan:
     """Return the plan of a spectral resize without a mask.
 
-    The parameters are those of `plan_diff_stride`; the norm is one of ``arguments.NORMS``.
+    For the parameters see `plan_diff_stride`. The norm is one of ``arguments.NORMS``.
     """
     return _make_plan(FlatWindow(nyquist=2.0), 0.0, axes, sizes, output_sizes, norm, "auto")
 
@@ -264,9 +264,9 @@ def plan_pool(settings: Settings, shape: Sequence[int], strides: tuple[float, ..
     ----------
     settings : Settings
     shape : sequence of int
-        Of the input.
+        Shape of the input.
     strides : tuple of float
-        At least 1: one per axis or one for all.
+        One per axis or one for all, each at least 1.
     """
     convention = settings.convention
     axes = normalized_axes(settings.axes, shape)
@@ -289,7 +289,7 @@ def authors_strides(
     Parameters
     ----------
     settings : Settings
-        Of the tensorflow convention.
+        Settings with the tensorflow convention.
     sizes : tuple of int
         N per axis.
     strides : tuple of float
@@ -318,7 +318,7 @@ def _make_plan(
 ) -> Plan:
     bounds = [Bounds()] * len(axes) if bounds is None else bounds
     size_offset = (0,) * len(axes) if size_offset is None else size_offset
-    # An index, also where a compiler traces a stride as a symbol: see `axis_sizes`.
+    # Ints even if a compiler traces a stride as a symbol: see `axis_sizes`.
     output_sizes = tuple(map(operator.index, output_sizes))
     shrinkage = math.prod(sizes) / math.prod(output_sizes)
     planned = tuple(
@@ -345,5 +345,5 @@ def _use_fft(window: Window, method: str, axis: int, size: int) -> bool:
 
 
 def fft_from_size(axis: int) -> int:
-    """Return the size from which the method "auto" takes FFTs along an axis (negative)."""
+    """Return the size from which the method "auto" uses FFTs along a (negative) axis."""
     return FFT_FROM_SIZE if axis == -1 else FFT_FROM_SIZE_BEFORE_LAST

@@ -1,8 +1,8 @@
 r"""Resizing an array by the operators of a plan: the forward pass and its derivative.
 
-A resize is a sum of separable real operators, y = scale * sum_t (A_t1 x A_t2 x ...) x. An axis has
-three uses, whichever engine evaluates it: resize along it (A), resize back (A^T), and the product
-<u, (dA/dS) x> that the stride's gradient is made of.
+A resize is a sum of separable real operators, y = scale * sum_t (A_t1 x A_t2 x ...) x. Each axis
+needs three operations, whichever engine evaluates them: the resize along it (A), the resize back
+(A^T), and the product <u, (dA/dS) x>, from which the stride's gradient is made.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def evaluate(
         From `resize_operators`.
     x : array, shape (..., N_1, ..., N_d, ...)
     strides : array, shape (), (1,) or (d,), optional
-        The stride parameters, which the factors have been made of.
+        The stride parameters from which the factors were made.
 
     Returns
     -------
     array, shape (..., M_1, ..., M_d, ...)
-        Of the dtype of `x`.
+        Output, in the dtype of `x`.
     """
     if (memory := ops.kernels.memory_order(x)) is not None:
-        # So that, channels first or last, no product has to copy its input.
+        # In memory order, no product has to copy its input, whether channels come first or last.
         permute = ops.xp.permute_dims
         y = evaluate(ops, plan.permuted(memory), factors, permute(x, memory), strides)
         return permute(y, _inverse(memory))
@@ -80,9 +80,9 @@ def pull_back(
     Parameters
     ----------
     ops, plan, factors, x, strides
-        As for `evaluate`.
+        See `evaluate`.
     stride_factors : tuple or None
-        From `ramp_operators`; None where the gradient of the strides is not needed.
+        From `ramp_operators`; None if the gradient of the strides is not needed.
     g : array
         Cotangent of the output.
     needs : tuple of bool
@@ -91,9 +91,9 @@ def pull_back(
     Returns
     -------
     dx : array or None
-        Of the shape and dtype of `x`.
+        Gradient in `x`, with its shape and dtype.
     dstrides : array or None
-        Of the shape and dtype of `strides`.
+        Gradient in `strides`, with their shape and dtype.
     """
     xp, needs_x = ops.xp, needs[0]
     if (memory := ops.kernels.memory_order(x)) is not None:
@@ -148,7 +148,7 @@ def _in_blocks(
     *arrays: Array,
 ) -> Part:
     """Call `in_blocks`, except for small arrays and for those whose first axis is resized."""
-    # Compilers come no further: they would make a condition of what is asked of sizes.
+    # Compilers must not go further: they would turn each question about sizes into a condition.
     if not ops.kernels.can_write(arrays[0]):
         return function(None, *arrays)
     if math.prod(arrays[0].shape) <= kernels.BLOCK_ELEMENTS >= math.prod(arrays[-1].shape):
@@ -167,7 +167,7 @@ def _resize_axes(
     x: Array,
     out: Array | None = None,
 ) -> Array:
-    """Return what an array becomes along some axes, in the order given; in `out` if possible."""
+    """Resize an array along some axes in the given order; write the result to `out` if possible."""
     for step, i in enumerate(steps, start=1):
         axis, place = plan.axes[i], out if step == len(steps) else None
         if axis.use_fft:
@@ -195,9 +195,9 @@ def stride_gradient(
     ops : ArrayOps
     axis : AxisPlan
     ramp : (array, array) or array
-        Of the axis, from `operators.ramp_operators`.
+        The axis's entry of `operators.ramp_operators`.
     u : array
-        Cotangent of what the axis is resized to.
+        Cotangent of the array that is resized along the axis.
     x : array
     others : callable
         Applies the operators of other axes.
@@ -205,10 +205,11 @@ def stride_gradient(
     if not axis.has_thin_ramp:
         return spectrum.stride_gradient(ops, axis, ramp, u, others(x))
     xp, (synthesis, analysis) = ops.xp, ramp
-    # The projection first: what is left of x is thin, and the other axes cost little.
+    # Project first: the projected x is thin, so the other axes cost little.
     of_x = others(multiply(ops, analysis, x, axis.axis))
     of_u = multiply(ops, xp.matrix_transpose(synthesis), u, axis.axis)
-    # In parts: short sums lose nothing in single precision, their many results would.
+    # Two steps: short sums lose nothing in single precision, but the sum of their many results
+    # would.
     is_short = math.prod(of_u.shape[-2:]) <= _SHORT
     parts = xp.sum(of_u * of_x, axis=(-2, -1) if is_short and x.ndim > 1 else -1)
     return xp.sum(parts, dtype=ops.precise_dtype(x))
@@ -236,9 +237,9 @@ def multiply(
     axis : int
         Counted from the end.
     out : array, shape (..., M, ...), optional
-        Where to write what comes of it.
+        Array to write the result to.
     total : array, shape (..., M, ...), optional
-        What to add it to, which may be overwritten.
+        Array to add the result to. It may be overwritten.
 
     Returns
     -------
@@ -247,7 +248,7 @@ def multiply(
     xp, shape = ops.xp, tuple(x.shape)
     at = len(shape) + axis
     before, after = math.prod(shape[:at]), math.prod(shape[at + 1 :])
-    # One large product along the last axis; a small one per entry of the batch elsewhere.
+    # One large product along the last axis; one small product per entry of the batch along others.
     rest = () if after == 1 else (after,)
     vectors = xp.reshape(x, (before, shape[at], *rest))
     if after == 1:

@@ -22,7 +22,7 @@ from diffstride_core.plan import Bounds
 
 
 class WindowOptions(TypedDict, total=False):
-    """The options of a resize that do not depend on its axes, see `diff_stride`."""
+    """The options of a resize that do not depend on its axes; see `diff_stride`."""
 
     smoothness: float | None
     limits: Limits | None
@@ -33,14 +33,14 @@ class WindowOptions(TypedDict, total=False):
 
 
 class ResizeOptions(WindowOptions, total=False):
-    """All options of a resize, see `diff_stride`."""
+    """All options of a resize; see `diff_stride`."""
 
     axes: int | Sequence[int]
     method: str
 
 
 class SizeOptions(TypedDict, total=False):
-    """The options of a resize that its output sizes depend on, see `diff_stride`."""
+    """The options of a resize that its output sizes depend on; see `diff_stride`."""
 
     axes: int | Sequence[int]
     smoothness: float | None
@@ -51,7 +51,7 @@ class SizeOptions(TypedDict, total=False):
 
 
 class ConvolutionOptions(WindowOptions, total=False):
-    """The options of a convolution and the resize after it, see `conv_diff_stride`."""
+    """The options of a convolution and the resize after it; see `conv_diff_stride`."""
 
     dilation: int | Sequence[int]
     groups: int
@@ -62,22 +62,22 @@ class ConvolutionOptions(WindowOptions, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a user chooses about a layer besides its strides.
+    """Everything that a user chooses about a layer, except its strides.
 
     Attributes
     ----------
     axes : tuple of int
-        As given, distinct once an array's rank is known.
+        As given. They must still be distinct once an array's rank is known.
     convention : Convention
     smoothness : float
-        The window's ramp: in frequencies, or as the convention defines it.
+        Width of the window's ramp: in frequencies, or as the convention defines it.
     limits : (lower, upper) or None
     cropping : bool
     norm, method : str
     size_offset : tuple of int
-        Per axis, what is added to the output size that follows from the stride.
+        Number added, per axis, to the output size that follows from the stride.
     multiple_of : int
-        Output sizes are raised to a multiple of it, as far as the input's size allows.
+        Output sizes are raised to a multiple of this number, but not above the input's size.
     """
 
     axes: tuple[int, ...]
@@ -93,7 +93,7 @@ class Settings:
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `make_settings` that give these settings, as plain values.
 
-        They can be written as JSON, and are keyword arguments of every framework's layers.
+        They can be written as JSON, and every framework's layers take them as keyword arguments.
         """
         offset = {"size_offset": list(self.size_offset)} if any(self.size_offset) else {}
         multiple = {"multiple_of": self.multiple_of} if self.multiple_of > 1 else {}
@@ -115,7 +115,7 @@ class Settings:
         Parameters
         ----------
         strides : sequence of float
-            One per axis or one for all. Those below 1, which count as 1, are given as 1.
+            One per axis or one for all. Strides below 1 count as 1, and are returned as 1.
         """
         return {
             "stride": [max(1.0, stride) for stride in strides],
@@ -138,18 +138,18 @@ def make_settings(
 ) -> Settings:
     """Check the arguments of a layer and return them with the convention's defaults filled in.
 
-    The arguments are those of `diff_stride`, and one that only layers have.
+    They are the arguments of `diff_stride`, and `size_offset`, which only layers have.
 
     Parameters
     ----------
     size_offset : int or sequence of int
-        Added to the output size that follows from a stride, within 1 to N: one per axis or one for
-        all.
+        Number to add to the output size that follows from the stride: one per axis, or one for all.
+        The result is kept between 1 and the input's size.
 
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, its value and what is allowed.
+        If an argument is not allowed. The message names it, its value and what is allowed.
     """
     chosen = CONVENTIONS[option("convention", convention, tuple(CONVENTIONS))]
     smoothness = chosen.default_smoothness if smoothness is None else real("smoothness", smoothness)

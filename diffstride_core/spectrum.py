@@ -1,8 +1,8 @@
-"""The FFT engine: an axis too long for a matrix, resized by transforms.
+"""The FFT engine: transforms resize an axis that is too long for a matrix.
 
-The operator is separable and real, so axis after axis is exact, and no axis ever sees the complex
-spectrum of another: the trap of a joint transform, whose unpaired rows and columns are not
-Hermitian once cropped.
+The operator is separable and real, so resizing axis after axis is exact, and no axis ever sees the
+complex spectrum of another. This avoids the trap of a joint transform: its unpaired rows and
+columns are not Hermitian once cropped.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ def resized(ops: ArrayOps, axis: AxisPlan, mask: Array, x: Array) -> Array:
 
 
 def resized_back(ops: ArrayOps, axis: AxisPlan, mask: Array, g: Array) -> Array:
-    """Return A^T g, from M to N samples: the resize back, without the 1/N of the definition."""
+    """Return A^T g: the resize from M back to N samples with the same mask, times M/N."""
     size, output_size = axis.size, axis.output_size
     return _resized(ops, axis.axis, mask, g, output_size, size, output_size / size)
 
 
 def stride_gradient(ops: ArrayOps, axis: AxisPlan, dmask: Array, u: Array, x: Array) -> Array:
-    """Return <u, (dA/dS) x>, shape (), in the dtype of `dmask`, shape (K,)."""
+    """Return <u, (dA/dS) x>, shape (), in the dtype of `dmask`, which has the shape (K,)."""
     xp, size = ops.xp, axis.size
     lo = min(size, axis.output_size)
     of_x, of_u = (_half_spectrum(ops, array, axis.axis, lo) for array in (x, u))
-    # At the unpaired bin lo/2 the operator has no sine; nor has the spectrum of the shorter array,
-    # so the second product is 0 there.
+    # At the unpaired bin lo/2 the operator has no sine. The spectrum of the shorter array has none
+    # either, so the second product is 0 there.
     product = xp.real(of_u) * xp.real(of_x) + xp.imag(of_u) * xp.imag(of_x)
     but_own = tuple(i for i in range(x.ndim) if i != x.ndim + axis.axis)
     per_bin = xp.sum(product, axis=but_own, dtype=dmask.dtype)
@@ -51,17 +51,17 @@ def _resized(
     xp, lo = ops.xp, min(size, output_size)
     weights = mask * (scale * output_size / size)
     if lo % 2 == 0 and lo < output_size:
-        # The inverse transform counts the bin lo/2 twice, as it does every bin that has a mirror
-        # image in the longer output; this one had none in the shorter input.
+        # The inverse transform counts the bin lo/2 twice, like every bin with a mirror image in the
+        # longer output. In the shorter input, this bin had no mirror image.
         weights = xp.concat([weights[:-1], weights[-1:] / 2])
     weights = xp.astype(weights, x.dtype, copy=False)
     spectrum = _half_spectrum(ops, x, axis, lo) * _along(xp, weights, x, axis)
     if lo % 2 == 0 and lo == output_size:
-        # The output sees the cosine of its Nyquist frequency alone, and libraries differ in what
-        # they do with a sine left there.
+        # At its Nyquist frequency, the output sees the cosine alone. Libraries differ in what they
+        # do with a sine left there.
         cosine = xp.real(_slice(spectrum, axis, lo // 2, lo // 2 + 1))
         at_nyquist = ops.frequencies(lo // 2 + 1, x) == lo // 2
-        # No concatenation, for which PyTorch has no rule where cotangents are batched.
+        # Not a concatenation: PyTorch has no rule for it when cotangents are batched.
         spectrum = xp.where(
             _along(xp, at_nyquist, x, axis), xp.astype(cosine, spectrum.dtype), spectrum
         )
@@ -81,7 +81,7 @@ def _along(xp: Array, per_bin: Array, like: Array, axis: int) -> Array:
 
 def _slice(array: Array, axis: int, start: int, stop: int) -> Array:
     if stop - start == array.shape[axis]:
-        # PyTorch has no rule for an index that takes all where cotangents are batched.
+        # PyTorch has no rule for an index that takes everything when cotangents are batched.
         return array
     index = [slice(None)] * array.ndim
     index[axis] = slice(start, stop)

@@ -1,4 +1,4 @@
-"""What tests may reach of the internals, so that these can change: caches, and sizes of blocks."""
+"""The internals that tests may use, caches and block sizes, so that all others can change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["CacheInfo", "block_elements", "cache_info", "cache_limit", "clear_ca
 
 
 def cache_info() -> dict[str, CacheInfo]:
-    """Return what every cache of the loaded modules keeps, by names such as ``"bases.tables"``."""
+    """Return the state of every cache of the loaded modules, by names like ``"bases.tables"``."""
     return {name: cache.info() for name, cache in CACHES.items()}
 
 
@@ -24,7 +24,7 @@ def clear_caches() -> None:
 
 @contextmanager
 def cache_limit(name: str, most_bytes: int) -> Iterator[None]:
-    """Let a cache keep at most some bytes, as long as the context lasts.
+    """Limit the bytes that a cache keeps, as long as the context lasts.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def cache_limit(name: str, most_bytes: int) -> Iterator[None]:
 
 @contextmanager
 def block_elements(count: int) -> Iterator[None]:
-    """Let arrays of more elements than `count` be resized in blocks, as long as the context lasts.
+    """Resize arrays of more than `count` elements in blocks, as long as the context lasts.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a window is, how its edge gets a gradient, and the flat window of a plain resize."""
+"""The interface of a window, the gradient of its edge, and the flat window of a plain resize."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Mask(NamedTuple):
     value : array, shape (K,)
         mu.
     dmask : array, shape (K,), or None
-        d mu/dS; None where no stride is involved.
+        d mu/dS; None if no stride is involved.
     """
 
     value: Array
@@ -55,8 +55,8 @@ class Window(ABC):
         axis : AxisPlan
         smoothness : float
         stride : array, shape (), or None
-            The stride parameter in the precise dtype, not yet bounded; None for a window without
-            strides.
+            The stride parameter in the precise dtype, not yet clipped to its bounds; None for a
+            window without strides.
         like : array
             Gives the device.
 
@@ -66,11 +66,11 @@ class Window(ABC):
         """
 
     def ramp_bins(self, size: int, smoothness: float, bounds: Bounds) -> int:
-        """Return how many neighbouring bins hold the ramp, at any stride within the bounds."""
+        """Return the number of neighbouring bins that hold the ramp, at any allowed stride."""
         return 0
 
     def terms(self, axes: tuple[AxisPlan, ...]) -> tuple[Term, ...]:
-        """Return the separable operators whose sum is the resize, a basis per axis in each."""
+        """Return the separable operators whose sum is the resize, each with a basis per axis."""
         return (tuple(AxisBasis(axis.size, axis.output_size, half_spectrum) for axis in axes),)
 
 
@@ -81,8 +81,8 @@ class FlatWindow(Window):
     Parameters
     ----------
     nyquist : float
-        Weight of the bin at the Nyquist frequency of a shorter, even output: 1 leaves there what
-        the operator's definition gives, 2 restores the full amplitude of a cosine, as
+        Weight of the bin at the Nyquist frequency of an even output that is shorter than the input.
+        1 keeps the operator's definition; 2 restores the full amplitude of a cosine, as
         `scipy.signal.resample` does.
     """
 
@@ -106,7 +106,7 @@ def spread_strides(ops: ArrayOps, strides: Array, count: int) -> list[Array]:
     ----------
     ops : ArrayOps
     strides : array, shape (), (1,) or (count,)
-        The parameters; a single one serves all axes.
+        The parameters. A single one serves all axes.
     count : int
     """
     precise = ops.xp.astype(strides, ops.precise_dtype(strides), copy=False)
@@ -115,7 +115,7 @@ def spread_strides(ops: ArrayOps, strides: Array, count: int) -> list[Array]:
 
 
 def gather_stride_gradients(ops: ArrayOps, per_axis: Array, strides: Array) -> Array:
-    """Return the gradient in the parameters that `spread_strides` took apart.
+    """Return the gradient in the parameters that `spread_strides` spread over the axes.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def gather_stride_gradients(ops: ArrayOps, per_axis: Array, strides: Array) -> A
     Returns
     -------
     array
-        Of the shape and dtype of `strides`.
+        Gradient, with the shape and dtype of `strides`.
     """
     xp = ops.xp
     if strides.shape in ((), (1,)):
@@ -137,9 +137,9 @@ def gather_stride_gradients(ops: ArrayOps, per_axis: Array, strides: Array) -> A
 
 
 def straight_through(ops: ArrayOps, stride: Array, bounds: Bounds) -> Array:
-    """Return the bounded stride, whose derivative in the parameter is 1 everywhere.
+    """Return the stride clipped to its bounds, with derivative 1 in the parameter everywhere.
 
-    The gradient of a plain clamp is 0 outside the bounds: a stride that once got there would never
+    The gradient of a plain clamp is 0 outside the bounds: a stride that has left them would never
     come back.
     """
     bounded = clamp(ops, stride, max(bounds.floor, bounds.lower), bounds.upper)
@@ -147,7 +147,7 @@ def straight_through(ops: ArrayOps, stride: Array, bounds: Bounds) -> Array:
 
 
 def clamp(ops: ArrayOps, array: Array, lower: float, upper: float) -> Array:
-    """Return min(max(array, lower), upper): `upper` wins where the two cross."""
+    """Return min(max(array, lower), upper): `upper` wins if the two cross."""
     xp = ops.xp
     raised = xp.where(array < lower, xp.full_like(array, lower), array)
     return xp.where(raised > upper, xp.full_like(array, upper), raised)
@@ -161,11 +161,11 @@ def with_derivative_of(
     Parameters
     ----------
     value : array
-        What the result is; its own derivative is not used.
+        Value of the result. Its own derivative is not used.
     formula : array
-        What is differentiated, to any order.
+        Expression to differentiate, to any order.
     active : array of bool, optional
-        Where the formula's derivative counts; it is 0 elsewhere.
+        Entries at which the formula's derivative is used. Elsewhere, the derivative is 0.
     """
     change = formula - ops.stop_gradient(formula)
     if active is not None:
@@ -176,9 +176,9 @@ def with_derivative_of(
 def clipped_ramp(ops: ArrayOps, v: Array, dv: Array) -> Mask:
     """Return clip(v, 0, 1) with the right-hand derivative at its corners.
 
-    Frameworks differ in the derivative of their own clip exactly at 0 and 1, where integer strides
-    put a bin, and rounding decides on which side of the corner v falls. Hence a tolerance: the
-    ramp is 0 < v <= 1 shifted up a little.
+    Frameworks differ in the derivative of their own clip exactly at 0 and 1. Integer strides put a
+    bin there, and rounding decides on which side of the corner v falls. Hence the tolerance: the
+    ramp is 0 < v <= 1, shifted up a little.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def clipped_ramp(ops: ArrayOps, v: Array, dv: Array) -> Mask:
     Mask
     """
     xp = ops.xp
-    # Not a number of the module: torch.compile makes symbols of these where sizes are dynamic.
+    # Not a constant of the module: torch.compile makes symbols of those if sizes are dynamic.
     tie = 1e-4
     in_ramp = (v > tie) & (v <= 1 + tie)
     return Mask(

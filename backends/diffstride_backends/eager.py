@@ -20,7 +20,7 @@ from diffstride_core.arguments import check_float, check_plain
 from diffstride_core.kernels import Kernels
 from diffstride_core.operation import Operation
 
-# The standard knows no half precision; some frameworks do.
+# The standard has no half precision, but some frameworks do.
 _FLOATS = ("float16", "float32", "float64")
 _DTYPES = (
     *_FLOATS,
@@ -31,12 +31,12 @@ _DTYPES = (
 
 
 class EagerBackend(Backend[Any]):
-    """A framework through its array API namespace alone.
+    """A framework that is used through its array API namespace alone.
 
     Parameters
     ----------
     example : array
-        Any array of the framework; gives its type and its namespace.
+        Any array of the framework. It gives the array type and the namespace.
     """
 
     def __init__(self, example: Any, kernels: type[Kernels] = Kernels) -> None:
@@ -90,7 +90,7 @@ class EagerBackend(Backend[Any]):
         return self.xp.asarray(strides, copy=True, device=device_of(strides))
 
     def native(self, array: Any) -> Any:
-        """Return an array as the framework computes with it, a view if it can be."""
+        """Return an array in the form that the framework computes with, as a view if possible."""
         return array
 
     def host_values(self, strides: Any) -> tuple[float, ...]:  # noqa: D102
@@ -123,14 +123,14 @@ def value(backend: Any, operation: Operation, plan: Any, *arrays: Any) -> Any:
 def value_and_pullback(
     backend: Any, operation: Operation, plan: Any, *arrays: Any
 ) -> tuple[Any, Pullback[Any]]:
-    """Evaluate the forward pass and return it with its pullback, which keeps the inputs alone."""
+    """Return the value of the forward pass and its pullback, which keeps only the inputs."""
     arrays = _native(backend, arrays)
     y = backend.native(evaluate(backend, operation, plan, arrays))
     shape, dtype = tuple(y.shape), backend.dtype_name(y)
 
     def pullback(g: Any) -> tuple[Any, ...]:
         """Return the gradients of the inputs for the cotangent `g` of the output."""
-        if isinstance(g, np.generic):  # which NumPy makes of arrays without dimensions
+        if isinstance(g, np.generic):  # NumPy makes these from arrays without dimensions
             g = np.asarray(g)
         is_array = backend.is_array(g)
         if is_array:

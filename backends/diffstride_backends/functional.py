@@ -40,14 +40,14 @@ ResultT = TypeVar("ResultT")
 
 
 class SeparateEvaluation(NamedTuple):
-    """How a framework convolves itself.
+    """The framework's own way to convolve.
 
     Attributes
     ----------
     operation : Operation
         The framework's convolution, which it differentiates itself, and the resize after it.
     units : EvaluationUnits
-        By which the method "auto" chooses.
+        Units by which the method "auto" chooses.
     """
 
     operation: Operation
@@ -61,7 +61,7 @@ class Functional(Generic[ArrayT, ResultT]):
     ----------
     backend : Backend
     attach : Attach
-        How an operation is joined with its derivative; decides what the functions return.
+        Joins an operation with its derivative, and so decides what the functions return.
     separate : SeparateEvaluation, optional
         None for a framework without a convolution.
     """
@@ -78,7 +78,7 @@ class Functional(Generic[ArrayT, ResultT]):
 
     @property
     def conv_methods(self) -> tuple[str, ...]:
-        """The methods that `conv_diff_stride` has here."""
+        """The methods that `conv_diff_stride` has for this framework."""
         if self._separate is not None:
             return CONV_METHODS
         return tuple(method for method in CONV_METHODS if method != "separate")
@@ -98,7 +98,7 @@ class Functional(Generic[ArrayT, ResultT]):
         return self._attach(self._backend, RESAMPLE, plan, x, strides)
 
     def resample(self, plan: Plan, x: ArrayT, strides: ArrayT | None = None) -> ResultT:
-        """Apply a plan: what all resizing functions and modules come down to.
+        """Apply a plan; all functions and modules that resize use this method.
 
         Parameters
         ----------
@@ -158,11 +158,11 @@ class Functional(Generic[ArrayT, ResultT]):
         ----------
         plan : ConvPlan
         x, weight, bias : array
-            Of one dtype, and of shapes that fit the plan.
+            Arrays of one dtype, with shapes that fit the plan.
         strides : array of shape (), (1,) or (d,), optional
             The stride parameters, for a plan that has strides.
         method : {"auto", "fused", "separate"}
-            As for `conv_diff_stride`.
+            See `conv_diff_stride`.
 
         Returns
         -------
@@ -171,7 +171,7 @@ class Functional(Generic[ArrayT, ResultT]):
         Raises
         ------
         TypeError, ValueError
-            For an unknown method, and for one that is not possible here.
+            If the method is unknown, or not possible here.
         """
         units = None if self._separate is None else self._separate.units
         operation = CONVOLVE
@@ -239,7 +239,7 @@ class Functional(Generic[ArrayT, ResultT]):
         bounds : tuple of tuple of Bounds
             Per layer and resized axis.
         arrays : sequence of array of shape (), (1,) or (d,)
-            The stride parameters per layer.
+            The stride parameters of each layer.
         """
         if not arrays:
             raise ValueError("strides_per_layer must have at least one layer, got none")
@@ -253,7 +253,7 @@ class Functional(Generic[ArrayT, ResultT]):
         axes: int | Sequence[int] = (-2, -1),
         smoothness: float = 4.0,
     ) -> tuple[float, ...]:
-        """Return what the authors' TensorFlow layer writes back into its strides when called."""
+        """Return the strides that the authors' TensorFlow layer writes back when it is called."""
         settings = make_settings(axes=axes, smoothness=smoothness, convention="tensorflow")
         values = concrete_values(self._backend, strides)
         check_strides(values, len(settings.axes))

@@ -10,15 +10,15 @@ from contextlib import contextmanager
 class PlainAutodiff(threading.local):
     """Let the framework differentiate the forward pass itself, without the attached derivative.
 
-    Call it for a context. Forward-mode differentiation (``jvp``, ``jacfwd``, ``hessian``) needs it
-    in JAX; PyTorch is seen to differentiate so. The results are the same; time and memory are those
-    of automatic differentiation. Each thread has a switch of its own; not a context variable, which
-    torch.compile does not read.
+    A call returns a context. In JAX, forward-mode differentiation (``jvp``, ``jacfwd``,
+    ``hessian``) needs it. In PyTorch, forward mode is detected without it. The results are the
+    same; time and memory are those of automatic differentiation. Each thread has its own switch. It
+    is not a context variable, since torch.compile does not read those.
 
     Parameters
     ----------
     module : str
-        Name of the module that has the switch, as ``plain_autodiff``.
+        Name of the module that holds the switch as ``plain_autodiff``.
 
     Attributes
     ----------
@@ -32,7 +32,7 @@ class PlainAutodiff(threading.local):
         self.__module__ = module
 
     def __reduce__(self) -> str:
-        return "plain_autodiff"  # By name, as a function: a copy would switch nothing.
+        return "plain_autodiff"  # by name, like a function: a copy would switch nothing
 
     @contextmanager
     def __call__(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""From what a user passes to a plan and arrays: every call is checked once and planned once."""
+"""From a user's arguments to a plan and arrays: every call is checked once and planned once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def prepare(
     sizes: Sequence[int] | None,
     options: Options,
 ) -> tuple[Plan, ArrayT]:
-    """Check the arguments of `diff_stride`, and return what to resize by.
+    """Check the arguments of `diff_stride`, and return the plan and the strides.
 
     Parameters
     ----------
@@ -47,12 +47,12 @@ def prepare(
     -------
     plan : Plan
     strides : array, shape (), (1,) or (d,)
-        On the device of `x`.
+        The strides, on the device of `x`.
 
     Raises
     ------
     TypeError, ValueError
-        As for `diff_stride`.
+        See `diff_stride`.
     """
     backend.check_input(x)
     shape: tuple[int, ...] = tuple(x.shape)  # type: ignore[attr-defined]
@@ -75,7 +75,7 @@ def prepare_convolution(
     channels_last: bool,
     **convolution: Any,
 ) -> tuple[ConvPlan, ArrayT, ArrayT, ArrayT, ArrayT | None]:
-    """Check the arguments of `conv_diff_stride`, and return what to convolve and resize by.
+    """Check the arguments of `conv_diff_stride`, and return the plan and the arrays.
 
     Parameters
     ----------
@@ -91,12 +91,12 @@ def prepare_convolution(
     -------
     plan : ConvPlan
     x, weight, strides, bias : array
-        In the dtype to convolve in.
+        All but the strides are in the dtype to convolve in.
 
     Raises
     ------
     TypeError, ValueError
-        As for `conv_diff_stride`.
+        See `conv_diff_stride`.
     """
     x, weight, bias = convolved_arrays(backend, x, weight, bias)
     shape: tuple[int, ...] = tuple(x.shape)  # type: ignore[attr-defined]
@@ -121,19 +121,19 @@ def convolved_arrays(
     bias: ArrayT | None,
     prefix: str = "",
 ) -> tuple[ArrayT, ArrayT, ArrayT | None]:
-    """Return the arrays of a convolution, checked, in the dtype to convolve in.
+    """Check the arrays of a convolution, and return them in the dtype to convolve in.
 
     Parameters
     ----------
     backend : Backend
     x, weight, bias : array
     prefix : str
-        What the names of weight and bias begin with in messages.
+        Prefix of the names of weight and bias in messages.
 
     Raises
     ------
     TypeError, ValueError
-        For arrays that are not real floating point, of one dtype and on one device.
+        If the arrays are not real floating point, of one dtype and on one device.
     """
     x, weight, bias = backend.as_convolved(x, weight, bias)
     backend.check_input(x)
@@ -144,7 +144,7 @@ def convolved_arrays(
 
 
 def checked_strides(backend: Backend[Any], strides: Any, *, like: Any = None) -> Any:
-    """Return strides as an array of the framework, or else as `HostStrides`."""
+    """Check strides, and return them as an array of the framework or as `HostStrides`."""
     if backend.is_array(strides):
         backend.check_strides(strides, like)
     else:
@@ -164,17 +164,17 @@ def as_array(
 
 
 def values_of(backend: Backend[ArrayT], checked: ArrayT | HostStrides) -> tuple[float, ...] | None:
-    """Return the values of strides, None where they are traced; numbers cost no transfer."""
+    """Return the values of strides, None if they are traced; numbers need no transfer."""
     return checked.values if isinstance(checked, HostStrides) else backend.host_values(checked)
 
 
 def concrete_values(backend: Backend[ArrayT], strides: Any) -> tuple[float, ...]:
-    """Return the values of strides that decide sizes on their own.
+    """Return the values of strides that alone decide the sizes.
 
     Raises
     ------
     TypeError, ValueError
-        As for `diff_stride`, and where they are traced.
+        If `diff_stride` would refuse the strides, or if they are traced.
     """
     values = values_of(backend, checked_strides(backend, strides))
     if values is None:
@@ -201,7 +201,7 @@ def planned(
     options : dict
         `ResizeOptions`.
     """
-    # Reading strides can cost a device transfer; where the sizes are given it decides nothing.
+    # Reading strides can cost a device transfer. If the sizes are given, it would decide nothing.
     values = None
     if sizes is None:
         is_on_host = isinstance(strides, HostStrides)
@@ -212,7 +212,7 @@ def planned(
     if types is None:
         plan, messages = _plan(items, shape, values, entries)
     else:
-        # A name can come to stand for another convention.
+        # The name may stand for another convention later.
         convention = CONVENTIONS.get(options.get("convention", DEFAULT_CONVENTION))
         plan, messages = _kept_plan(items, shape, values, entries, types, id(convention))
     for message in messages:
@@ -226,7 +226,7 @@ def _plan(
     values: tuple[float, ...] | None,
     entries: int,
 ) -> tuple[Plan, Sequence[str]]:
-    """Return the plan for some options and sizes, and what to warn of."""
+    """Return the plan for some options and sizes, and the messages of its warnings."""
     options = dict(items)
     sizes = options.pop("sizes")
     settings = make_settings(**options)
@@ -256,9 +256,9 @@ _PLAIN = frozenset({int, float, bool, str, type(None)})
 
 
 def _plain_types(items: Iterable[tuple[str, Any]]) -> tuple[Any, ...] | None:
-    """Return the types of all values, None if one may change or be equal to another one.
+    """Return the types of all values; None if one may change, or may equal a different value.
 
-    Numbers of several types are equal, and not all of them are allowed everywhere.
+    The types matter because numbers of different types are equal, but not allowed everywhere.
     """
     types: list[Any] = []
     for _, value in items:
@@ -276,16 +276,16 @@ def _plain_types(items: Iterable[tuple[str, Any]]) -> tuple[Any, ...] | None:
 
 
 _ORDINARY = 2.0**100
-"""Below it a number is one that every framework can hold."""
+"""Every framework can hold numbers whose magnitude is below this one."""
 
 
 def _on_host(strides: Any) -> HostStrides:
-    """Return strides that are no array of the framework, all of them finite."""
+    """Return strides that are not an array of the framework; all of them must be finite."""
     if type(strides) is float and -_ORDINARY < strides < _ORDINARY:
         return HostStrides((strides,), (), "float64")
     several = isinstance(strides, (list, tuple))
     numbers = tuple(strides) if several else (strides,)
-    # Without NumPy, which compilers would follow into its arrays; they may be symbols to them.
+    # Without NumPy: compilers would follow it into its arrays, and may see the numbers as symbols.
     if all(map(_is_ordinary, numbers)):
         shape = (len(numbers),) if several else ()
         return HostStrides(tuple(map(float, numbers)), shape, "float64")

@@ -21,7 +21,7 @@ Pullback: TypeAlias = Callable[[ArrayT], tuple[ArrayT | None, ...]]
 
 
 class HostStrides(NamedTuple):
-    """Strides given as numbers or as a host array, checked: plain values, which compilers follow.
+    """Checked strides given as numbers or a host array: plain values, which compilers can follow.
 
     Attributes
     ----------
@@ -42,33 +42,34 @@ class HostStrides(NamedTuple):
         return cls(tuple(np.ravel(array).tolist()), array.shape, array.dtype.name)
 
     def array(self) -> HostArray:
-        """Return the strides as an array of their own."""
+        """Return the strides as a new array."""
         return np.reshape(np.asarray(self.values, dtype=self.dtype), self.shape)
 
 
 class Backend(ArrayOps, ABC, Generic[ArrayT]):
-    """One framework, as the functions common to all adapters need it."""
+    """One framework, in the form that the functions common to all adapters need."""
 
     def made(self, make: MakeFactors, plan: Any, strides: ArrayT | None, like: ArrayT) -> Factors:
-        """Return ``make(self, plan, strides, like)``, kept from an earlier call where possible.
+        """Return ``make(self, plan, strides, like)``, kept from an earlier call if possible.
 
-        `like` gives dtype and device alone.
+        `like` gives only the dtype and the device.
         """
         return make(self, plan, strides, like)
 
     def is_compiling(self) -> bool:
-        """Return whether a compiler follows the Python code, and would keep nothing for later."""
+        """Return whether a compiler follows the Python code, so that nothing is kept for later."""
         return False
 
     @abstractmethod
     def check_input(self, x: object, name: str = "x", like: ArrayT | None = None) -> None:
         """Raise TypeError unless `x` is a real floating-point array of the framework.
 
-        Likewise if its dtype is not that of `like`, and ValueError if its device is not.
+        If `like` is given, also raise TypeError if the dtypes differ, and ValueError if the devices
+        differ.
         """
 
     def as_convolved(self, *arrays: Any) -> tuple[Any, ...]:
-        """Return arrays in the dtype that the framework itself would now convolve them in."""
+        """Return arrays in the dtype in which the framework itself would convolve them now."""
         return arrays
 
     @abstractmethod
@@ -83,32 +84,32 @@ class Backend(ArrayOps, ABC, Generic[ArrayT]):
     def check_strides(self, strides: ArrayT, like: ArrayT | None) -> None:
         """Check strides that are an array of the framework.
 
-        Raises TypeError unless they are float32 or float64, ValueError if they are not on the
+        Raise TypeError if they are not float32 or float64, and ValueError if they are not on the
         device of `like`.
         """
 
     def unshared(self, strides: ArrayT) -> ArrayT:
-        """Return strides that stay what they are when the caller writes to the array given.
+        """Return strides that do not change if the caller writes to the given array.
 
-        That array itself, where the framework sees to it.
+        If the framework itself takes care of this, they are the given array.
         """
         return strides
 
     @abstractmethod
     def host_values(self, strides: ArrayT) -> tuple[float, ...] | None:
-        """Return the values of the strides, None where they are traced."""
+        """Return the values of the strides; None if they are traced."""
 
     @abstractmethod
     def from_host(self, array: HostArray, dtype: str, device: Any = None) -> ArrayT:
-        """Return a copy of a host array in the dtype named, on a device from `devices`."""
+        """Return a copy of a host array in the given dtype, on a device from `devices`."""
 
     @abstractmethod
     def devices(self) -> Sequence[Any]:
-        """Return the devices there are to compute on, the default one first."""
+        """Return the devices that can be used for computation, the default one first."""
 
     @abstractmethod
     def device_of(self, array: ArrayT) -> Any:
-        """Return the device of an array; None where the framework has no such notion."""
+        """Return the device of an array; None if the framework has no devices."""
 
     @abstractmethod
     def dtype_name(self, array: ArrayT) -> str:
@@ -122,7 +123,7 @@ class Backend(ArrayOps, ABC, Generic[ArrayT]):
 def evaluate(
     backend: Backend[ArrayT], operation: Operation, plan: Any, arrays: tuple[ArrayT | None, ...]
 ) -> ArrayT:
-    """Return the value of an operation, its factors made or kept by the backend."""
+    """Return the value of an operation; the backend makes its factors, or has kept them."""
     factors: Factors = ()
     if operation.make_factors is not None:
         strides = arrays[operation.strides]
@@ -155,8 +156,8 @@ def pull_back(
 class Attach(Protocol[ResultT_co]):
     """A way to join an operation with its derivative.
 
-    Called with an operation, what it is to be given, and returns what the framework's user expects:
-    a differentiable array, or a value and its pullback.
+    It is called with an operation and the operation's arguments. It returns what the framework's
+    user expects: a differentiable array, or a value and its pullback.
     """
 
     def __call__(self, backend: Any, operation: Operation, plan: Any, *arrays: Any) -> ResultT_co:

@@ -1,4 +1,4 @@
-"""The backends by name, imported when they are asked for."""
+"""The backends by name. They are imported when they are asked for."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _MODULES = {
     "cupy": "diffstride_backends.cupy_backend",
 }
 
-# Of no use without a device of their own: a function `unavailable` of their modules, which can be
-# imported anyway, says what is missing.
+# Backends that are of no use without a device of their own. Their modules can be imported anyway,
+# and have a function `unavailable` that says what is missing.
 _NEED_A_DEVICE = {"cupy"}
 
 
@@ -35,13 +35,13 @@ class Framework:
     functional : Functional
         Its functions return the framework's arrays.
     with_pullback : Functional
-        Its functions return pairs of a value and its pullback, obtained the way the framework
-        differentiates.
+        Its functions return pairs of a value and its pullback. The framework's own way of
+        differentiating gives the pullback.
     double_precision : callable
         Returns a context in which float64 arrays can be made.
     plain_autodiff : callable or None
-        Returns a context in which the framework differentiates the forward pass itself; None for a
-        framework that cannot.
+        Returns a context in which the framework differentiates the forward pass itself; None if the
+        framework cannot do so.
     """
 
     name: str
@@ -58,14 +58,14 @@ def names() -> tuple[str, ...]:
 
 
 def is_installed(name: str) -> bool:
-    """Return whether a backend's framework can be imported; does not import it."""
+    """Return whether a backend's framework can be imported, without importing it."""
     return importlib.util.find_spec(_checked(name)) is not None
 
 
 def unavailable(name: str) -> str | None:
-    """Return why a backend cannot be used here, None where it can.
+    """Return why a backend cannot be used here; None if it can.
 
-    Imports no framework but CuPy, which alone knows whether it has a GPU.
+    The function imports no framework except CuPy, since only CuPy knows whether it has a GPU.
     """
     return _missing_device(name) if is_installed(name) else "not installed"
 
@@ -76,11 +76,11 @@ def get(name: str) -> Framework:
     Raises
     ------
     ValueError
-        For an unknown name.
+        If the name is unknown.
     ImportError
         If the framework is not installed.
     RuntimeError
-        If it has no device here, or for CuPy that is not installed.
+        If the framework has no device here, or is CuPy and not installed.
     """
     module = importlib.import_module(_MODULES[_checked(name)])
     if (reason := _missing_device(name)) is not None:
@@ -93,7 +93,7 @@ def get(name: str) -> Framework:
 def framework_of(array: object) -> Framework:
     """Return the framework that an array belongs to.
 
-    Its package has been imported already, or there would be no array.
+    Its package has been imported already: otherwise there would be no array.
 
     Raises
     ------

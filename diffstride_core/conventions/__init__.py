@@ -1,8 +1,8 @@
-r"""The conventions: which window a stride S, a size N and a smoothness stand for.
+r"""The conventions: the window that belongs to a stride S, a size N and a smoothness.
 
 A convention is one object. It owns the bounds of the stride, the output size, the mask and the
-mask's derivative; the engines see bins and masks, never a convention. To add one, subclass
-`Convention` in a file of its own and enter an instance in `CONVENTIONS`.
+mask's derivative. The engines see bins and masks, never a convention. To add a convention, subclass
+`Convention` in a new file, and add an instance to `CONVENTIONS`.
 """
 
 from diffstride_core.conventions.convention import Convention as Convention

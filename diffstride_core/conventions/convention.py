@@ -1,4 +1,4 @@
-"""What a convention is."""
+"""The interface of a convention."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from diffstride_core.arguments import Limits
 from diffstride_core.plan import Bounds
 from diffstride_core.window import FlatWindow, Window
 
-# Beyond these a product with a smoothness may leave the range of float32.
+# Beyond these limits, a product with a smoothness may leave the range of float32.
 LEAST_SMOOTHNESS, MOST_SMOOTHNESS = 1e-30, 1e30
 
 
@@ -23,7 +23,7 @@ class Convention(Window):
     default_smoothness : float
     default_norm : str
     has_free_sizes : bool
-        Whether sizes may be raised to a multiple.
+        Whether output sizes may be raised to a multiple of a number.
     """
 
     name: ClassVar[str]
@@ -33,7 +33,7 @@ class Convention(Window):
 
     def check_smoothness(self, smoothness: float) -> None:
         """Raise ValueError unless the smoothness is one the convention allows."""
-        # A comparison, which a compiler follows that traces the number as a symbol.
+        # A comparison: a compiler that traces the number as a symbol can follow it.
         if not LEAST_SMOOTHNESS <= smoothness <= MOST_SMOOTHNESS:
             raise ValueError(
                 f"smoothness must be a finite number above 0 for convention {self.name!r}, from "
@@ -41,10 +41,10 @@ class Convention(Window):
             )
 
     def check_axis_count(self, axes: tuple[int, ...]) -> None:
-        """Raise ValueError unless the convention can resize so many axes."""
+        """Raise ValueError unless the convention can resize this many axes."""
 
     def check_axes(self, sizes: tuple[int, ...], output_sizes: tuple[int, ...] | None) -> None:
-        """Raise ValueError unless the convention can resize these sizes to those given."""
+        """Raise ValueError unless the convention can resize the sizes to the output sizes."""
 
     @abstractmethod
     def floor(self, size: int, smoothness: float) -> float:
@@ -59,7 +59,8 @@ class Convention(Window):
             N.
         smoothness : float
         limits : (lower, upper) or None
-            The user's limits; None entries add nothing, None switches all but S >= 1 off.
+            The user's limits. An entry that is None adds no limit. ``limits=None`` switches off all
+            bounds except S >= 1.
         """
         if limits is None:
             return Bounds()
@@ -75,12 +76,12 @@ class Convention(Window):
         """Return the frequency at which the mask without offset reaches 0."""
 
     def cutoff_derivative(self, size: int, smoothness: float, stride: float) -> float:
-        """Return by how much the cutoff grows with N/(2S)."""
+        """Return the derivative of the cutoff in N/(2S)."""
         return 1.0
 
     @abstractmethod
     def output_size(self, size: int, smoothness: float, stride: float, is_last: bool) -> int:
-        """Return M for a bounded stride.
+        """Return M for a stride within its bounds.
 
         Parameters
         ----------
@@ -88,13 +89,12 @@ class Convention(Window):
             N.
         smoothness : float
         stride : float
-            Bounded.
         is_last : bool
             Whether the axis is the last one.
         """
 
     def uncropped_size(self, size: int, is_last: bool) -> int:
-        """Return M when the spectrum is only masked."""
+        """Return M if the spectrum is masked but not cropped."""
         return size
 
     def pooled_size(self, size: int, stride: float, is_last: bool) -> int:

@@ -1,4 +1,4 @@
-"""The nominal convention, the default: a stride costs what it costs in a strided convolution."""
+"""The nominal convention, the default: a stride costs as much as in a strided convolution."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from diffstride_core.window import Mask, clipped_ramp, straight_through
 
 @dataclass(frozen=True)
 class Nominal(Convention):
-    r"""A ramp inside the band of N/S samples, which are the output.
+    r"""A ramp inside the band of N/S samples, the band that the output holds.
 
     .. math:: v(k) = (q + 1/2 - |k|)/R, \quad q = N/(2S), \quad R = \max(\rho q, 1)
 
-    with the smoothness :math:`\rho` a fraction of the band. The stride counts to the outer edge of
-    the ramp. Frequency 0 always passes.
+    where the smoothness :math:`\rho` is a fraction of the band. The stride refers to the outer edge
+    of the ramp. Frequency 0 always passes.
     """
 
     name = "nominal"
@@ -38,13 +38,13 @@ class Nominal(Convention):
         return size / (2 * stride) + 0.5
 
     def output_size(self, size: int, smoothness: float, stride: float, is_last: bool) -> int:
-        """Return M: N/S rounded so that a little more than an integer stride changes nothing.
+        """Return M: N/S, rounded so that a stride slightly above an integer gives the same size.
 
-        For integer strides up to 4 it is ceil(N/S), the size behind a strided convolution with an
+        For integer strides up to 4, M is ceil(N/S), the size after a strided convolution with an
         odd kernel.
         """
         t = size / stride
-        # The guard makes strides rounded to float32 give the size of the exact ones.
+        # With the guard, strides rounded to float32 give the same size as the exact ones.
         return max(1, min(size, math.floor(t + 0.75 + 1e-5 + 1e-7 * t)))
 
     def ramp_bins(self, size: int, smoothness: float, bounds: Bounds) -> int:  # noqa: D102
@@ -58,11 +58,11 @@ class Nominal(Convention):
         used = straight_through(ops, stride, axis.bounds)
         k = ops.frequencies(min(axis.size, axis.output_size) // 2 + 1, like)
         q = axis.size / (2 * used)
-        # Rounding must not decide between the two ramps. No number of the module, for the reason
-        # in `clipped_ramp`.
+        # Rounding must not decide between the two ramps. The tolerance is not a constant of the
+        # module, for the reason given in `clipped_ramp`.
         is_wide = smoothness * q >= 1 - 1e-6
         dv_wide = (1 - 2 * k) / (smoothness * axis.size)
         v = where(is_wide, 1 / smoothness + dv_wide * used, q + 0.5 - k)
-        # The window never touches frequency 0, not even where the band holds nothing else.
+        # The window never touches frequency 0, not even if the band holds nothing else.
         v = where(k == 0, 2.0, v)
         return clipped_ramp(ops, v, where(is_wide, dv_wide, -axis.size / (2 * used**2)))

@@ -1,4 +1,4 @@
-"""The paper's convention: Eqs. 3 and 4, made a real linear operator."""
+"""The paper's convention: Eqs. 3 and 4, turned into a real linear operator."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from diffstride_core.window import Mask, clipped_ramp, straight_through
 
 @dataclass(frozen=True)
 class Paper(Convention):
-    r"""Eqs. 3 and 4 of the paper, made a real linear operator.
+    r"""Eqs. 3 and 4 of the paper, turned into a real linear operator.
 
     .. math:: v(k) = (R + N/(2S) + o - |k|)/R
 
-    with R the smoothness in frequencies, o = 1 on the last axis and 0 elsewhere. The stride counts
-    to the inner edge of the ramp, which the output holds as well: it is 2R samples longer than N/S.
+    where R is the smoothness in frequencies, and o is 1 on the last axis and 0 elsewhere. The
+    stride refers to the inner edge of the ramp. The output holds the ramp as well, so it is 2R
+    samples longer than N/S.
     """
 
     name = "paper"
@@ -31,9 +32,9 @@ class Paper(Convention):
         return size / (2 * stride) + smoothness
 
     def output_size(self, size: int, smoothness: float, stride: float, is_last: bool) -> int:
-        """Return M: the smallest even size with nothing that Eq. 3 leaves alive at its Nyquist."""
+        """Return M: the smallest even size at whose Nyquist frequency the mask of Eq. 3 is 0."""
         q = self.cutoff(size, smoothness, stride)
-        # The guard makes strides rounded to float32 give the size of the exact ones.
+        # With the guard, strides rounded to float32 give the same size as the exact ones.
         return min(size, 2 * math.ceil(q - 1e-5 - 1e-7 * q))
 
     def ramp_bins(self, size: int, smoothness: float, bounds: Bounds) -> int:  # noqa: D102

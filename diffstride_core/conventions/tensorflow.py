@@ -1,4 +1,4 @@
-"""The tensorflow convention: what the authors' code computes, rounding included."""
+"""The tensorflow convention: what the authors' code computes, including its rounding."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from diffstride_core.window import Mask, Term, Window, clamp, with_derivative_of
 class TensorFlow(Convention):
     """What the authors' TensorFlow code computes, in two dimensions.
 
-    Strides, thresholds and mask are evaluated in float32, in the code's own order, since rounding
-    decides ties and sizes there. The first axis has the code's height, whose mask is centred beside
-    frequency 0; the second its width, cropped to an even size. The real part that the inverse
-    transform keeps makes the map a sum of two separable operators.
+    Strides, thresholds and mask are evaluated in float32 and in the order of that code, since
+    rounding decides its ties and sizes. The first axis is the height of the code. Its mask is
+    centred beside frequency 0. The second axis is the width, which is cropped to an even size. The
+    inverse transform keeps the real part, which makes the map a sum of two separable operators.
     """
 
     name = "tensorflow"
@@ -91,7 +91,7 @@ class TensorFlow(Convention):
         return 2 * (size // 2) if is_last else size
 
     def ramp_bins(self, size: int, smoothness: float, bounds: Bounds) -> int:  # noqa: D102
-        return size  # the two ends of a height's spectrum have a ramp each
+        return size  # the spectrum of a height has a ramp at each end
 
     def mask(  # noqa: D102
         self, ops: ArrayOps, axis: AxisPlan, smoothness: float, stride: Array, like: Array
@@ -103,13 +103,13 @@ class TensorFlow(Convention):
         used = clamp(ops, raised, bounds.lower, bounds.upper)
         ratio, threshold = self._threshold(xp, axis.size, used, axis.is_last)
         position = xp.astype(self._positions(ops, axis, like), xp.float32)
-        # Divided in double precision and rounded, which is the float32 quotient: compilers replace
-        # a float32 division by a constant with a product that rounds differently.
+        # Divide in double precision and round: this is the float32 quotient. Compilers replace a
+        # float32 division by a constant with a product, which rounds differently.
         above = xp.astype(smoothness + threshold - position, stride.dtype)
         raw = xp.astype(clamp(ops, above / smoothness, -1.0, 2.0), xp.float32)
         clipped = clamp(ops, raw, 0.0, 1.0)
 
-        # The code's clips pass the gradient at their corners, ties included.
+        # The clips of the authors' code pass the gradient at their corners, including ties.
         active = (
             (raw >= 0)
             & (raw <= 1)
@@ -127,7 +127,7 @@ class TensorFlow(Convention):
 
     @staticmethod
     def _positions(ops: ArrayOps, axis: AxisPlan, like: Array) -> Array:
-        """Return the position of each bin on the code's ramp."""
+        """Return the position of each bin on the ramp of the authors' code."""
         if axis.is_last:
             return ops.frequencies(axis.output_size // 2 + 1, like)
         # Rows k from the front: k, or k + 1 for an odd height. From the back: 0, 1, 2, ...
@@ -165,7 +165,7 @@ class _TensorFlowPooling(Window):
 
 
 def _two_terms(axes: tuple[AxisPlan, ...]) -> tuple[Term, ...]:
-    """Return the real map y = A_r X G_r^T - A_i X G_i^T of the authors' bins."""
+    """Return the terms of the authors' real map y = A_r X G_r^T - A_i X G_i^T."""
     height, width = axes
     return tuple(
         (
@@ -179,7 +179,7 @@ def _two_terms(axes: tuple[AxisPlan, ...]) -> tuple[Term, ...]:
 def _rows_kept(size: int, output_size: int) -> tuple[Integers, Integers, Table]:
     """Return the bins of the height: the first M//2 rows of the spectrum and the last M - M//2.
 
-    They are handed to the inverse transform in their order, whatever their frequency was.
+    The inverse transform gets them in this order, regardless of their frequencies.
     """
     positive = output_size // 2
     negative = output_size - positive
@@ -190,8 +190,8 @@ def _rows_kept(size: int, output_size: int) -> tuple[Integers, Integers, Table]:
 def _columns_kept(size: int, output_size: int) -> tuple[Integers, Integers, Table]:
     """Return the bins of the width: the first M//2 + 1 columns of the half spectrum.
 
-    Their frequencies are written negative, which leaves the cosine operator as it is and gives the
-    sine operator the sign that it has in the sum of two terms.
+    Their frequencies are negated. This does not change the cosine operator, and gives the sine
+    operator its sign in the sum of two terms.
     """
     k = np.arange(output_size // 2 + 1)
     return -k, -k, bin_counts(np, k, output_size)

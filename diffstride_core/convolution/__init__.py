@@ -1,5 +1,5 @@
-"""A convolution and the resize of what it makes, as one operation.
+"""A convolution and the resize of its output, as one operation.
 
-`plan` says what is decided before an array is touched, `checks` what is refused, `evaluation` which
-order of the two costs less, and `fused` takes the resize first.
+`plan` holds what is decided before an array is touched. `checks` checks the arguments. `evaluation`
+chooses the cheaper order of the two. `fused` evaluates the resize first.
 """

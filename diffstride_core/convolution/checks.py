@@ -1,4 +1,4 @@
-"""Checks of what a user passes about a convolution."""
+"""Checks of a user's arguments for a convolution."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ def checked_convolution(
     channels_last: bool = False,
     bias_shape: Sequence[int] | None = None,
 ) -> Convolution:
-    """Return the convolution of an array by a kernel, once every argument has been checked.
+    """Check the arguments of a convolution, and return the convolution.
 
     Parameters
     ----------
     shape : sequence of int
-        Of the input.
+        Shape of the input.
     weight_shape : sequence of int
         (out_channels, in_channels / groups, k_1, ..., k_d).
     dilation, groups, padding_mode, channels_last
         See `Functional.conv_diff_stride`.
     bias_shape : sequence of int, optional
-        None without a bias.
+        Shape of the bias; None if there is none.
 
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, its value and what is allowed.
+        If an argument is not allowed. The message names it, its value and what is allowed.
     """
     option("padding_mode", padding_mode, PADDING_MODES)
     if not isinstance(channels_last, bool):
@@ -89,18 +89,18 @@ def checked_convolution(
 
 
 def checked_placement(placement: Any, method: Any) -> str:
-    """Return on which side of a convolution its layer stands, "before" or "after".
+    """Return the place of a layer, "before" or "after" its convolution.
 
     Parameters
     ----------
     placement : {"before", "after"} or None
-        None is "before", unless the method evaluates a layer after the convolution.
+        None means "before", unless the method evaluates a layer after the convolution.
     method : {"auto", "fused", "separate"}
 
     Raises
     ------
     TypeError, ValueError
-        For an unknown one, and for "before" with "fused" or "separate".
+        If either is unknown, or if "before" is given with "fused" or "separate".
     """
     option("method", method, CONV_METHODS)
     if placement is None:
@@ -120,12 +120,12 @@ def spatial_axes(rank: int, *, channels_last: bool) -> tuple[int, ...]:
 
 
 def per_axis(name: str, value: Any, count: int) -> tuple[int, ...]:
-    """Return an integer of at least 1 for each axis, from one for each or one for all.
+    """Return an integer of at least 1 for each axis, given one per axis or one for all.
 
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, its value and what is allowed.
+        If the value is not allowed. The message names the argument, its value and what is allowed.
     """
     values = integers(name, value)
     if len(values) not in (1, count) or min(values) < 1:
@@ -142,7 +142,7 @@ def odd_kernel(kernel_size: Any, rank: int) -> tuple[int, ...]:
     Raises
     ------
     TypeError, ValueError
-        Unless it is odd along every axis.
+        If the size is not odd along every axis.
     """
     if rank > 3:
         raise ValueError(f"kernel_size must have from 1 to 3 entries, got {kernel_size!r}")
@@ -161,25 +161,25 @@ def kept_padding(
     valid: str,
     pairs: bool = False,
 ) -> tuple[int, ...]:
-    """Return by how much to pad each axis, once it is known that this keeps the size.
+    """Check that a padding keeps the size, and return it as one int per axis.
 
     Parameters
     ----------
     padding : int, sequence of int, or str
-        As a framework's own convolution takes it.
+        The padding, as the framework's own convolution takes it.
     kernel, dilation : sequence of int
-        Per spatial axis; the kernel odd.
+        Per spatial axis. Kernel sizes are odd.
     same : tuple of str
         The framework's words for a padding that keeps the size.
     valid : str
-        Its word for no padding, which keeps the size where the kernel has one tap.
+        Its word for no padding, which keeps the size if the kernel has one tap.
     pairs : bool
-        Whether there may be a pair of ints, for either end, for each axis.
+        Whether an axis may have a pair of ints, one for each end.
 
     Raises
     ------
     TypeError, ValueError
-        For anything else.
+        If the padding is anything else.
     """
     kept = tuple(d * (k // 2) for d, k in zip(dilation, kernel, strict=True))
     if isinstance(padding, str):

@@ -1,8 +1,8 @@
-"""How a convolution and the resize behind it are evaluated: which order of the two costs less.
+"""The evaluation of a convolution and the resize after it: which order of the two costs less.
 
-At stride 1 a convolution costs what it costs at full resolution, however much of it the resize
-discards. Both are linear, so the sum over the kernel can be taken after the resize instead:
-`diffstride_core.convolution.fused` evaluates that.
+A convolution of stride 1 runs at full resolution, however much of its output the resize discards.
+Both are linear, so the sum over the kernel can be taken after the resize instead. The module
+`diffstride_core.convolution.fused` does this.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from diffstride_core.convolution.plan import ConvPlan
 from diffstride_core.plan import Plan
 
 LARGEST_FUSED = 2048
-"""The longest axis of the fused evaluation, which knows matrices alone."""
+"""The longest axis for the fused evaluation, which uses matrices alone."""
 
 LONGEST_FUSED_SUM = 4096
 """The most taps times output samples along an axis that the fused evaluation adds up at once.
 
-Some libraries add the terms of narrow products up one after the other: in single precision the
-error would grow to what is owed at about twice as many.
+Some libraries add up the terms of narrow products one after the other. In single precision, the
+error would reach the promised tolerance at about twice this number.
 """
 
 
 class Product(NamedTuple):
-    """A matrix product, or several alike, as the multiply-adds it takes for one image.
+    """The multiply-adds that a matrix product, or several alike, takes for one image.
 
     Attributes
     ----------
     work : int
         Multiply-adds per combination of the indices below.
     inputs, outputs : tuple of int
-        The resized axes, as indices into those of the plan, along which it runs over the N samples
-        of the input, and over the M of the output.
+        Indices of the plan's axes along which the product runs over the N samples of the input, and
+        over the M samples of the output.
     """
 
     work: int
@@ -53,13 +53,13 @@ class Product(NamedTuple):
 
 
 def resize_products(plan: Plan, maps: int) -> list[Product]:
-    """Return the matrix products of a resize; an axis that is transformed has none.
+    """Return the matrix products of a resize; an axis that is resized by FFTs has none.
 
     Parameters
     ----------
     plan : Plan
     maps : int
-        How many maps of one image are resized: the channels, times the sizes of other axes.
+        Number of resized maps per image: the channels times the sizes of other axes.
     """
     terms = len(plan.window.terms(plan.axes))
     products: list[Product] = []
@@ -73,7 +73,7 @@ def resize_products(plan: Plan, maps: int) -> list[Product]:
 
 
 def separate_products(plan: ConvPlan) -> list[Product]:
-    """Return the products of a convolution that is resized after it."""
+    """Return the products of a convolution and of the resize after it, the convolution first."""
     conv, everywhere = plan.convolution, tuple(range(plan.convolution.rank))
     taps = math.prod(conv.kernel) * conv.in_channels // conv.groups
     own = Product(conv.out_channels * taps, everywhere, ())
@@ -87,7 +87,7 @@ def fused_products(plan: ConvPlan) -> list[Product]:
     taps = math.prod(conv.kernel) * conv.in_channels // conv.groups
     products = [Product(conv.out_channels * taps * terms, (), order)]
     for step in range(conv.rank):
-        # The taps of the last axis are made at once, those of the others one after the other.
+        # The taps of the last axis are evaluated at once, those of other axes one after the other.
         done = conv.kernel if step == conv.rank - 1 else conv.kernel[:-1]
         count = conv.in_channels * terms * math.prod(done)
         products.append(Product(count, order[step:], order[: step + 1]))
@@ -95,13 +95,13 @@ def fused_products(plan: ConvPlan) -> list[Product]:
 
 
 def costs(plan: ConvPlan) -> dict[str, tuple[int, int]]:
-    """Return what the time of each evaluation is made of, for one image.
+    """Return the multiply-adds of each evaluation for one image, in two parts.
 
     Returns
     -------
     dict
-        ``"separate"``: multiply-adds of the convolution, and of the resize. ``"fused"``: those of
-        the pointwise convolution, and of the shifted resizes.
+        ``"separate"``: multiply-adds of the convolution, and of the resize. ``"fused"``:
+        multiply-adds of the pointwise convolution, and of the shifted resizes.
     """
     products = {"separate": separate_products(plan), "fused": fused_products(plan)}
     found = {}
@@ -113,18 +113,18 @@ def costs(plan: ConvPlan) -> dict[str, tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationUnits:
-    """The time of a multiply-add of each part of `costs`, in that of a plain convolution's.
+    """The time per multiply-add of each part of `costs`, relative to a plain convolution's.
 
-    A framework has its own; benchmarks/fused.py finds them.
+    Each framework has its own units; benchmarks/fused.py finds them.
 
     Attributes
     ----------
     grouped_convolution : float
-        Of a convolution that has groups.
+        Unit of a convolution that has groups.
     resize : float
-        Of the resize behind a convolution.
+        Unit of the resize after a convolution.
     pointwise, shifted_resizes : float
-        Of the two parts of the fused evaluation.
+        Units of the two parts of the fused evaluation.
     """
 
     grouped_convolution: float
@@ -133,7 +133,7 @@ class EvaluationUnits:
     shifted_resizes: float
 
     def expected(self, plan: ConvPlan) -> dict[str, float]:
-        """Return what each evaluation of `costs` is expected to take for one image."""
+        """Return the expected time of each evaluation of `costs` for one image."""
         parts = costs(plan)
         convolution = self.grouped_convolution if plan.convolution.groups > 1 else 1.0
         units = {
@@ -149,20 +149,20 @@ class EvaluationUnits:
 
 
 def chosen_method(plan: ConvPlan, method: str, units: EvaluationUnits | None) -> str:
-    """Return how a convolution and the resize after it are evaluated, "fused" or "separate".
+    """Return the evaluation of a convolution and the resize after it, "fused" or "separate".
 
     Parameters
     ----------
     plan : ConvPlan
     method : {"auto", "fused", "separate"}
-        "auto" takes what is expected to take less time.
+        "auto" chooses the evaluation that is expected to take less time.
     units : EvaluationUnits or None
-        Of the framework; None for one without a convolution.
+        Units of the framework; None for a framework without a convolution.
 
     Raises
     ------
     TypeError, ValueError
-        For an unknown method, and for one that is not possible.
+        If the method is unknown or not possible.
     """
     option("method", method, CONV_METHODS)
     if units is None:
@@ -188,7 +188,7 @@ def is_fused_cheaper(plan: ConvPlan, units: EvaluationUnits) -> bool:
 
 
 def can_fuse(plan: ConvPlan) -> bool:
-    """Return whether the matrices of the fused evaluation are of a reasonable size."""
+    """Return whether the matrices of the fused evaluation have a reasonable size."""
     kernel = plan.convolution.kernel
     for taps, i in zip(kernel, plan.spatial_order, strict=True):
         axis = plan.resize.axes[i]

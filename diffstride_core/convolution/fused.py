@@ -1,15 +1,15 @@
-r"""A convolution and the resize behind it, evaluated at the resize's resolution.
+r"""A convolution and the resize after it, evaluated at the resize's resolution.
 
-Tap i of a kernel multiplies the input shifted by i, :math:`Z_i x`, zeros or the other end coming in
-at the border. Along one axis
+Tap i of a kernel multiplies the input shifted by i, :math:`Z_i x`. Zeros or the samples of the
+other end come in at the border. Along one axis
 
 .. math:: A (w * x) = \sum_i w_i\, A Z_i x,
 
-and :math:`A Z_i` is A with its columns shifted; of several axes each has its own. So the input is
-resized once per tap, and one pointwise convolution, over taps and channels a plain matrix product,
-adds the results up. The operator's derivative dA/dS is shifted alike.
+and :math:`A Z_i` is A with its columns shifted. If there are several axes, each has its own shift.
+So the input is resized once per tap, and one pointwise convolution adds up the results: a plain
+matrix product over taps and channels. The operator's derivative dA/dS is shifted in the same way.
 
-Arrays are laid out (groups, batch, N_1, ..., N_d, channels), in which every product is a wide one.
+Arrays have the layout (groups, batch, N_1, ..., N_d, channels), in which every product is wide.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ def evaluate(
     factors : tuple
         From `shifted_operators`.
     x : array, shape (..., C, N_1, ..., N_d)
-        Channels last where the plan says so.
+        Input; channels last if the plan says so.
     weight : array, shape (O, C / groups, k_1, ..., k_d)
-        Of the dtype of `x`.
+        Kernel, in the dtype of `x`.
     strides : array, shape (), (1,) or (d,), optional
-        The stride parameters, which the factors have been made of.
+        The stride parameters from which the factors were made.
     bias : array, shape (O,), optional
 
     Returns
     -------
     array, shape (..., O, M_1, ..., M_d)
-        Channels last if the input is; of its dtype.
+        Output, in the dtype of the input; channels last if the input is.
     """
     xp, layout = ops.xp, _Layout(ops, plan, x)
     operators, row_sums = factors
@@ -97,14 +97,14 @@ def pull_back(
     *,
     needs: tuple[bool, ...],
 ) -> tuple[Array | None, ...]:
-    """Return the vector-Jacobian product of `evaluate`, for which its inputs are kept alone.
+    """Return the vector-Jacobian product of `evaluate`, from its inputs alone.
 
     Parameters
     ----------
     ops, plan, factors, x, weight, strides, bias
-        As for `evaluate`.
+        See `evaluate`.
     stride_factors : tuple or None
-        From `shifted_ramps`; None where the gradient of the strides is not needed.
+        From `shifted_ramps`; None if the gradient of the strides is not needed.
     g : array
         Cotangent of the output.
     needs : tuple of bool
@@ -113,7 +113,7 @@ def pull_back(
     Returns
     -------
     tuple of array or None
-        The gradients of `x`, `weight`, `strides` and `bias`, each of its array's shape and dtype.
+        Gradients in `x`, `weight`, `strides` and `bias`, each with its array's shape and dtype.
     """
     xp, layout = ops.xp, _Layout(ops, plan, x)
     needs_x, needs_weight, _, needs_bias = needs
@@ -192,14 +192,14 @@ def pull_back(
 
 
 class _Layout:
-    """How a user's array is laid out, and the way to the layout of all products and back."""
+    """The layout of a user's array, and the way to the layout of all products and back."""
 
     def __init__(self, ops: ArrayOps, plan: ConvPlan, x: Array) -> None:
         conv = plan.convolution
         self._ops, self._rank, self._groups = ops, conv.rank, conv.groups
         self._order = None
         if not plan.channels_last and x.ndim == conv.rank + 2:
-            # What is channels last in memory needs no copy.
+            # An array that is channels last in memory needs no copy.
             self._order = ops.kernels.memory_order(x)
         self._channels_last = plan.channels_last or self._order is not None
         self._lead = tuple(x.shape[: -conv.rank - 1])
@@ -211,8 +211,9 @@ class _Layout:
         shape: list[int] = [batch, *self.output_sizes]
         shape.insert(len(shape) if place == -1 else place, conv.out_channels)
         self.output_shape = tuple(shape)
-        # Of the whole batch, the largest array that is made at a time. Blocks have four times the
-        # usual size: each reads the weight again, so that larger ones are worth leaving the cache.
+        # A quarter of the size of the largest array made for the whole batch. Blocks thus have four
+        # times the usual size: each reads the weight again, so larger ones are worth leaving the
+        # cache.
         maps = batch * conv.in_channels
         made = [
             math.prod((maps, *self.output_sizes[:step], *sizes[step:]))
@@ -222,17 +223,17 @@ class _Layout:
         self.elements = max(made) // 4
 
     def flattened(self, array: Array) -> Array:
-        """Return an array with a single batch axis, its axes in the order of memory."""
+        """Return an array with a single batch axis and its axes in memory order."""
         xp = self._ops.xp
         if self._order is not None:
             return xp.permute_dims(array, self._order)
-        # Not -1: of an array without entries it would be anything.
+        # Not -1: for an array without entries, it could stand for any size.
         return xp.reshape(array, (math.prod(self._lead), *array.shape[len(self._lead) :]))
 
     def restored(self, array: Array) -> Array:
-        """Return what `flattened` was given."""
+        """Return an array in the layout that `flattened` was given."""
         xp = self._ops.xp
-        # Flat in between: a view of another layout becomes an array of this one.
+        # Flat in between: a view in another layout becomes an array in this one.
         array = xp.reshape(xp.reshape(array, (math.prod(array.shape),)), array.shape)
         if self._order is not None:
             back = tuple(self._order.index(i) for i in range(len(self._order)))
@@ -248,12 +249,12 @@ class _Layout:
         split = (*shape[:at], self._groups, shape[at] // self._groups, *shape[at + 1 :])
         spatial = range(1, rank + 1) if self._channels_last else range(3, rank + 3)
         array = xp.permute_dims(xp.reshape(array, split), (at, 0, *spatial, at + 1))
-        # Flat in between, so that what must be copied is copied once, not by every product.
+        # Flat in between: an array that must be copied is copied once, not by every product.
         flat = xp.reshape(array, (*array.shape[:2], math.prod(array.shape[2:])))
         return xp.reshape(flat, array.shape)
 
     def original(self, array: Array) -> Array:
-        """Return what `canonical` was given."""
+        """Return an array in the layout that `canonical` was given."""
         xp, rank = self._ops.xp, self._rank
         spatial = range(2, rank + 2)
         order = (1, *spatial, 0, rank + 2) if self._channels_last else (1, 0, rank + 2, *spatial)
@@ -268,7 +269,7 @@ class _Layout:
         return self._ops.xp.reshape(array, (groups, math.prod(others) // width, width))
 
     def per_group(self, bias: Array) -> Array:
-        """Return a bias that adds to canonical arrays."""
+        """Return a bias in a shape that can be added to canonical arrays."""
         shape = (self._groups, *(1,) * (self._rank + 1), bias.shape[0] // self._groups)
         wide = self._ops.xp.astype(bias, self._ops.compute_dtype(bias), copy=False)
         return self._ops.xp.reshape(wide, shape)
@@ -282,9 +283,9 @@ class _ShiftedAxis(NamedTuple):
     axis : AxisPlan
     matrix : array, shape (M, N) or (M * taps, N)
     ramp : (array, array) or None
-        The factors of its derivative.
+        Factors of the derivative of the matrix.
     taps : int
-        How many are taken at once.
+        Number of taps that are evaluated at once.
     """
 
     axis: AxisPlan
@@ -296,7 +297,7 @@ class _ShiftedAxis(NamedTuple):
         """Return <u, (dA/dS) x>, summed over the taps."""
 
         def with_channels(array: Array) -> Array:
-            """Count the taps to the channels: dA/dS is the same for all except for the shift."""
+            """Treat the taps as channels: dA/dS is the same for all of them except the shift."""
             if self.taps == 1:
                 return array
             *before, rows, channels = array.shape
@@ -309,16 +310,16 @@ class _ShiftedAxis(NamedTuple):
 def _resized(
     ops: ArrayOps, axes: Sequence[_ShiftedAxis], before: Sequence[Array], *, can_write: bool
 ) -> list[Array]:
-    """Return an array and what each axis makes of it in turn.
+    """Return an array, and the results of resizing it along each axis in turn.
 
     Parameters
     ----------
     ops : ArrayOps
     axes : sequence of _ShiftedAxis
     before : sequence of array
-        The array, then what was made of it for the tap before, if anything.
+        The array, then its results for the previous tap, if any.
     can_write : bool
-        Whether that may be overwritten: new memory would take as long as the products.
+        Whether these results may be overwritten: new memory would take as long as the products.
     """
     made = [before[0]]
     for step, own in enumerate(axes, start=1):
@@ -330,7 +331,7 @@ def _resized(
 def _taps(
     plan: ConvPlan, operators: Factors, ramps: Factors | None = None
 ) -> list[list[_ShiftedAxis]]:
-    """Return the axes of each tap of all axes but the last, whose taps are taken at once."""
+    """Return the axes of each tap of all axes but the last, whose taps are evaluated at once."""
     resized = plan.by_matrices.axes
     axes = [resized[i] for i in plan.spatial_order]
     found = []
@@ -349,15 +350,15 @@ def _taps(
 
 
 def shifted_operators(ops: ArrayOps, plan: ConvPlan, strides: Array | None, like: Array) -> Factors:
-    """Return the shifted operators, and what a constant is resized to.
+    """Return the shifted operators, and the operators' row sums, which resize a constant.
 
     Returns
     -------
     terms : tuple of tuple of array
-        Per term and spatial axis, every tap's matrix: shape (taps, M, N), for the last axis
-        (M * taps, N).
+        Per term and spatial axis, the matrices of all taps: shape (taps, M, N), or (M * taps, N)
+        for the last axis.
     row_sums : tuple of tuple of array, shape (M,)
-        The sums of the rows of the matrices without a shift.
+        Row sums of the matrices without a shift.
     """
     return shifted(ops, plan, resize_operators(ops, plan.by_matrices, strides, like))
 
@@ -391,12 +392,12 @@ def shifted_ramps(ops: ArrayOps, plan: ConvPlan, strides: Array | None, like: Ar
 def _shifted(xp: Any, plan: ConvPlan, step: int, matrix: Array) -> Array:
     """Return the product of a matrix (rows, N) with the shift by each tap of a spatial axis.
 
-    Shape (taps, rows, N); for the last axis (rows * taps, N).
+    The shape is (taps, rows, N), or (rows * taps, N) for the last axis.
     """
     conv, size = plan.convolution, matrix.shape[1]
     made = []
     for offset in conv.offsets[step]:
-        # Sample n meets column n - offset: at that place the convolution reads it by this tap.
+        # Sample n meets column n - offset: there, this tap of the convolution reads the sample.
         if conv.circular:
             start = (size - offset) % size
             made.append(xp.concat([matrix[:, start:], matrix[:, :start]], axis=1))
@@ -411,9 +412,9 @@ def _shifted(xp: Any, plan: ConvPlan, step: int, matrix: Array) -> Array:
 
 
 def _kernels(ops: ArrayOps, plan: ConvPlan, weight: Array) -> list[Array]:
-    """Return what each tap of all axes but the last is multiplied by.
+    """Return the kernel for each tap of all axes but the last.
 
-    Each of shape (groups, taps of the last axis * channels per group, outputs per group).
+    Each has the shape (groups, taps of the last axis * channels per group, outputs per group).
     """
     xp, conv = ops.xp, plan.convolution
     wide = xp.astype(weight, ops.compute_dtype(weight), copy=False)
@@ -427,17 +428,17 @@ def _kernels(ops: ArrayOps, plan: ConvPlan, weight: Array) -> list[Array]:
 
 
 def _as_weight(ops: ArrayOps, plan: ConvPlan, kernels: Sequence[Array], weight: Array) -> Array:
-    """Return the gradient of the weight from those of the `_kernels`."""
+    """Return the gradient of the weight from the gradients of the `_kernels`."""
     xp, conv = ops.xp, plan.convolution
     split = (conv.groups, conv.kernel[-1], weight.shape[1], conv.out_channels // conv.groups)
     taps = [xp.permute_dims(xp.reshape(kernel, split), (0, 3, 2, 1)) for kernel in kernels]
-    # Put together by a single copy: in deep networks weights are larger than maps.
+    # Assembled in a single copy: in deep networks, weights are larger than maps.
     gradient = xp.reshape(xp.stack(taps, axis=3), weight.shape)
     return xp.astype(gradient, weight.dtype, copy=False)
 
 
 def _of_constant(xp: Any, row_sums: Sequence[Sequence[Array]]) -> Array:
-    """Return what a map of ones is resized to, shape (M_1, ..., M_d)."""
+    """Return the resize of a map of ones, shape (M_1, ..., M_d)."""
     resized = None
     for term in row_sums:
         resized = _plus(resized, _outer(xp, term))
@@ -450,7 +451,7 @@ def _stride_gradients_of_constant(
     row_sums: Sequence[Sequence[Array]],
     ramp_sums: Sequence[Sequence[Array]],
 ) -> Array:
-    """Return the gradients in the strides, shape (d,), for the cotangent of what ones become."""
+    """Return the gradients in the strides, shape (d,), for the cotangent of `_of_constant`."""
     xp, found = ops.xp, []
     for step in range(g.ndim):
         total = None

@@ -1,4 +1,4 @@
-"""A convolution and the resize behind it: what is decided before an array is touched."""
+"""A convolution and the resize after it: what is decided before an array is touched."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from diffstride_core.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class Convolution:
-    """A convolution of stride 1 that keeps the size of its input; in fact, a correlation.
+    """A convolution of stride 1 that keeps the size of its input; strictly, a correlation.
 
     Attributes
     ----------
     in_channels, out_channels : int
     kernel : tuple of int
-        Per spatial axis, odd.
+        Odd sizes, per spatial axis.
     dilation : tuple of int
         Per spatial axis.
     groups : int
     circular : bool
-        Whether the map goes on with its other end beyond its border, rather than with zeros.
+        Whether the map continues beyond its border with its other end, rather than with zeros.
     has_bias : bool
     """
 
@@ -39,7 +39,7 @@ class Convolution:
 
     @property
     def offsets(self) -> tuple[tuple[int, ...], ...]:
-        """How far from the output's place each tap reads, per spatial axis."""
+        """The distance from the output's position at which each tap reads, per spatial axis."""
         return tuple(
             tuple(dilation * (tap - size // 2) for tap in range(size))
             for size, dilation in zip(self.kernel, self.dilation, strict=True)
@@ -47,19 +47,19 @@ class Convolution:
 
     @property
     def padding(self) -> tuple[int, ...]:
-        """How many samples it reads beyond either end of each spatial axis."""
+        """The number of samples read beyond either end of each spatial axis."""
         return tuple(own[-1] for own in self.offsets)
 
 
 @dataclass(frozen=True, slots=True)
 class ConvPlan:
-    """A convolution and a resize of all its spatial axes; only the values of the strides are open.
+    """A convolution and a resize of its spatial axes; only the values of the strides are open.
 
     Attributes
     ----------
     convolution : Convolution
     resize : Plan
-        Of arrays of the layout that `channels_last` says.
+        Resize of arrays in the layout that `channels_last` gives.
     channels_last : bool
         Whether arrays are (..., N_1, ..., N_d, C) rather than (..., C, N_1, ..., N_d).
     """
@@ -81,6 +81,6 @@ class ConvPlan:
 
     @property
     def spatial_order(self) -> tuple[int, ...]:
-        """The indices of the resize's axes in the order of the array's, which is the kernel's."""
+        """The indices of the resize's axes in the order of the array's axes and the kernel's."""
         axes = self.resize.axes
         return tuple(sorted(range(len(axes)), key=lambda i: axes[i].axis))
