@@ -1,8 +1,9 @@
 """DiffStride for CuPy: the functions and the layer of diffstride_numpy, on the GPU.
 
-Strides are numbers or NumPy arrays, which cost no transfer, or CuPy arrays, whose values are copied
-to the host once per call unless the output's ``sizes`` are given. Nothing else waits for the GPU.
-The module can be imported without one; its functions and its layer then raise RuntimeError.
+Strides are numbers or NumPy arrays, which need no transfer, or CuPy arrays. The values of CuPy
+arrays are copied to the host once per call, unless the output's ``sizes`` are given. Nothing else
+waits for the GPU. The package can be imported without a GPU; its functions and its layer then raise
+RuntimeError.
 """
 
 from diffstride_core import NothingToCropWarning as NothingToCropWarning

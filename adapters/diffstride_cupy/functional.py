@@ -1,4 +1,4 @@
-"""The functions for CuPy arrays."""
+"""Functions for CuPy arrays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_core.settings import ConvolutionOptions, ResizeOptions, SizeOptions
 
 Strides: TypeAlias = Any
-"""Numbers, or an array of NumPy's or CuPy's."""
+"""Numbers, or an array of NumPy or CuPy."""
 
 Array: TypeAlias = Any
 

@@ -1,8 +1,8 @@
-"""DiffStride for JAX: downsampling whose strides are learnt.
+"""DiffStride for JAX: downsampling with learnt strides.
 
-Under `jax.jit` the output's size must be known before the strides are: compute it outside with
-`output_sizes` and pass it as ``sizes``. A new size is a new compilation, the same size none. The
-modules in `diffstride_jax.nnx_modules` and `diffstride_jax.equinox_modules` do this by themselves.
+Under `jax.jit`, the output size must be known before the strides are. Compute it outside with
+`output_sizes`, and pass it as ``sizes``. A new size causes a compilation, the same size does not.
+The modules in `diffstride_jax.nnx_modules` and `diffstride_jax.equinox_modules` do this themselves.
 """
 
 from diffstride_core import NothingToCropWarning as NothingToCropWarning

@@ -105,8 +105,8 @@ class DiffStride(eqx.Module):
     """
 
     strides: jax.Array
-    # A leaf that is no array: static to Equinox's transformations, and yet no part of a tree's
-    # structure, which must stay that of an optimiser's state.
+    # A leaf that is not an array. Equinox's transformations treat it as static, but it is not part
+    # of the tree's structure, which must stay that of the optimiser's state.
     plans: PlanCache
 
     def __init__(
@@ -351,7 +351,7 @@ class DiffStrideConv(eqx.nn.Conv):
         return {
             "dilation": self.dilation,
             "groups": self.groups,
-            # Equinox pads what a layer before the convolution gives.
+            # If the layer comes before the convolution, Equinox pads its output.
             "padding_mode": "zeros" if self.placement == "before" else self.padding_mode.lower(),
         }
 
@@ -431,7 +431,8 @@ def replan(model: ModelT) -> ModelT:
     Raises
     ------
     ValueError
-        If a stride is traced, NaN or infinite. The message names the layer.
+        If strides are traced, or a stride is NaN or infinite, in which case the message names the
+        layer.
     """
     names, layers = _named_layers(model)
     values = read_strides(names, [layer.strides for layer in layers])
@@ -460,7 +461,7 @@ def project_strides(model: ModelT) -> ModelT:
     Raises
     ------
     ValueError
-        As for `replan`.
+        If a stride is traced, NaN or infinite; see `replan`.
     """
     names, layers = _named_layers(model)
     values = read_strides(names, [layer.strides for layer in layers])

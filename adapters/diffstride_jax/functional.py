@@ -1,4 +1,4 @@
-"""The functions for JAX arrays, concrete or traced."""
+"""Functions for JAX arrays, concrete or traced."""
 
 from __future__ import annotations
 

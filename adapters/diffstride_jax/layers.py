@@ -1,8 +1,9 @@
-"""What the modules of every JAX library have in common: plans that are static state.
+"""What the modules for all JAX libraries have in common: plans as static state.
 
 A module holds its strides, which are traced under `jax.jit`, and a `PlanCache`, which is static
-there: made from the strides' values as they were read last, outside. Two caches are equal while no
-output size differs, so a compiled function is reused until one does.
+there. The cache was made from the values of the strides when they were last read, outside
+`jax.jit`. Two caches are equal as long as no output size differs, so a compiled function is reused
+until one does.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from diffstride_core.planning import plan_pool
 from diffstride_core.settings import Settings, make_settings
 
 STRIDES, WEIGHTS = "strides", "weights"
-"""How `stride_labels` names what it tells apart."""
+"""The labels that `stride_labels` returns."""
 
 
 class CompilationKey:
-    """What a compiled function is compiled for, as far as it follows from strides; hashable.
+    """Hashable key for the part of a compilation that depends on strides.
 
-    Made by `compilation_key`. Two keys are equal if the same compiled function serves both.
+    `compilation_key` returns it. Two keys are equal if the same compiled function serves both.
 
     Parameters
     ----------
     plans : iterable of PlanCache
-        Of a model's layers, in the order of the model.
+        Plans of a model's layers, in the order of the model.
     """
 
     def __init__(self, plans: Iterable[PlanCache]) -> None:
@@ -57,7 +58,7 @@ class CompilationKey:
 
 
 def _same_sizes(plans: PlanCache, others: PlanCache) -> bool:
-    # Where neither has seen a size they are equal, but nothing is known of the sizes to come.
+    # Two caches that have seen no size are equal, but their sizes may still differ later.
     return plans is others or (plans == others and plans.newest() is not None)
 
 
@@ -69,9 +70,9 @@ def make_plans(stride: Any, shared: bool, dtype: Any, **options: Any) -> tuple[P
     stride : float or sequence of float
     shared : bool
     dtype : dtype
-        Of the strides.
+        Dtype of the strides.
     **options
-        For `make_settings`.
+        Options of `make_settings`.
     """
     settings = make_settings(**options)
     values = initial_strides(stride, len(settings.axes), shared)
@@ -88,16 +89,16 @@ def downsample(plans: PlanCache, x: jax.Array, strides: jax.Array) -> jax.Array:
 
 
 def check_new_convolution(channels: int, weight_shape: Sequence[int], **options: Any) -> None:
-    """Raise what a new layer's first call would raise whatever its input's size.
+    """Raise the errors that a new layer's first call would raise for every input size.
 
     Parameters
     ----------
     channels : int
-        Of the input.
+        Channels of the input.
     weight_shape : sequence of int
         (out_channels, in_channels / groups, k_1, ..., k_d).
     **options
-        For `checked_convolution`.
+        Options of `checked_convolution`.
     """
     # A map so large that no kernel reaches beyond it.
     sizes = (sys.maxsize,) * (len(weight_shape) - 2)
@@ -114,19 +115,19 @@ def check_kept_padding(
     padding : str, int, sequence of int or of pairs of ints
     kernel, dilation : sequence of int
     *words : str
-        What the library calls such padding, in capitals; it may be given in any case.
+        The library's names for such padding, in capitals. Users may write them in any case.
     """
     given = padding.upper() if isinstance(padding, str) else padding
     kept_padding(given, kernel, dilation, same=words, valid="VALID", pairs=True)
 
 
 def strides_dtype(name: str, dtype: Any) -> Any:
-    """Return the dtype of strides beside parameters of a dtype: never half precision.
+    """Return the dtype of strides for parameters of the given dtype: never half precision.
 
     Raises
     ------
     TypeError
-        For one that is not computed in, naming the argument.
+        If the dtype is not supported. The message names the argument.
     """
     check_float(name, np.dtype(dtype).name, FLOATS)
     return jax.numpy.promote_types(dtype, np.float32)
@@ -150,15 +151,15 @@ def convolve_and_downsample(
     Parameters
     ----------
     plans, x, weight, strides, bias
-        Of the layer and of the convolution, which are checked here.
+        State and arrays of the layer and the convolution. The arrays are checked here.
     method : {"auto", "fused", "separate"}
-        How a layer after the convolution is evaluated.
+        How to evaluate a layer after the convolution.
     placement : {"before", "after"}
     convolve : callable
-        The library's own convolution, of what a layer before it gives.
+        The library's own convolution. It is applied to the output of a layer before it.
     channels_last : bool
     **options
-        For `checked_convolution`.
+        Options of `checked_convolution`.
     """
     placement = checked_placement(placement, method)
     x, weight, bias = convolved_arrays(BACKEND, x, weight, bias)
@@ -179,7 +180,7 @@ def convolve_and_downsample(
 
 
 def pool(settings: Settings, x: jax.Array, stride: tuple[float, ...]) -> jax.Array:
-    """Return the output of a layer of spectral pooling."""
+    """Return the output of a spectral pooling layer."""
     BACKEND.check_input(x)
     return FUNCTIONAL.resample(plan_pool(settings, x.shape, stride), x)
 
@@ -192,21 +193,21 @@ def penalty(plans: Sequence[PlanCache], strides: Sequence[jax.Array]) -> jax.Arr
 
 
 def current_plan(plans: PlanCache, shape: Sequence[int], strides: jax.Array) -> Plan:
-    """Return the plan for an input: of the strides as they are, or while traced as last read."""
+    """Return the plan for an input at the present strides or, if they are traced, as last read."""
     return plans.plan_of(checked_shape(shape), BACKEND.host_values(strides))
 
 
 def projected(
     plans: PlanCache, strides: jax.Array, values: tuple[float, ...]
 ) -> tuple[PlanCache, jax.Array]:
-    """Return a layer's strides within their bounds, and the plans that follow from them.
+    """Return a layer's plans and strides after moving the strides within their bounds.
 
     Parameters
     ----------
     plans : PlanCache
     strides : jax.Array
     values : tuple of float
-        The strides' values, from `read_strides`.
+        Values of the strides from `read_strides`.
     """
     bounded = np.asarray(plans.project(values), strides.dtype)
     kept = tuple(bounded.tolist())
@@ -219,7 +220,7 @@ def read_strides(names: Iterable[str], strides: list[jax.Array]) -> list[tuple[f
     Raises
     ------
     ValueError
-        If a stride is traced or not finite, naming the layer.
+        If a stride is traced or not finite. In the second case the message names the layer.
     """
     if any(isinstance(array, jax.core.Tracer) for array in strides):
         raise ValueError(

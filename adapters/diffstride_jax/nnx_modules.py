@@ -1,4 +1,4 @@
-"""DiffStride and spectral pooling as Flax NNX modules: channels last, as all of Flax."""
+"""DiffStride and spectral pooling as Flax NNX modules: channels last, like all of Flax."""
 
 from __future__ import annotations
 
@@ -337,7 +337,7 @@ class DiffStrideConv(nnx.Conv):
         return {
             "dilation": self.kernel_dilation,
             "groups": self.feature_group_count,
-            # Flax pads what a layer before the convolution gives.
+            # If the layer comes before the convolution, Flax pads its output.
             "padding_mode": "zeros" if self.placement == "before" else self.padding_mode,
         }
 
@@ -412,8 +412,8 @@ def replan(model: nnx.Module) -> None:
     Raises
     ------
     ValueError
-        If a stride is traced, NaN or infinite. The message names the layer, and nothing has
-        changed.
+        If strides are traced, or a stride is NaN or infinite, in which case the message names the
+        layer. Nothing has changed.
     """
     layers = _named_layers(model)
     values = read_strides(layers, [layer.strides[...] for layer in layers.values()])
@@ -436,7 +436,7 @@ def project_strides(model: nnx.Module) -> None:
     Raises
     ------
     ValueError
-        As for `replan`.
+        If a stride is traced, NaN or infinite; see `replan`.
     """
     layers = _named_layers(model)
     values = read_strides(layers, [layer.strides[...] for layer in layers.values()])

@@ -1,13 +1,13 @@
-"""DiffStride for Keras 3, over its JAX and PyTorch backends: downsampling whose strides are learnt.
+"""DiffStride for Keras 3 with its JAX and PyTorch backends: downsampling with learnt strides.
 
-Importing it imports Keras, and with it the backend that Keras is set to: the environment variable
-KERAS_BACKEND must name one of the two before.
+Importing this package imports Keras and the backend that Keras is set to. The environment variable
+KERAS_BACKEND must name one of the two backends before that.
 """
 
 from diffstride_core import NothingToCropWarning as NothingToCropWarning
 from diffstride_core import __version__ as __version__
 
-# Before what imports Keras: it says what is missing where Keras cannot be imported.
+# First, since it says what is missing if Keras cannot be imported.
 from diffstride_keras import framework as framework
 from diffstride_keras.layers import DiffStride2d as DiffStride2d
 from diffstride_keras.training import UpdateSizes as UpdateSizes

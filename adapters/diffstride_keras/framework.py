@@ -1,4 +1,4 @@
-"""The backend that Keras is set to, as `diffstride_backends` knows it."""
+"""The backend that Keras is set to, as known to `diffstride_backends`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _REFUSAL = (
 try:
     import keras
 except ModuleNotFoundError as error:
-    # That is what becomes of Keras where nobody has chosen a backend.
+    # Keras falls back to TensorFlow if no backend was chosen.
     if error.name != "tensorflow":
         raise
     raise ImportError(_REFUSAL.format("'tensorflow', which is not installed")) from error
@@ -24,5 +24,5 @@ if NAME not in BACKENDS:
     raise ImportError(_REFUSAL.format(repr(NAME)))
 FRAMEWORK = registry.get(NAME)
 
-# What PyTorch compiles it compiles anew by itself where a layer's plans have changed.
+# PyTorch recompiles by itself when a layer's plans have changed.
 KEEPS_TRACES = NAME == "jax"

@@ -21,7 +21,7 @@ from diffstride_keras.framework import FRAMEWORK, KEEPS_TRACES
 
 DATA_FORMATS = ("channels_first", "channels_last")
 
-# What the checks of all frameworks' layers call them.
+# Names of arguments in the checks that all frameworks share, and the names of this layer.
 _NAMES = {
     "smoothness": "smoothness_factor",
     "shared": "shared_stride",
@@ -31,7 +31,7 @@ _NAMES = {
 
 @contextmanager
 def _named_as_here() -> Iterator[None]:
-    """Call the arguments in an error as the layer does."""
+    """Replace the names of arguments in error messages with the names that this layer uses."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -40,7 +40,7 @@ def _named_as_here() -> Iterator[None]:
 
 
 class StrideBounds(keras.constraints.Constraint):  # type: ignore[misc]
-    """Moves the strides of a layer back within their bounds after each step of an optimiser.
+    """Constraint that moves a layer's strides back within their bounds after each optimiser step.
 
     Parameters
     ----------
@@ -169,14 +169,14 @@ class DiffStride2d(keras.layers.Layer):  # type: ignore[misc]
         self.strides = self.add_weight(
             shape=(len(values),),
             initializer=keras.initializers.Constant(np.array(values)),
-            # A half precision has too few digits for a stride.
+            # Half precision has too few digits for a stride.
             dtype="float64" if self.variable_dtype == "float64" else "float32",
             autocast=False,
             regularizer=strides_regularizer,
             constraint=StrideBounds(self),
             name="strides",
         )
-        self.built = True  # whatever the input's shape
+        self.built = True  # for every input shape
 
     def call(self, inputs: Any) -> Any:
         """Downsample a batch.
@@ -188,7 +188,7 @@ class DiffStride2d(keras.layers.Layer):  # type: ignore[misc]
         Returns
         -------
         tensor
-            Of the same dtype, with other heights and widths.
+            Output with the dtype of the input, and another height and width.
         """
         backend, strides = FRAMEWORK.backend, self.strides.value
         backend.check_input(inputs)
@@ -213,7 +213,7 @@ class DiffStride2d(keras.layers.Layer):  # type: ignore[misc]
         sizes: Sequence[int | None] = (None, None)
         if all(shape[axis] is not None for axis in settings.axes):
             values = FRAMEWORK.backend.host_values(self.strides.value)
-            # A copy: to ask is not to see a map.
+            # A copy, since asking for a shape must not count as seeing an input.
             sizes = copy.copy(self.plans).plan_of(shape, values).output_sizes  # type: ignore[arg-type]
         for axis, size in zip(settings.axes, sizes, strict=True):
             shape[axis] = size
@@ -272,7 +272,7 @@ class DiffStride2d(keras.layers.Layer):  # type: ignore[misc]
         self.replan()
 
     def save_own_variables(self, store: Any) -> None:
-        """Write the strides into a file; warn where a reader's sizes will be others."""
+        """Write the strides to a file. Warn if the loaded layer would have other output sizes."""
         values = self._read()
         if not all(map(self.plans.refreshed(values).holds, self.compiled)):
             warnings.warn(

@@ -12,7 +12,7 @@ from diffstride_core.plan import Plan
 from diffstride_keras.layers import DiffStride2d, StrideBounds
 
 _Compiled: TypeAlias = tuple[frozenset[Plan], ...]
-"""What functions were traced with, for each layer of a model."""
+"""The plans with which functions were traced, for each layer of a model."""
 
 _STEPS = ("train_step", "test_step")
 _FUNCTIONS = ("train_function", "test_function", "predict_function")
@@ -29,7 +29,7 @@ def stride_variables(model: keras.layers.Layer) -> list[keras.Variable]:
     Returns
     -------
     list of keras.Variable
-        In the order of ``model.variables``.
+        The variables, in the order of ``model.variables``.
 
     Examples
     --------
@@ -47,10 +47,11 @@ def stride_variables(model: keras.layers.Layer) -> list[keras.Variable]:
 def replan(model: keras.layers.Layer) -> None:
     """Update the output sizes of a model's compiled functions to its strides.
 
-    Call it after ``set_weights``, ``load_weights`` or anything else than an optimiser has changed
-    strides of a model that has trained, evaluated or predicted before. The function reads the
-    strides and discards what Keras has compiled for the model. During training `UpdateSizes` does
-    this where needed. Outside compiled functions, sizes follow the strides without it.
+    Call it after something other than an optimiser, for example ``set_weights`` or
+    ``load_weights``, has changed strides of a model that has trained, evaluated or predicted
+    before. The function reads the strides and discards what Keras has compiled for the model.
+    During training, `UpdateSizes` does this when needed. Outside compiled functions, sizes follow
+    the strides without it.
 
     Parameters
     ----------
@@ -114,7 +115,7 @@ class UpdateSizes(keras.callbacks.Callback):  # type: ignore[misc]
         self._kept = {}
 
     def _update(self) -> None:
-        model = self.model  # which also brings what JAX has in training back into the variables
+        model = self.model  # this also copies JAX's training state back into the variables
         layers = _layers(model)
         for layer in layers:
             layer.replan()
@@ -132,7 +133,7 @@ class UpdateSizes(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 def _serves(compiled: _Compiled, layers: Sequence[DiffStride2d]) -> bool:
-    """Return whether functions that were compiled with some plans have the layers' sizes."""
+    """Return whether functions compiled with these plans have the layers' present sizes."""
     return all(
         layer.plans.holds(plan)
         for layer, plans in zip(layers, compiled, strict=True)
@@ -141,24 +142,24 @@ def _serves(compiled: _Compiled, layers: Sequence[DiffStride2d]) -> bool:
 
 
 def _use(model: keras.Model, functions: Mapping[str, Any], compiled: _Compiled) -> None:
-    """Give a model compiled functions; those that are not there will be compiled.
+    """Give a model compiled functions. Keras will compile those that are missing.
 
     Parameters
     ----------
     model : keras.Model
     functions : mapping of str to callable or None
     compiled : tuple of frozenset of Plan
-        What they were traced with, for each of the model's layers.
+        The plans with which they were traced, for each of the model's layers.
     """
-    # JAX knows a function that it has traced by its equality, and any two references to the same
-    # method are equal. Two partial objects never are.
+    # JAX recognises a traced function by equality. Any two references to the same method are equal,
+    # two partial objects never are.
     for name in _STEPS:
         setattr(model, name, partial(getattr(model, name)))
     is_training = model.train_function is not None
     for name in _FUNCTIONS:
         setattr(model, name, functions.get(name))
     if is_training:
-        model.make_train_function()  # does nothing where there is one
+        model.make_train_function()  # does nothing if there is one
     for layer, plans in zip(_layers(model), compiled, strict=True):
         layer.compiled = plans
 

@@ -1,4 +1,4 @@
-"""NumPy as a microscope: one call of `diff_stride` with everything that it computes on the way."""
+"""NumPy as a microscope: one call of `diff_stride` with all its intermediate results."""
 
 from __future__ import annotations
 
@@ -37,33 +37,33 @@ class AxisExplanation:
     Attributes
     ----------
     axis : int
-        Counted from the end.
+        The axis, counted from the end.
     N, M : int
-        Input and output size, in samples (H or W in Eqs. 3 and 4; M is what Crop of Algorithm 1
-        leaves).
+        Input and output size in samples. N is H or W in Eqs. 3 and 4; M is the size after Crop in
+        Algorithm 1.
     S : float
-        The stride that is used: the parameter within its bounds.
+        The stride as used: the parameter within its bounds.
     q : float
-        Where the mask reaches 0, a frequency: N/(2S) + 1/2 in the nominal convention, and
-        N/(2S) + R, where Eq. 3 does, in the paper's.
+        Frequency at which the mask reaches 0: N/(2S) + 1/2 in the nominal convention. In the
+        paper's it is N/(2S) + R, as in Eq. 3.
     k : ndarray of int, shape (F,)
         The frequencies of the spectrum, centred: -(N//2), ..., (N-1)//2, so F = N.
     mask : ndarray, shape (F,)
-        The mask at `k`; in the paper's convention Eq. 3, and Eq. 4 on the last axis.
+        The mask at `k`. In the paper's convention it is Eq. 3, and on the last axis Eq. 4.
     dmask : ndarray, shape (F,)
-        Its derivative in the stride, dmask/dS, at `k`.
+        Derivative of the mask with respect to the stride, dmask/dS, at `k`.
     k_cropped : ndarray of int, shape (G,)
         The frequencies of the output's spectrum, centred: -(M//2), ..., (M-1)//2, so G = M.
     mask_cropped : ndarray, shape (G,)
-        The mask at what is written to `k_cropped`.
+        The mask of the entries that are written to `k_cropped`.
     ramp : ndarray of int, shape (P,)
-        The kept frequencies where 0 < mask < 1 or dmask/dS is not 0: at a mask of exactly 1 or
-        0, dmask/dS is one-sided. A frequency k > 0 stands for -k too.
+        The kept frequencies where 0 < mask < 1 or dmask/dS is not 0. Where the mask is exactly 1 or
+        0, dmask/dS is one-sided. A frequency k > 0 also stands for -k.
     ramp_mask, ramp_dmask : ndarray, shape (P,)
-        mask and dmask/dS there.
+        mask and dmask/dS at `ramp`.
     contributions : ndarray, shape (P,)
-        The share of each of these bins in `dS`: dmask/dS times the derivative of the loss in the
-        mask there.
+        The share of each bin of `ramp` in `dS`: dmask/dS times the derivative of the loss with
+        respect to the mask at this bin.
     """
 
     axis: int
@@ -84,65 +84,68 @@ class AxisExplanation:
 
     @property
     def dS(self) -> float:  # noqa: N802
-        """The derivative of the loss in this axis's stride: the sum of `contributions`."""
+        """Derivative of the loss with respect to this axis's stride: the sum of `contributions`."""
         return float(np.sum(self.contributions))
 
     @cached_property
     def A(self) -> NDArray[Any]:  # noqa: N802
         """The axis's operator as a matrix, shape (M, N): y = A_h x A_w^T in two dimensions.
 
-        Mask, crop and both transforms of Algorithm 1 in one. The norm's factor is in the matrix of
-        one of the axes. Made when it is first asked for, since that of a long signal is large.
+        The matrix combines the mask, the crop and both transforms of Algorithm 1. The norm's factor
+        is in the matrix of one of the axes. The matrix is made on first access, since for a long
+        signal it is large.
         """
         return self._make_matrix()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
-    """What one call of `diff_stride` computes: its forward pass and its backward pass.
+    """The intermediate results of one call of `diff_stride`, forward and backward.
 
-    The shapes are those of `x` except for the sizes along the resized axes, written (N_h, N_w) here
-    for two of them. Spectra are in the unit of `x`, with the normalisation that `norm` names in
-    `numpy.fft`, and in double precision.
+    Shapes are those of `x`, except along the resized axes. For two resized axes, the sizes are
+    written (N_h, N_w) below. Spectra are in the unit of `x`, with the normalisation that `norm`
+    names in `numpy.fft`, and in double precision.
 
     Attributes
     ----------
     convention, norm : str
     smoothness : float
-        R of Eqs. 3 and 4, a frequency; a fraction of the band in the nominal convention.
+        R of Eqs. 3 and 4, a frequency. In the nominal convention, a fraction of the band.
     x : ndarray, shape (..., N_h, N_w)
         The input.
     strides : ndarray, shape (), (1,) or (d,)
-        The parameters as given, S of Algorithm 1.
+        The stride parameters as given, S of Algorithm 1.
     axes : tuple of AxisExplanation
         The resized axes in the order given: height, then width.
     spectrum : ndarray of complex, shape (..., F_h, F_w)
-        The DFT of x over the resized axes, frequency 0 in the middle (Algorithm 1).
+        The DFT of x over the resized axes, with frequency 0 in the middle (Algorithm 1).
     masked_spectrum : ndarray of complex, shape (..., F_h, F_w)
         The spectrum times the masks of all axes, whose outer product is Eq. 5.
     cropped_spectrum : ndarray of complex, shape (..., G_h, G_w)
-        The masked spectrum without the frequencies above the output's Nyquist (Algorithm 1, Crop).
-        At an even size's Nyquist it has the mean of +M/2 and -M/2, so that the output is real.
+        The masked spectrum without the frequencies above the output's Nyquist frequency (Crop in
+        Algorithm 1). For an even size, the entry at the Nyquist frequency is the mean of +M/2 and
+        -M/2, so that the output is real.
     y : ndarray, shape (..., M_h, M_w)
-        The output, the inverse DFT of `cropped_spectrum` (Algorithm 1). Of the dtype of `x`.
+        The output: the inverse DFT of `cropped_spectrum` (Algorithm 1), with the dtype of `x`.
     dy : ndarray, of the shape of `y`
-        The derivative of the loss in y. By default y itself, that is, the loss sum(y^2)/2.
+        Derivative of the loss with respect to y. By default it is y itself, for the loss
+        sum(y^2)/2.
     dx : ndarray, of the shape of `x`
-        The derivative of the loss in x.
+        Derivative of the loss with respect to x.
     dS : ndarray, of the shape of `strides`
-        The derivative of the loss in the strides; where one stride is shared, the sum over the
-        axes.
+        Derivative of the loss with respect to the strides. If one stride is shared, the sum over
+        the axes.
 
     Notes
     -----
-    The **tensorflow** convention works on the half spectrum of a real input: on its last axis the
-    frequencies are k = 0, ..., N//2 and 0, ..., M//2, so that F = N//2 + 1 and G = M//2 + 1. The
-    height's mask is centred beside frequency 0, and its ramp has bins of either sign. The
-    cropped rows are written in their order: of an odd height one lands on another's frequency, and
-    `mask_cropped` is the mask of what was written there. The inverse transform is complex along
-    the height; along the width it ignores the imaginary part of the first and the last column.
-    The matrices are complex, and y is the real part of A_h x A_w^T. S is rounded to single
-    precision where it is used. `dmask` is 0 where that convention gives a stride no gradient.
+    The **tensorflow** convention works on the half spectrum of a real input. On its last axis the
+    frequencies are k = 0, ..., N//2 and 0, ..., M//2, so F = N//2 + 1 and G = M//2 + 1. The mask of
+    the height is centred beside frequency 0, and its ramp has bins of both signs. The cropped rows
+    are written in order: if the height is odd, one row lands on the frequency of another, and
+    `mask_cropped` is the mask of the row that was written there. The inverse transform is complex
+    along the height. Along the width it ignores the imaginary part of the first and the last
+    column. The matrices are complex, and y is the real part of A_h x A_w^T. S is rounded to single
+    precision where it is used. `dmask` is 0 where this convention gives a stride no gradient.
     """
 
     convention: str
@@ -181,18 +184,18 @@ class Explanation:
         return "the loss sum(y^2)/2" if self.dy is self.y else "the given dy"
 
     def plot(self) -> Figure:
-        """Draw everything as one figure; needs Matplotlib, the extra ``plot``.
+        """Draw everything in one figure. This needs Matplotlib, which the extra ``plot`` installs.
 
         Returns
         -------
         matplotlib.figure.Figure
-            Of one or two resized axes. Where the array has other axes, the first entry along them
-            is drawn; dS is that of all.
+            Figure for one or two resized axes. Along other axes of the array, only the first entry
+            is drawn, but dS is that of all entries.
 
         Raises
         ------
         ValueError
-            If there are more than two resized axes, or if another axis is empty.
+            If there are more than two resized axes, or the array is empty.
         """
         if len(self.axes) > 2:
             raise ValueError(f"plot needs 1 or 2 resized axes, got {len(self.axes)}")
@@ -218,7 +221,7 @@ def explain(
     convention: str = DEFAULT_CONVENTION,
     method: str = "auto",
 ) -> Explanation:
-    """Run `diff_stride` and return its intermediates, forward and backward.
+    """Run `diff_stride` and return its intermediate results, forward and backward.
 
     Parameters
     ----------
@@ -227,8 +230,8 @@ def explain(
     strides, sizes, axes, smoothness, limits, cropping, multiple_of, norm, convention, method
         As for `diff_stride`.
     dy : ndarray, of the shape and dtype of the output, optional
-        The derivative of a loss in the output. By default the output y itself, which is that of
-        the loss sum(y^2)/2.
+        Derivative of a loss with respect to the output. By default it is the output y itself, the
+        derivative of the loss sum(y^2)/2.
 
     Returns
     -------
@@ -237,14 +240,16 @@ def explain(
     Raises
     ------
     TypeError, ValueError
-        As for `diff_stride`, and for a `dy` of another kind, shape or dtype than the output.
+        If `diff_stride` would refuse an argument, or `dy` does not have the type, shape and dtype
+        of the output.
 
     Notes
     -----
-    Output, masks, matrices and gradients are the library's own. The layer resizes by matrices or
-    real transforms of one axis after the other; the spectra are what these stand for, computed from
-    the definition by `numpy.fft`. Each bin's share in dS is a backward pass in which the mask moves
-    in that bin alone: it takes as many passes as there are bins on the ramps.
+    The output, the masks, the matrices and the gradients are the library's own. The layer resizes
+    with matrices or real transforms, one axis after the other. The spectra are what these stand
+    for, computed from the definition with `numpy.fft`. The share of a bin in dS is a backward pass
+    in which only the mask of this bin moves, so there are as many passes as there are bins on the
+    ramps.
 
     Examples
     --------
@@ -340,7 +345,7 @@ def _explain_axis(
     assert everywhere.dmask is not None
     assert mask.dmask is not None
     on_ramp = np.flatnonzero(((mask.value > 0) & (mask.value < 1)) | (mask.dmask != 0))
-    # Rows are numbered from 0 to N - 1; a half spectrum can be written by negative frequencies.
+    # Rows are numbered from 0 to N - 1. The bins of a half spectrum may have negative frequencies.
     signed = _centred(axis.size)[(k + axis.size // 2) % axis.size]
     return AxisExplanation(
         axis=axis.axis,
@@ -376,9 +381,9 @@ def _with_size(plan: Plan, index: int, output_size: int) -> Plan:
     return replace(plan, axes=tuple(axes))
 
 
-# Three kinds of axis: of the clean conventions (`has_fft`), where a bin k stands for -k too and the
-# spectrum shows both; and of the tensorflow convention, the height, with a bin for each row of the
-# spectrum, and the width, which has half a spectrum.
+# There are three kinds of axis. In the clean conventions (`has_fft`), a bin k also stands for -k,
+# and the spectrum shows both. In the tensorflow convention, the height has a bin for each row of
+# the spectrum, and the width has half a spectrum.
 
 
 def _has_rows(plan: Plan, index: int) -> bool:
@@ -400,7 +405,7 @@ def _frequencies(plan: Plan, index: int, size: int) -> Frequencies:
 def _at_frequencies(
     plan: Plan, index: int, size: int, bins: Frequencies, values: Doubles
 ) -> Doubles:
-    """Return values given at bins at all frequencies of an axis, 0 where there is no bin."""
+    """Spread values given at bins over all frequencies of an axis, with 0 where there is no bin."""
     full = np.zeros(size)
     # A bin stands for its mirror image too, unless that has a bin of its own.
     full[-bins % size] = values
@@ -409,7 +414,7 @@ def _at_frequencies(
 
 
 def _spectrum(plan: Plan, x: Floats, norm: Any) -> Complexes:
-    """Return the DFT over the resized axes, centred; half of it as the convention has it."""
+    """Return the centred DFT over the resized axes; half of it if the convention has only half."""
     axes = [axis.axis for axis in plan.axes]
     spectrum = np.fft.fftshift(np.fft.fftn(x.astype(np.float64), axes=axes, norm=norm), axes)
     for index, axis in enumerate(plan.axes):
@@ -423,7 +428,7 @@ def _crop(plan: Plan, index: int, spectrum: Complexes) -> Complexes:
     N, M = plan.axes[index].size, plan.axes[index].output_size
     if _has_half(plan, index):
         return spectrum[: M // 2 + 1]
-    # From here on frequency k is entry k, and entry -k that of -k.
+    # From here on, entry k holds frequency k, and entry -k holds frequency -k.
     spectrum = np.fft.ifftshift(spectrum, 0)
     cropped = np.zeros((M, *spectrum.shape[1:]), dtype=spectrum.dtype)
     basis = plan.window.terms(plan.axes)[0][index]
@@ -434,7 +439,7 @@ def _crop(plan: Plan, index: int, spectrum: Complexes) -> Complexes:
     half = min(N, M) // 2
     if plan.window.has_fft and 2 * half == min(N, M):
         unpaired = (spectrum[half] + spectrum[-half]) / 2
-        # A longer output has both frequencies, a shorter one their sum alone.
+        # A longer output has both frequencies, a shorter one only their sum.
         cropped[half] = cropped[-half] = unpaired / 2 if M > N else unpaired
     return np.fft.fftshift(cropped, 0)
 
@@ -450,7 +455,7 @@ def _matrix(plan: Plan, index: int, strides: Floats, dtype: str) -> NDArray[Any]
 
 @dataclass(frozen=True)
 class _OneBin(Window):
-    """A window that moves with the stride in one bin of one axis alone."""
+    """A window that moves with the stride in only one bin of one axis."""
 
     window: Window
     axis: int
@@ -473,9 +478,9 @@ class _OneBin(Window):
 def _contributions(
     plan: Plan, index: int, bins: Frequencies, x: Floats, strides: Floats, dy: Floats
 ) -> Doubles:
-    """Return the gradient in an axis's stride that each bin alone would give."""
+    """Return, for each bin, the gradient of an axis's stride that this bin alone would give."""
     name, precise = plan.axes[index].axis, strides.astype(np.float64)
-    # One bin is a thin ramp, whatever the whole is.
+    # A single bin is a thin ramp, even if the whole ramp is not.
     thin = replace(plan, axes=tuple(replace(axis, ramp_bins=1) for axis in plan.axes))
 
     def share(bin_: int) -> float:

@@ -1,4 +1,4 @@
-"""The functions for NumPy arrays."""
+"""Functions for NumPy arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DiffStride for PyTorch: downsampling layers whose strides are learnt."""
+"""DiffStride for PyTorch: downsampling layers with learnt strides."""
 
 import warnings as _warnings
 from importlib import import_module as _import_module
@@ -42,8 +42,8 @@ else:
             )
             name = "AntiAliasingSpectralPool"
         if not name.startswith("_"):
-            # Imported where it is first used: tools for whole networks take half as long to import
-            # as everything else here.
+            # Imported on first use: the tools for whole networks take half as long to import as
+            # everything else here.
             network = _import_module("diffstride_torch.network")
             if name == "network" or name in network.__all__:
                 return globals().setdefault(name, getattr(network, name, network))

@@ -163,7 +163,7 @@ class DiffStrideConv(PooledConvolution):
     ) -> AnyConv:
         """Return a convolution with a layer that shares the parameters of a strided convolution.
 
-        The new convolution has stride 1 and keeps the size of its input, whatever the kernel: its
+        The new convolution has stride 1 and keeps the size of its input for every kernel: its
         output n is what the strided convolution computes at n. `method` is for a layer after the
         convolution; "fused" becomes "auto" if the two cannot be fused. A convolution of a subclass
         stays an instance of that subclass.
@@ -205,12 +205,12 @@ class DiffStrideConv(PooledConvolution):
         return plain_convolution(conv, stride, padding)
 
     def share(self, call: SharedCall, reader: int) -> None:
-        """Join other convolutions of the same input, before which the layer is called once."""
+        """Share one call of the layer with other convolutions of the same input."""
         self._call, self._reader = call, reader
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        # Nor are the weights overwritten where the layer refuses the state, which says why itself.
-        pool: nn.Module = self.pool  # Another one where the module is frozen.
+        # If the layer refuses the state, keep the weights too. The layer reports the reason itself.
+        pool: nn.Module = self.pool  # Another module if this one is frozen.
         if not isinstance(pool, DiffStride) or not pool.why_not_loaded(
             state_dict, f"{prefix}pool."
         ):
@@ -258,7 +258,7 @@ class DiffStrideConv(PooledConvolution):
 
         The layer must not see it: its size would bound the strides.
         """
-        if not isinstance(x, torch.Tensor):  # which the layer refuses; torch.fx's have no shape
+        if not isinstance(x, torch.Tensor):  # the layer refuses it; fx proxies have no shape
             return
         with sizes_untraced():
             shape = tuple(x.shape)
@@ -337,19 +337,19 @@ class DiffStrideConv3d(DiffStrideConv, nn.Conv3d):
 
 
 class _OfSubclass(DiffStrideConv):
-    """A convolution of a subclass of PyTorch's, as one that standardises its weight, with a layer.
+    """A subclass of PyTorch's convolutions, such as one that standardises its weight, with a layer.
 
-    Put in front of the subclass, in a class made for it.
+    This class comes before the subclass in the bases of a class that is made for the subclass.
     """
 
     _classes: ClassVar[tuple[type[DiffStrideConv], type[nn.Module]]]
 
     def convolve(self, x: torch.Tensor) -> torch.Tensor:
-        # Defined anew, so that nothing takes it for PyTorch's own convolution of this weight.
+        # Overridden, so that nothing takes it for PyTorch's own convolution with this weight.
         return super().convolve(x)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The class has no name by which it could be found.
+        # Pickle cannot find the class by its name.
         return _blank_of_subclass, self._classes, vars(self)
 
 
@@ -357,7 +357,7 @@ _of_subclasses: dict[tuple[type[DiffStrideConv], type[nn.Module]], type[_OfSubcl
 
 
 def _blank_of_subclass(own: type[DiffStrideConv], subclass: type[nn.Module]) -> Any:
-    """Return a convolution of a subclass without anything in it."""
+    """Return an instance, without attributes, of the class that gives a subclass a layer."""
     key = own, subclass
     if key not in _of_subclasses:
         members = {"_layer": own._layer, "_classes": key, "__module__": __name__}
@@ -368,7 +368,7 @@ def _blank_of_subclass(own: type[DiffStrideConv], subclass: type[nn.Module]) -> 
 
 
 def _at_stride_one(conv: AnyConv, own: type[DiffStrideConv]) -> Any:
-    """Return a convolution of a subclass at stride 1, sharing its parameters, to have a layer."""
+    """Return a subclass's convolution at stride 1, ready for a layer, sharing its parameters."""
     made = _blank_of_subclass(own, type(conv))
     for name, value in vars(conv).items():
         vars(made)[name] = copy.copy(value) if isinstance(value, dict | set) else value
@@ -377,7 +377,7 @@ def _at_stride_one(conv: AnyConv, own: type[DiffStrideConv]) -> Any:
 
 
 def _sizes_of(conv: AnyConv) -> dict[str, Any]:
-    """Return the arguments of a convolution like another one, but for stride, padding and bias."""
+    """Return the arguments for a convolution like another one, without stride, padding and bias."""
     return {
         "in_channels": conv.in_channels,
         "out_channels": conv.out_channels,
@@ -393,7 +393,7 @@ def _sizes_of(conv: AnyConv) -> dict[str, Any]:
 def plain_convolution(
     conv: AnyConv, stride: Sequence[int], padding: str | Sequence[int]
 ) -> AnyConv:
-    """Return a convolution of PyTorch's own class, sharing the parameters of another one."""
+    """Return a convolution of PyTorch's own class that shares the parameters of another one."""
     base: Any = next(base for base in CONVOLUTIONS if isinstance(conv, base))
     made: AnyConv = base(**_sizes_of(conv), stride=tuple(stride), padding=padding)
     _share_parameters(conv, made)
@@ -406,13 +406,13 @@ def _share_parameters(conv: AnyConv, made: AnyConv) -> None:
 
 
 def pad_argument(sliding: SlidingKernel, *, first: bool = True) -> list[int]:
-    """Return the argument of `functional.pad` that keeps the size, the last axis first.
+    """Return the amounts for `functional.pad` that keep the size, from the last axis to the first.
 
     Parameters
     ----------
     sliding : SlidingKernel
     first : bool
-        Whether to pad what it pads itself, too.
+        Whether to include the operation's own padding.
     """
     amounts: list[int] = []
     for padding, missing in reversed(list(zip(sliding.padding, sliding.end_padding, strict=True))):

@@ -1,4 +1,4 @@
-"""The functions for PyTorch tensors."""
+"""Functions for PyTorch tensors."""
 
 from __future__ import annotations
 

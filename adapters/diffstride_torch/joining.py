@@ -1,4 +1,4 @@
-"""Layers that resize, and the convolutions before them that they can evaluate together."""
+"""Layers that resize, and their joint evaluation with a convolution before them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _Shape: TypeAlias = tuple[int, ...]
 
 
 class Resize(nn.Module):
-    """Base of the layers that resize."""
+    """Base class of the layers that resize."""
 
     _met: list[Plan] | None = None
 
@@ -33,12 +33,12 @@ class Resize(nn.Module):
     def plans_met(self) -> Iterator[list[Plan]]:
         """Record the plans of the forward passes within a context.
 
-        The sizes that the layer sees there bound no stride afterwards.
+        Sizes that the layer sees in the context do not bound its strides afterwards.
 
         Yields
         ------
         list of Plan
-            Grows with each call.
+            The plans. Each call appends one.
         """
         before, self._met = self._met, []
         try:
@@ -55,21 +55,21 @@ class Resize(nn.Module):
     def forward(
         self, x: torch.Tensor, conv: AnyConv | None = None, *, method: str = "auto"
     ) -> torch.Tensor:
-        """Downsample a tensor, or what a convolution makes of it.
+        """Downsample a tensor, or the output of a convolution.
 
-        ``layer(x, conv)`` is ``layer(conv(x))``, the layer after the convolution, but where it is
-        cheaper computes nothing at the resolution of `x`: see `conv_diff_stride`. There is no
-        placement to choose: for the layer before the convolution, write ``conv(layer(x))``.
+        ``layer(x, conv)`` returns ``layer(conv(x))``, with the layer after the convolution. If that
+        is cheaper, it computes nothing at the resolution of `x`; see `conv_diff_stride`. There is
+        no placement to choose: to have the layer before the convolution, write ``conv(layer(x))``.
 
         Parameters
         ----------
         x : torch.Tensor, shape (..., N_1, ..., N_d, ...)
         conv : torch.nn.Conv1d, Conv2d or Conv3d, optional
-            Of stride 1 and with padding that keeps the size. It is called, and what it returns is
-            resized, where it has hooks, an even kernel, another padding than zeros or circular, or
-            a forward pass of its own.
+            Convolution of stride 1 with padding that keeps the size. It is called, and its output
+            resized, if it has hooks, an even kernel, a padding mode other than zeros or circular,
+            or a forward pass of its own.
         method : {"auto", "fused", "separate"}
-            As for `conv_diff_stride`.
+            How to evaluate the convolution and the layer; see `conv_diff_stride`.
 
         Returns
         -------
@@ -78,9 +78,9 @@ class Resize(nn.Module):
         Raises
         ------
         TypeError
-            If `x` is not real floating point, or `conv` no convolution, or one with a layer.
+            If `x` is not real floating point, or `conv` is not a convolution or has its own layer.
         ValueError
-            If `conv` does not keep the size or `method` is unknown or not possible.
+            If `conv` does not keep the size, or `method` is unknown or impossible here.
         """
         BACKEND.check_input(x)
         if conv is None:
@@ -98,7 +98,7 @@ class Resize(nn.Module):
             plan, *convolved_arrays(BACKEND, x, conv.weight, conv.bias, prefix="conv.")
         )
 
-    def __prepare_scriptable__(self) -> NoReturn:  # what torch.jit.script calls first
+    def __prepare_scriptable__(self) -> NoReturn:  # torch.jit.script calls it first
         raise NotImplementedError(
             "torch.jit.script is not supported: use torch.export or torch.compile, or "
             "torch.jit.trace of diffstride_torch.freeze(model, example_input)"
@@ -120,7 +120,7 @@ class Resize(nn.Module):
     def _convolve(
         self, plan: ConvPlan, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """Convolve and resize a tensor by the fused evaluation."""
+        """Convolve and resize a tensor with the fused evaluation."""
         raise NotImplementedError
 
 
@@ -131,23 +131,23 @@ def fused_plan(
     resize: Callable[[], Plan],
     method: str,
 ) -> ConvPlan | None:
-    """Return the plan of the fused evaluation, None where the convolution is to be called.
+    """Return the plan of the fused evaluation, or None if the convolution is to be called.
 
     Parameters
     ----------
     conv : torch.nn.Conv1d, Conv2d or Conv3d
     shape : sequence of int
-        Of its input.
+        Shape of its input.
     axes : sequence of int
-        Those of the resize behind it.
+        Axes of the resize after it.
     resize : callable
-        Returns that resize's plan; called where `axes` are those of the map.
+        Function that returns the plan of this resize. It is called only if fusing is possible.
     method : {"auto", "fused", "separate"}
 
     Raises
     ------
     TypeError, ValueError
-        As for `Resize.forward`.
+        If `Resize.forward` would refuse an argument.
     """
     option("method", method, CONV_METHODS)
     _check_keeps_size(conv)
@@ -165,7 +165,7 @@ def fused_plan(
         return None
     decide = _decide if torch.compiler.is_compiling() else _decided
     return decide(
-        tuple(shape[-rank - 1 :]),  # whatever the batch
+        tuple(shape[-rank - 1 :]),  # without the batch
         weight_shape(conv),
         None if conv.bias is None else tuple(conv.bias.shape),
         conv.dilation,
@@ -194,48 +194,48 @@ def _decide(
     return plan if chosen_method(plan, method, EVALUATION_UNITS) == "fused" else None
 
 
-# It takes as long as a small layer, and is the same in every step.
+# Cached, since the decision takes as long as a small layer, and is the same in every step.
 _decided = lru_cache(maxsize=256)(_decide)
 
 
 def refuse_fused(reason: str) -> NoReturn:
-    """Raise ValueError for a convolution that cannot be fused, and the reason for that."""
+    """Raise ValueError for a convolution that cannot be fused, with the reason."""
     raise ValueError(f"method must be 'separate' or 'auto' here, got 'fused': {reason}")
 
 
 class PooledConvolution:
-    """A convolution with a layer: put in front of one of PyTorch's classes.
+    """A convolution with a layer. This class comes before one of PyTorch's classes in the bases.
 
     Attributes
     ----------
     pool : torch.nn.Module
-        The layer, before the convolution or after it, as the class says.
+        The layer. Whether it comes before or after the convolution depends on the class.
     method : {"auto", "fused", "separate"}
-        How a convolution and a layer that resizes are evaluated, see `conv_diff_stride`.
+        How to evaluate the convolution and a layer that resizes; see `conv_diff_stride`.
     """
 
     pool: nn.Module
     method: str = "auto"
 
     def convolve(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the convolution alone."""
+        """Apply only the convolution."""
         y: torch.Tensor = super().forward(x)  # type: ignore[misc]
         return y
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply convolution and layer to a tensor of shape (N, C, ...)."""
+        """Apply the convolution and the layer to a tensor of shape (N, C, ...)."""
         return convolve_and_pool(self, self.pool, x, method=self.method)  # type: ignore[arg-type]
 
 
 def convolve_and_pool(
     conv: AnyConv, pool: nn.Module, x: torch.Tensor, *, method: str = "auto"
 ) -> torch.Tensor:
-    """Return ``pool(conv(x))``, by the cheaper way where the layer is one that resizes."""
+    """Return ``pool(conv(x))``, evaluated in the cheaper way if the layer is one that resizes."""
     y: torch.Tensor
     if isinstance(pool, Resize):
         y = pool(x, conv, method=method)
         return y
-    # With another layer than that it is called as a whole.
+    # A convolution that has another layer is called as a whole.
     is_alone = isinstance(conv, PooledConvolution) and conv.pool is pool
     y = pool(_convolved(conv, x) if is_alone else conv(x))
     return y
@@ -246,7 +246,7 @@ def _convolved(conv: AnyConv, x: torch.Tensor) -> torch.Tensor:
 
 
 def weight_shape(conv: AnyConv) -> _Shape:
-    """Return the shape of a module's weight, which may be computed when it is asked for."""
+    """Return the shape of a module's weight without accessing the weight, which may compute it."""
     return conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size
 
 
@@ -273,12 +273,12 @@ def _pads_as_much_as_it_takes(conv: AnyConv) -> bool:
 
 
 def why_not_fused(conv: AnyConv) -> str | None:
-    """Return what the fused evaluation would need that a convolution does not have."""
+    """Return why a convolution cannot be fused with a layer, or None if it can."""
     if any(kernel % 2 == 0 for kernel in conv.kernel_size):
         return f"the kernel must be odd along every axis, but is {conv.kernel_size}"
     if conv.padding_mode not in PADDING_MODES:
         return f"padding_mode must be 'zeros' or 'circular', but is {conv.padding_mode!r}"
-    # Those of a convolution with a layer are called, but not by the layer.
+    # The hooks of a convolution with a layer are called, though not by the layer.
     if has_hooks(conv) and not isinstance(conv, PooledConvolution):
         return "conv must have no hooks, which would not be called"
     if not _is_plain(conv):
@@ -287,7 +287,7 @@ def why_not_fused(conv: AnyConv) -> str | None:
 
 
 def _is_plain(conv: AnyConv) -> bool:
-    """Return whether class and object leave to PyTorch what the convolution alone computes."""
+    """Return whether neither the class nor the object overrides what PyTorch's class computes."""
     base: Any = next(base for base in CONVOLUTIONS if isinstance(conv, base))
     owner, name = base, "forward"
     if isinstance(conv, PooledConvolution):

@@ -40,15 +40,16 @@ _counted: object = None
 
 
 def count_step(_optimizer: object, _arguments: object, options: object) -> None:
-    """Count a step of an optimiser: once, however many hooks after it ask for that.
+    """Count a step of an optimiser once, even if several hooks after it ask for that.
 
-    Fused optimisers write without a trace in the version counter. What a hook reads is known by the
-    count, so it counts first: PyTorch calls an optimiser's own hooks before those of all.
+    Fused optimisers write without changing the version counter, so the number of steps shows
+    whether strides may have changed. A hook that reads strides counts the step first: PyTorch calls
+    the hooks of one optimiser before those of all optimisers.
 
     Parameters
     ----------
     _optimizer, _arguments, options : object
-        What PyTorch calls hooks with: for all hooks after one step they are the same objects.
+        The arguments that PyTorch passes to hooks: the same objects for all hooks after one step.
     """
     global _steps, _counted
     if _counted is not options:
@@ -59,17 +60,17 @@ def count_step(_optimizer: object, _arguments: object, options: object) -> None:
 def _end_step(optimizer: object, arguments: object, options: object) -> None:
     global _counted
     count_step(optimizer, arguments, options)
-    _counted = None  # A closure among the options holds a model.
+    _counted = None  # A closure in the options may hold a model.
 
 
 register_optimizer_step_post_hook(_end_step)
 
 
 class _Version:
-    """What a tensor's values are known by without reading them from a device."""
+    """Identifies the values of a tensor without reading them from a device."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        # The tensor itself, not its id: a freed tensor's id and memory are soon used again.
+        # The tensor itself, not its id: the id and the memory of a freed tensor are soon reused.
         self._tensor = tensor
         self._state: object = object()  # equal to no other
         if (version := torch_private.version_of(tensor)) is not None:
@@ -88,8 +89,8 @@ class _Version:
 
 
 def values_token(strides: torch.Tensor) -> Any:
-    """Return what is equal to the last token exactly if no value has changed since."""
-    # Reading host memory costs nothing, and sees even what was written behind autograd's back.
+    """Return a token that equals the last one exactly if no value has changed since."""
+    # Reading host memory costs nothing, and shows even what was written behind autograd's back.
     if strides.device.type == "cpu":
         return BACKEND.host_values(strides)
     return _Version(strides)
@@ -238,12 +239,12 @@ class DiffStride(KeepsPrecision, Resize):
 
     @property
     def plans(self) -> PlanCache:
-        """The plans of the inputs seen, as of the strides' present values."""
+        """The plans of the inputs seen, for the present values of the strides."""
         self._refresh()
         return self._plans
 
     def plans_seen(self) -> tuple[Plan, ...]:
-        """Return the plans for the inputs seen since the strides were projected last."""
+        """Return the plans for the inputs seen since the last projection of the strides."""
         return self.plans.seen()
 
     @contextmanager
@@ -265,17 +266,17 @@ class DiffStride(KeepsPrecision, Resize):
         return self.settings.layer_arguments(whole(self.strides.detach()).tolist())
 
     def get_extra_state(self) -> torch.Tensor:
-        """Return what a state dict holds besides the strides, as convention and smoothness.
+        """Return what a state dict holds besides the strides, such as convention and smoothness.
 
         Returns
         -------
         torch.Tensor, shape (256,)
-            Of dtype int32: the codes of JSON.
+            Character codes of JSON, with dtype int32.
         """
         return saved_state.encoded(self._saved_arguments())
 
     def set_extra_state(self, state: torch.Tensor) -> None:
-        """Check what `get_extra_state` returned for the layer that is being loaded.
+        """Check the arguments of a saved layer, as `get_extra_state` returned them.
 
         Parameters
         ----------
@@ -284,18 +285,18 @@ class DiffStride(KeepsPrecision, Resize):
         Raises
         ------
         ValueError
-            If that layer's arguments are not this one's.
+            If the saved layer had other arguments than this one.
         """
         saved_state.check(state, self._saved_arguments())
 
     def _saved_arguments(self) -> dict[str, Any]:
-        """Return the arguments without which the strides' values mean nothing."""
+        """Return the arguments without which the values of the strides mean nothing."""
         names = ("convention", "smoothness", "size_offset", "multiple_of")
         arguments = self.settings.arguments()
         return {name: arguments[name] for name in names if name in arguments}
 
     def why_not_loaded(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
-        """Return why the layer refuses a state dict, in which its keys begin with `prefix`."""
+        """Return why the layer refuses a state dict, or None. Its keys begin with `prefix`."""
         key = prefix + saved_state.KEY
         if key in state_dict:
             try:
@@ -314,7 +315,7 @@ class DiffStride(KeepsPrecision, Resize):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        # Before any stride is overwritten; `set_extra_state` is called after that.
+        # Check before any stride is overwritten. PyTorch calls `set_extra_state` only after that.
         if (reason := self.why_not_loaded(state_dict, prefix)) is not None:
             error_msgs.append(reason)
             return
@@ -336,7 +337,7 @@ class DiffStride(KeepsPrecision, Resize):
     def extra_repr(self) -> str:  # noqa: D102
         settings = self.settings
         values = ["..."]
-        # Those of distributed strides are not asked of other processes, which print nothing.
+        # Distributed strides would need the other processes, which do not print.
         if not (self.strides.is_meta or is_distributed(self.strides)):
             values = [f"{stride:.4g}" for stride in self.strides.tolist()]
         shown = [
@@ -365,7 +366,7 @@ class DiffStride(KeepsPrecision, Resize):
         return ", ".join(shown)
 
     def _refresh(self) -> None:
-        # A compiled graph must not read device memory; its plans are those made outside.
+        # A compiled graph must not read device memory. It uses the plans that were made outside.
         if not torch.compiler.is_compiling():
             strides = self.strides
             self._plans.refresh(values_token(strides), lambda: BACKEND.host_values(strides))
@@ -556,7 +557,7 @@ def _check_rank(rank: int, axes: tuple[int, ...]) -> None:
 
 def is_sharded(module: torch.nn.Module) -> bool:
     """Return whether a module was itself given to ``fully_shard``."""
-    # A method of no other; to import the class takes those long who have none.
+    # Only sharded modules have this method. Importing the class would slow down all who have none.
     return callable(getattr(module, "reshard", None))
 
 
@@ -575,7 +576,8 @@ def project_strides(model: torch.nn.Module) -> None:
     has seen none keeps the bounds of the last projection. Sizes from before that do not matter, so
     a run that is resumed from the state of model and optimiser continues as it would have.
 
-    All strides are read in one transfer per device. Forward passes after it read no device memory.
+    All strides are read in one transfer per device and dtype. Forward passes after it read no
+    device memory.
 
     Parameters
     ----------
@@ -589,8 +591,8 @@ def project_strides(model: torch.nn.Module) -> None:
         If a stride is NaN or infinite. The message names the layer, and no stride has changed.
     """
     for module in model.modules():
-        # What fully_shard puts together for a forward pass without a backward pass stays so, and
-        # is not what it goes on with.
+        # The parameters that fully_shard gathers for a forward pass without a backward pass stay
+        # gathered, but training does not continue from these copies.
         if is_sharded(module):
             module.reshard()  # type: ignore[operator]
     layers = _named_layers(model)
@@ -607,16 +609,16 @@ def project_strides(model: torch.nn.Module) -> None:
 
 @torch.no_grad()
 def write_strides(layer: DiffStride, values: Sequence[float]) -> None:
-    """Let a layer have other values of its stride parameters."""
+    """Set the values of a layer's stride parameters."""
     on_host = torch.tensor(values, dtype=layer.strides.dtype)
     layer.strides.copy_(distributed_as(on_host, layer.strides))
 
 
 def read_strides(layers: Iterable[DiffStride]) -> list[tuple[float, ...]]:
-    """Return the strides of layers as numbers, and bring their plans up to date.
+    """Return the strides of layers as numbers, and update the layers' plans.
 
-    Those that have changed since they were known last are read in one transfer per device and
-    dtype: after `project_strides` there are none.
+    Strides that have changed since they were last read are read in one transfer per device and
+    dtype. After `project_strides` there are none.
     """
     layers = list(layers)
     changed = [layer for layer in layers if not layer._plans.is_as_of(values_token(layer.strides))]

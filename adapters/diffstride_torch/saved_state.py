@@ -1,4 +1,4 @@
-"""What the state dict of a layer holds besides its strides: what the same strides would need."""
+"""What a layer's state dict holds besides the strides: the settings that give them a meaning."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffstride_backends.torch_backend import whole
 from diffstride_core.planning import callers_level
 
 KEY = "_extra_state"
-"""What PyTorch names the extra state of a module in a state dict, behind the module's prefix."""
+"""PyTorch's key for the extra state of a module in a state dict, after the module's prefix."""
 
 _LENGTH = 256
 
@@ -23,9 +23,10 @@ _warned_in: list[str] | None = None
 def encoded(arguments: Mapping[str, Any]) -> torch.Tensor:
     """Return a layer's arguments as the character codes of their JSON, padded with blanks.
 
-    A tensor, since many read state dicts that know nothing else: safetensors, averaging, sharding.
-    Its length is always the same, since ``torch.distributed.checkpoint`` reads into the tensors of
-    the present state. Wider than bytes, so that sums over several models do not overflow.
+    The result is a tensor, since many readers of state dicts know nothing else: safetensors,
+    averaging, sharding. Its length is always the same, since ``torch.distributed.checkpoint`` reads
+    into the tensors of the present state. Its entries are wider than bytes, so that sums over
+    several models do not overflow.
 
     Parameters
     ----------
@@ -34,24 +35,26 @@ def encoded(arguments: Mapping[str, Any]) -> torch.Tensor:
     Returns
     -------
     torch.Tensor, shape (256,)
-        Of dtype int32, on the CPU, and new: two tensors that share memory are one to safetensors.
+        New tensor of dtype int32 on the CPU. Safetensors would take two tensors that share memory
+        for one.
     """
     codes = json.dumps(arguments).ljust(_LENGTH).encode("ascii")
     return torch.tensor(list(codes), dtype=torch.int32, device="cpu")
 
 
 def decoded(state: object) -> dict[str, Any] | None:
-    """Return the arguments that a tensor holds; None for one without values, as on "meta".
+    """Return the arguments that a tensor holds, or None if it has no values, as on "meta".
 
     Parameters
     ----------
     state : torch.Tensor, shape (F,)
-        From `encoded`, of any dtype and on any device: conversions and means leave it readable.
+        Result of `encoded`, with any dtype, on any device: conversions and averages leave it
+        readable.
 
     Raises
     ------
     ValueError
-        If it is anything else.
+        If the state is anything else.
     """
     if isinstance(state, torch.Tensor):
         if state.is_meta:
@@ -75,11 +78,11 @@ def check(state: object, own: Mapping[str, Any], prefix: str = "") -> None:
     Parameters
     ----------
     state : torch.Tensor
-        From `encoded`.
+        Result of `encoded`.
     own : mapping of str to plain values
         The arguments of the layer to be loaded.
     prefix : str
-        Of the layer's keys in the state dict.
+        Prefix of the layer's keys in the state dict.
     """
     layer = f"layer {prefix[:-1]!r}" if prefix else "the layer"
     try:
@@ -95,22 +98,22 @@ def check(state: object, own: Mapping[str, Any], prefix: str = "") -> None:
 
 
 def warn_unchecked(own: Mapping[str, Any], prefix: str, load: list[str]) -> None:
-    """Warn that a state dict does not say what its strides need, once for a whole model.
+    """Warn, once per model, that a state dict lacks the settings of its strides.
 
     Parameters
     ----------
     own : mapping of str to plain values
         The arguments of the layer that is being loaded.
     prefix : str
-        Of the layer's keys in the state dict.
+        Prefix of the layer's keys in the state dict.
     load : list of str
-        Any of the lists that PyTorch hands from module to module, which tell one call of
+        Any of the lists that PyTorch passes from module to module. It tells one call of
         ``load_state_dict`` from another.
     """
     global _warned_in
     if _warned_in is load:
         return
-    _warned_in = load  # Held, so that no later load has a list at the same address.
+    _warned_in = load  # Held, so that no later call has a list at the same address.
     layer = f"layer {prefix[:-1]!r}" if prefix else "the layer"
     warnings.warn(
         f"the state holds strides, but not the convention and smoothness they were learnt with: "

@@ -13,15 +13,16 @@ from diffstride_torch.modules import DiffStride, values_token
 
 
 class SharedCall:
-    """The call of a layer on a tensor that several convolutions read: made once for all of them.
+    """Call of a layer on a tensor that several convolutions read, made once for all of them.
 
-    The first that reads the tensor makes the call, the last lets go of the result. Where it is no
-    longer what a call would give, as after a write into the tensor, a step of an optimiser or a
-    backward pass through it, the call is made again.
+    The first convolution that reads the tensor makes the call, and the last one releases the
+    result. The call is made again if the result is no longer what a call would return: after a
+    write to the tensor, a step of an optimiser, or a backward pass through the result.
 
     Parameters
     ----------
     readers : int
+        Number of the convolutions.
     """
 
     def __init__(self, readers: int) -> None:
@@ -32,21 +33,21 @@ class SharedCall:
         return SharedCall, (self._readers,)
 
     def forget(self) -> None:
-        """Forget the result, so that the next call is made again."""
+        """Drop the result, so that the layer is called again."""
         self._last = None
 
     def __call__(self, reader: int, pool: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """Return what a layer gives for a tensor.
+        """Return the output of the layer for a tensor.
 
         Parameters
         ----------
         reader : int
-            Which of the convolutions asks; each does once.
+            Index of the convolution that asks. Each convolution asks once.
         pool : torch.nn.Module
             The layer.
         x : torch.Tensor
         """
-        # Read once: the replicas of `DataParallel` share this object.
+        # Read the attribute once: the replicas of `DataParallel` share this object.
         last, state = self._last, _state(pool, x)
         y: torch.Tensor
         if last is None or last[0] is not x or last[1] != state or reader in last[3]:
@@ -60,8 +61,8 @@ class SharedCall:
 
 
 def _forgetting(shared: SharedCall) -> Callable[[object], None]:
-    """Return a hook that forgets a result once its graph may be gone."""
-    # Weakly: the graph must not keep what keeps its output.
+    """Return a hook that drops a result once its graph may be gone."""
+    # A weak reference: the graph must not keep the object alive that keeps the graph's output.
     reference = weakref.ref(shared)
 
     def forget(_: object) -> None:
@@ -72,10 +73,10 @@ def _forgetting(shared: SharedCall) -> Callable[[object], None]:
 
 
 def _state(pool: nn.Module, x: torch.Tensor | fx.Proxy) -> object:
-    """Return what differs where a layer would give something else for the same tensor."""
-    # What is traced has no values, and runs from begin to end.
+    """Return a state that differs if a layer would return something else for the same tensor."""
+    # Traced tensors have no values, and traced code runs from beginning to end.
     if isinstance(x, fx.Proxy) or torch.compiler.is_compiling():
         return None
     strides = values_token(pool.strides) if isinstance(pool, DiffStride) else None
-    # Parts that are checkpointed apart are computed again apart, so they must not share.
+    # Parts that are checkpointed separately are recomputed separately, so they must not share.
     return torch.is_grad_enabled(), version_of(x), strides, saved_tensors_hooks()

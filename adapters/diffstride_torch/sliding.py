@@ -1,4 +1,4 @@
-"""Convolutions and poolings as kernels that slide over a map: which sizes they give."""
+"""Convolutions and poolings as kernels that slide over a map, and the sizes that they give."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class SlidingKernel:
-    """A convolution or pooling: a kernel that moves over the map by its stride.
+    """A convolution or pooling: a kernel that moves over the map in steps of its stride.
 
     Attributes
     ----------
     kernel, stride, padding, dilation : tuple of int
-        Per axis; the padding is that of each end.
+        One number per axis. The padding is added at both ends.
     ceil : bool
         Whether a last, incomplete window counts.
     same : bool
-        Whether it pads by as much as N samples need to become N/S, rounded up.
+        Whether it pads so much that N samples become N/S samples, rounded up.
     """
 
     kernel: Size
@@ -47,12 +47,12 @@ class SlidingKernel:
         return m - 1 if self.ceil and (m - 1) * stride >= n + padding else m
 
     def rate(self, axis: int) -> float:
-        """Return by how much the output's size grows with the input's."""
+        """Return the rate at which the output's size grows with the input's."""
         return 1 / self.stride[axis]
 
     @property
     def end_padding(self) -> Size:
-        """What is missing at each axis's end for windows of stride 1 to keep the size."""
+        """Padding that each axis lacks at its end for windows of stride 1 to keep the size."""
         return tuple(
             dilation * (kernel - 1) - 2 * padding
             for kernel, padding, dilation in zip(
@@ -62,7 +62,7 @@ class SlidingKernel:
 
 
 def sliding_kernel_of(module: nn.Module) -> SlidingKernel | None:
-    """Return the sliding kernel of a convolution or pooling module, None for any other."""
+    """Return the sliding kernel of a convolution or pooling module, or None for any other."""
     if isinstance(module, CONVOLUTIONS):
         padding = in_numbers(module.padding, len(module.kernel_size))
         if padding is None:
@@ -79,9 +79,9 @@ def sliding_kernel_of(module: nn.Module) -> SlidingKernel | None:
 
 
 def sliding_rule_of(module: nn.Module, size: Size, output_size: Size) -> SlidingKernel | None:
-    """Return the sliding kernel of a module that was seen to give a size for another one.
+    """Return the sliding kernel of a module for which a pair of sizes is known, or None.
 
-    Subclasses may pad otherwise than their attributes say, as TensorFlow does.
+    A subclass may pad differently than its attributes say, for example as TensorFlow does.
     """
     sliding = sliding_kernel_of(module)
     for found in (sliding, sliding and replace(sliding, same=True)):
@@ -97,13 +97,13 @@ SLIDING = (*CONVOLUTIONS, *_POOLS_1D, *_POOLS_2D, *_POOLS_3D)
 
 
 def in_numbers(padding: Any, rank: int) -> Size | None:
-    """Return a padding in numbers; None for "same", which changes no size."""
+    """Return a padding as numbers, or None for "same", which changes no size."""
     if isinstance(padding, str):
         return (0,) * rank if padding == "valid" else None
     return per_axis(padding, rank)
 
 
 def per_axis(value: Any, rank: int) -> tuple[Any, ...]:
-    """Return a value for each axis, from one for each or one for all."""
+    """Return one value per axis, given one per axis or one for all."""
     values = tuple(value) if isinstance(value, tuple | list) else (value,)
     return values if len(values) == rank else values * rank

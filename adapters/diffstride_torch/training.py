@@ -1,4 +1,4 @@
-"""Training loops: keeping strides within their bounds."""
+"""Keeping strides within their bounds in training loops."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def project_after_step(optimizer: Optimizer, model: nn.Module) -> RemovableHandl
 
 
 def _unwrapped(optimizer: Optimizer) -> Optimizer:
-    """Return the optimiser that calls hooks, raise TypeError where there is none."""
+    """Return the optimiser that calls hooks. Raise TypeError if there is none."""
     inner: object = optimizer
     while not (isinstance(inner, Optimizer) and calls_step_hooks(inner)):
         held = getattr(inner, "optimizer", None)

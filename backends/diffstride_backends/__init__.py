@@ -1,1 +1,1 @@
-"""Array frameworks: namespace, device, and how a gradient is attached."""
+"""Backends for array frameworks: namespaces, devices, and how gradients are attached."""

@@ -1,4 +1,4 @@
-"""CuPy: NumPy's interface on the GPU, found there on first use."""
+"""CuPy backend: NumPy's interface on the GPU, which is looked for on first use."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from diffstride_core import bases
 from diffstride_core.byte_cache import ByteBoundCache
 from diffstride_core.operation import Operation
 
-# Everything can be imported and read about without a GPU; CuPy says only when asked.
+# Without a GPU, everything can still be imported and documented: CuPy reports it only when asked.
 cupy: Any = import_module("cupy") if find_spec("cupy") else None
 
 
 def unavailable() -> str | None:
-    """Return what CuPy lacks to compute, None if nothing."""
+    """Return what is missing to compute with CuPy, or None if nothing is."""
     if cupy is None:
         return (
             "CuPy is not installed: pip install 'diffstride[cupy-cuda12x]' for CUDA 12, "
@@ -39,7 +39,7 @@ class CupyBackend(eager.EagerBackend):
     Raises
     ------
     RuntimeError
-        Without CuPy or without a GPU.
+        If CuPy or a GPU is missing.
     """
 
     def __init__(self) -> None:
@@ -48,16 +48,16 @@ class CupyBackend(eager.EagerBackend):
         super().__init__(cupy.empty(0))
 
     def precise_dtype(self, array: Any) -> Any:  # noqa: D102
-        return cupy.float64  # on every GPU
+        return cupy.float64  # every GPU has it
 
     def tables(self, basis: bases.AxisBasis, like: Any) -> tuple[Any, Any]:  # noqa: D102
         stream = cupy.cuda.get_current_stream()
-        # One object stands for the default streams of all threads.
+        # One object represents the default streams of all threads.
         thread = threading.current_thread() if stream == cupy.cuda.Stream.ptds else None
         return _tables(basis, like.dtype, like.device.id, stream, thread)
 
     def to_host(self, array: Any) -> HostArray:  # noqa: D102
-        with array.device:  # whose current stream the copy waits for
+        with array.device:  # the copy waits for its current stream
             host: HostArray = cupy.asnumpy(array)
         return host
 
@@ -65,8 +65,8 @@ class CupyBackend(eager.EagerBackend):
         return [cupy.cuda.Device(i) for i in range(cupy.cuda.runtime.getDeviceCount())]
 
 
-# Per stream too: CuPy orders neither a copy to the device nor the reuse of freed memory between
-# streams, so a table made in one could be read in another before it is there.
+# One table per stream, too: between streams, CuPy orders neither copies to the device nor the reuse
+# of freed memory. A table made in one stream could be read in another before it is there.
 @ByteBoundCache
 def _tables(
     basis: bases.AxisBasis,
@@ -85,18 +85,18 @@ def _backend() -> CupyBackend:
 
 
 class _OnFirstUse:
-    """The backend, made when something is asked of it."""
+    """The backend, made on the first access to one of its attributes."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # as help() asks of anything
+        if name.startswith("__"):  # help() asks every object for these
             raise AttributeError(name)
         return getattr(_backend(), name)
 
 
-# CuPy makes arrays on the current device, whatever the device of those they are made from; so it is
-# switched to theirs.
+# CuPy makes arrays on the current device, not on the device of its inputs, so these functions
+# switch to the inputs' device.
 def value(backend: Any, operation: Operation, plan: Any, *arrays: Any) -> Any:
-    """Evaluate the forward pass alone, on the device of the arrays."""
+    """Return the value of the forward pass, computed on the device of the arrays."""
     with arrays[0].device:
         return eager.value(backend, operation, plan, *arrays)
 
@@ -104,7 +104,7 @@ def value(backend: Any, operation: Operation, plan: Any, *arrays: Any) -> Any:
 def value_and_pullback(
     backend: Any, operation: Operation, plan: Any, *arrays: Any
 ) -> tuple[Any, Pullback[Any]]:
-    """Evaluate the forward pass and return it with its pullback, on the device of the arrays."""
+    """Return the value of the forward pass and its pullback, on the device of the arrays."""
     device = arrays[0].device
     with device:
         y, on_current_device = eager.value_and_pullback(backend, operation, plan, *arrays)

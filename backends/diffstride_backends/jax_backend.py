@@ -1,4 +1,4 @@
-"""JAX: a custom derivative whose plan is static to every transformation."""
+"""JAX backend: a custom derivative whose plan is static in every transformation."""
 
 from __future__ import annotations
 
@@ -41,13 +41,14 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class JaxKernels(Kernels):
-    """XLA's products."""
+    """XLA's matrix products."""
 
     def matmul(  # noqa: D102
         self, a: jax.Array, b: jax.Array, out: jax.Array | None = None
     ) -> jax.Array:
-        # On the host XLA makes one large product of many by the same matrix, and copies all of
-        # `b` and of the result to do so: slower, and two more loops to compile.
+        # On the host, XLA turns many products with the same matrix into one large product, and
+        # copies all of `b` and of the result for that. This is slower, and adds two loops to
+        # compile.
         if a.shape[0] == 1 < b.shape[0] and b.ndim == 3 and jax.default_backend() == "cpu":
             a = jnp.broadcast_to(a, (b.shape[0], *a.shape[1:]))
         return a @ b
@@ -57,7 +58,7 @@ class JaxBackend(Backend[jax.Array]):
     """JAX arrays, concrete or traced."""
 
     def __init__(self) -> None:
-        # Without an array: the first one starts JAX's devices, before which users configure them.
+        # Make no array here: the first array starts JAX's devices, which users configure before.
         super().__init__(jnp, JaxKernels)
 
     def precise_dtype(self, array: jax.Array) -> Any:  # noqa: D102
@@ -70,7 +71,7 @@ class JaxBackend(Backend[jax.Array]):
         return jnp.float32 if array.dtype.itemsize == 2 else array.dtype
 
     def tables(self, basis: bases.AxisBasis, like: jax.Array) -> tuple[HostArray, HostArray]:  # noqa: D102
-        # Host constants: a device copy made while tracing must not outlive the trace.
+        # Host constants, since a device copy made while tracing must not outlive the trace.
         return _tables(basis, like.dtype.name)
 
     def stop_gradient(self, array: jax.Array) -> jax.Array:  # noqa: D102
@@ -90,7 +91,7 @@ class JaxBackend(Backend[jax.Array]):
         _check_devices(name, x, like)
 
     def check_strides(self, strides: jax.Array, like: jax.Array | None) -> None:  # noqa: D102
-        if not isinstance(strides, jax.Array):  # for example of a module restored on the host
+        if not isinstance(strides, jax.Array):  # for example in a module restored on the host
             raise TypeError(f"strides must be a jax.Array, got {type(strides).__name__}")
         if strides.dtype not in (jnp.float32, jnp.float64):
             raise TypeError(f"strides must be float32 or float64, got dtype {strides.dtype}")
@@ -126,7 +127,7 @@ class JaxBackend(Backend[jax.Array]):
 
 
 def _is_committed(array: jax.Array) -> bool:
-    """Return whether an array is bound to its devices; others follow those they meet."""
+    """Return whether an array is committed to its devices. JAX moves uncommitted arrays freely."""
     return not isinstance(array, jax.core.Tracer) and array.committed
 
 
@@ -152,11 +153,11 @@ def _made_on_host(
     *,
     for_strides: bool = False,
 ) -> tuple[Factors, ...] | None:
-    """Return the factors of an operation, and where asked for those of the strides' gradient.
+    """Return the factors of an operation and, with `for_strides`, those of the strides' gradient.
 
-    They are NumPy arrays: a program that makes them takes XLA several times as long to compile as
-    one that multiplies by them. None where the operation has none, where the strides are traced,
-    and where they are on an accelerator, which they would have to be read from.
+    The factors are NumPy arrays: XLA takes several times as long to compile a program that makes
+    them as one that multiplies by them. The result is None if the operation has no factors, if the
+    strides are traced, or if they are on an accelerator and would have to be read from it.
     """
     x, strides = arrays[0], arrays[operation.strides]
     placed = x if strides is None else strides
@@ -164,12 +165,12 @@ def _made_on_host(
         return None
     values = None if strides is None else BACKEND.host_values(strides)
     makes = (operation.make_factors, operation.make_stride_factors)[: 1 + for_strides]
-    # Of the same shapes at any strides, so that the program is compiled once.
+    # With the same shapes for all strides, so that the program is compiled once.
     return tuple(host.factors(make, plan, values, x.dtype.name, True) for make in makes)
 
 
 def _is_on_host(array: jax.Array) -> bool:
-    """Return whether an array is on one device, the host's, with values."""
+    """Return whether an array has values and is on a single device, the host."""
     if isinstance(array, jax.core.Tracer) or not array.is_fully_addressable:
         return False
     devices = array.devices()
@@ -177,7 +178,7 @@ def _is_on_host(array: jax.Array) -> bool:
 
 
 class _Given(JaxBackend):
-    """The backend where the factors of an operation are arguments of a program."""
+    """The backend inside a program that gets the factors of an operation as arguments."""
 
     def __init__(self, operation: Operation, factors: tuple[Factors, ...]) -> None:
         super().__init__()
@@ -193,30 +194,30 @@ class _Given(JaxBackend):
 _Plan: TypeAlias = Plan | ConvPlan | LayerBounds
 
 
-# Compiled even outside a user's jit: dispatched one by one, the small operations would cost more
+# Compiled even without a user's jit: dispatching the small operations one by one would cost more
 # than the products themselves.
 def _program(
     operation: Operation, plan: _Plan, needs: tuple[bool, ...] | None, _makes_factors: bool
 ) -> Callable[..., Any]:
-    """Return a compiled function of a plan: with it goes what JAX has compiled of it.
+    """Return a jitted function for a plan. What JAX compiles for it is freed with the function.
 
     Parameters
     ----------
     operation : Operation
     plan : Plan, ConvPlan or LayerBounds
     needs : tuple of bool or None
-        Which gradients it returns; None for the value.
+        Which gradients the function returns; None for the value.
 
     Returns
     -------
     callable
-        Of the factors made on the host, or None, the cotangent where there are gradients, and the
-        arrays.
+        Function of the factors made on the host (or None), the cotangent if there are gradients,
+        and the arrays.
     """
 
     def program(factors: tuple[Factors, ...] | None, *arrays: Any) -> Any:
         backend = BACKEND if factors is None else _Given(operation, factors)
-        # The default precision of some devices would round the products' inputs.
+        # At the default precision, some devices round the inputs of products.
         with jax.default_matmul_precision("highest"):
             if needs is None:
                 return evaluate(backend, operation, plan, arrays)
@@ -230,7 +231,7 @@ def _program(
 def _program_bytes(
     operation: Operation, plan: _Plan, needs: tuple[bool, ...] | None, makes_factors: bool
 ) -> int:
-    """Return about what the program of a plan takes, most of it copies of its constant tables."""
+    """Return about how many bytes the program of a plan takes, mostly for copies of its tables."""
     if isinstance(plan, tuple) or not makes_factors:  # A penalty has no tables.
         return _PROGRAM_BYTES
     resize = plan.by_matrices if isinstance(plan, ConvPlan) else plan
@@ -240,12 +241,12 @@ def _program_bytes(
         for axis, basis in zip(resize.axes, term, strict=True)
         if not axis.use_fft
     ]
-    # Two of values and two of gradients are kept in any case: recompiling one of them at every call
-    # would take seconds.
+    # At most a quarter of the cache, so that two programs for values and two for gradients always
+    # fit: recompiling one of them at every call would take seconds.
     return min(_PROGRAM_BYTES + _BYTES_PER_TABLE_ENTRY * sum(entries), _MOST_BYTES // 4)
 
 
-# As measured: the traced and the compiled program hold a table each.
+# Measured: the traced and the compiled program each hold a copy of every table.
 _PROGRAM_BYTES = 2**18
 _BYTES_PER_TABLE_ENTRY = 18
 _MOST_BYTES = 2**27
@@ -259,8 +260,8 @@ def _value(operation: Operation, plan: Any, arrays: tuple[jax.Array | None, ...]
     return value
 
 
-# Outside of what is compiled: without a user's jit, the forward and the backward pass are given
-# strides that have values even where their gradient is asked for.
+# The custom derivative is outside the compiled functions. Without a user's jit, the forward and the
+# backward pass then get strides that have values, even if their gradient is needed.
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _attached(
     operation: Operation, plan: Any, needs: tuple[bool, ...], *arrays: jax.Array | None
@@ -292,10 +293,10 @@ _attached.defvjp(_attached_forward, _attached_backward)
 
 
 def _varying_together(arrays: tuple[jax.Array | None, ...]) -> list[jax.Array | None]:
-    """Return arrays that vary over the same axes of a mesh.
+    """Return the arrays, made to vary over the same axes of a mesh.
 
-    Under `jax.shard_map` a stride can be the same on all devices while the batch is not. JAX adds
-    its gradient up over the devices, but not inside a custom derivative.
+    Under `jax.shard_map`, a stride can be the same on all devices while the batch is not. JAX sums
+    the stride's gradient over the devices, but not inside a custom derivative.
     """
     nowhere: frozenset[str] = frozenset()
     varying = [nowhere if array is None else varying_axes(array) for array in arrays]
@@ -311,10 +312,10 @@ def _varying_together(arrays: tuple[jax.Array | None, ...]) -> list[jax.Array | 
 def attach(
     backend: JaxBackend, operation: Operation, plan: Any, *arrays: jax.Array | None
 ) -> jax.Array:
-    """Evaluate the forward pass, with its derivative known to JAX."""
+    """Evaluate the forward pass and attach its derivative for JAX."""
     if operation.pull_back is None:
         return evaluate(backend, operation, plan, arrays)
-    # Arrays with values are constants to every transformation.
+    # Arrays with values are constants in every transformation.
     needs = tuple(isinstance(array, jax.core.Tracer) for array in arrays)
     if plain_autodiff.enabled or not any(needs):
         return _value(operation, plan, arrays)
@@ -330,9 +331,9 @@ def _convolve_then_resize(
     strides: jax.Array | None,
     bias: jax.Array | None,
 ) -> jax.Array:
-    """Convolve an array by JAX's own convolution, and resize what comes of it."""
+    """Convolve an array with JAX's own convolution, and resize the result."""
     if x.size == 0:
-        # Where nothing is convolved, JAX puts the gradients on the default device.
+        # For an empty input, JAX's own convolution puts the gradients on the default device.
         return attach(backend, CONVOLVE, plan, x, weight, strides, bias)
     conv = plan.convolution
     lead = x.shape[: -conv.rank - 1]
@@ -364,7 +365,7 @@ def _convolve_then_resize(
 def value_and_pullback(
     backend: JaxBackend, operation: Operation, plan: Any, *arrays: jax.Array | None
 ) -> tuple[jax.Array, Pullback[jax.Array]]:
-    """Evaluate the forward pass and return it with the pullback of `jax.vjp`."""
+    """Return the value of the forward pass and its pullback from `jax.vjp`."""
     y, pullback = jax.vjp(partial(attach, backend, operation, plan), *arrays)
 
     def of_arrays(g: jax.Array) -> tuple[jax.Array | None, ...]:
@@ -377,8 +378,8 @@ def value_and_pullback(
 
 plain_autodiff = PlainAutodiff(__name__)
 BACKEND = JaxBackend()
-# Of those that benchmarks/fused.py tries, the units whose worst choice was the least bad; on a host
-# XLA has no fast convolution in groups.
+# Of all units that benchmarks/fused.py tries, the worst choice of these was the least bad. On a
+# host, XLA has no fast grouped convolution.
 EVALUATION_UNITS = EvaluationUnits(
     grouped_convolution=16.0, resize=4.0, pointwise=1.5, shifted_resizes=2.0
 )

@@ -1,6 +1,6 @@
-"""What the project reads of JAX that JAX does not document: all of it, and why.
+"""All undocumented parts of JAX that the project uses, and why.
 
-Seen in JAX 0.10; a test in `jax/test_private.py` fails where it has changed.
+They are those of JAX 0.10. A test in `jax/test_private.py` fails if they have changed.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import jax
 def varying_axes(array: jax.Array) -> frozenset[str]:
     """Return the axes of a mesh over which an array varies, within `jax.shard_map`.
 
-    No public function tells. Where a version keeps them elsewhere, none are found: JAX itself then
-    refuses arrays that vary over different axes, which is safe.
+    No public function returns them. If a version keeps them elsewhere, none are found. This is
+    safe: JAX itself then refuses arrays that vary over different axes.
     """
     manual = getattr(jax.typeof(array), "mat", None)
     return frozenset(getattr(manual, "varying", ()))

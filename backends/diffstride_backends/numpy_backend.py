@@ -1,4 +1,4 @@
-"""NumPy, with SciPy's transforms."""
+"""NumPy backend, with SciPy's FFTs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffstride_core.ops import Factors
 
 
 class NumpyKernels(Kernels):
-    """NumPy's products, a part of a batch at a time."""
+    """NumPy's matrix products, on a part of a batch at a time."""
 
     def can_write(self, array: HostArray) -> bool:  # noqa: D102
         return True
@@ -50,8 +50,8 @@ class NumpyBackend(eager.EagerBackend):
     def unshared(self, strides: HostArray) -> HostArray:  # noqa: D102
         return np.array(self.native(strides))
 
-    # scipy.fft computes several lines at a time, numpy.fft one after another. It is imported where
-    # it is needed, since it takes longer to import than everything else here.
+    # scipy.fft transforms several lines at a time, numpy.fft one after another. It is imported on
+    # first use, since it takes longer to import than everything else here.
     def rfft(self, array: HostArray, axis: int) -> HostArray:  # noqa: D102
         import scipy.fft
 
@@ -64,7 +64,7 @@ class NumpyBackend(eager.EagerBackend):
 
     def check_strides(self, strides: HostArray, like: HostArray | None) -> None:  # noqa: D102
         super().check_strides(strides, like)
-        # Reading them costs nothing here, even where the sizes are given.
+        # Reading the strides costs nothing here, even if the sizes are given.
         if not np.isfinite(strides).all():
             raise ValueError(f"strides must be finite, got {self.host_values(strides)}")
 

@@ -1,4 +1,4 @@
-"""PyTorch: one autograd function that carries any of the core's derivatives."""
+"""PyTorch backend: one autograd function attaches the derivatives of all operations of the core."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _FLOATS = (*_AUTOCAST, torch.float64)
 
 
 class TorchKernels(Kernels):
-    """PyTorch's products, in place and a part of a batch at a time on the host."""
+    """PyTorch's matrix products. On the host they work in place, on a part of a batch at a time."""
 
     def memory_order(self, array: torch.Tensor) -> tuple[int, ...] | None:  # noqa: D102
-        # A compiler chooses layouts itself, and cannot trace the question.
+        # A compiler chooses layouts itself, and cannot trace the calls below.
         if torch.compiler.is_compiling() or array.layout != torch.strided:
             return None
         rank = array.ndim
@@ -108,7 +108,8 @@ class TorchBackend(Backend[torch.Tensor]):
     def tables(  # noqa: D102
         self, basis: bases.AxisBasis, like: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        # In parts: torch.compile has no constant for an object made inside what it traces.
+        # Pass the fields of the basis, not the basis: torch.compile has no constants for objects
+        # that are made in the code it traces.
         return _constant_tables(
             basis.size, basis.output_size, basis.bins, basis.quadrature, like.dtype, like.device
         )
@@ -125,7 +126,7 @@ class TorchBackend(Backend[torch.Tensor]):
         return array.detach()
 
     def rfft(self, array: torch.Tensor, axis: int) -> torch.Tensor:  # noqa: D102
-        if array.numel() == 0:  # which MKL refuses
+        if array.numel() == 0:  # MKL refuses empty arrays
             size = array.shape[axis] // 2 + 1
             nothing = _without_entries(array, size, axis)
             return torch.complex(nothing, nothing)
@@ -233,13 +234,13 @@ class TorchBackend(Backend[torch.Tensor]):
 
 
 def _check_dense(name: str, tensor: torch.Tensor) -> None:
-    """Raise TypeError for a tensor that is more or less than an array of its entries."""
+    """Raise TypeError if a tensor is masked or nested, or its layout is not strided."""
     if (kind := _sparse_kind(tensor)) is not None:
         raise TypeError(f"{name} must be a dense tensor, got {kind}")
 
 
 def _sparse_kind(tensor: torch.Tensor) -> str | None:
-    """Return what kind of tensor it is that is not dense; None where it is."""
+    """Return the kind of a tensor that is not dense, or None if the tensor is dense."""
     if isinstance(tensor, torch.masked.MaskedTensor):
         return "a masked tensor"
     if tensor.is_nested:
@@ -248,23 +249,23 @@ def _sparse_kind(tensor: torch.Tensor) -> str | None:
 
 
 def is_distributed(tensor: torch.Tensor) -> bool:
-    """Return whether a tensor is a DTensor, of which every process may hold a part alone."""
-    # A method of no other; to import the class takes those long who have none.
+    """Return whether a tensor is a DTensor, of which each process may hold only a part."""
+    # Only a DTensor has this method. Importing the class would slow down all who do not use it.
     return hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: Any) -> torch.Tensor:
-    """Return a distributed tensor with all its entries, another one as it is.
+    """Return a distributed tensor with all its entries, or any other tensor unchanged.
 
-    All processes that hold a part must call it. Each gets the whole, and its gradient is that which
-    one process alone would have.
+    All processes that hold a part must call this function. Each gets the whole tensor, and the
+    gradient that a single process would compute.
     """
     full: torch.Tensor = tensor.full_tensor() if is_distributed(tensor) else tensor
     return full
 
 
 def distributed_as(values: torch.Tensor, like: Any) -> torch.Tensor:
-    """Return values that every process holds as `like` is distributed, which may be not at all."""
+    """Return values that every process holds, distributed like `like` if that is a DTensor."""
     if not is_distributed(like):
         return values
     from torch.distributed.tensor import DTensor, Replicate
@@ -275,10 +276,10 @@ def distributed_as(values: torch.Tensor, like: Any) -> torch.Tensor:
 
 
 def _convolved_lines(rows: torch.Tensor) -> int | None:
-    """Return in how many lines of an image to convolve rows pointwise; None to multiply them.
+    """Return into how many one-line images to split rows for a convolution, or None to multiply.
 
-    PyTorch's convolutions on the host are oneDNN's. Its matrix products are MKL's or OpenBLAS's,
-    which on some processors take twice the time.
+    On the host, PyTorch convolves with oneDNN and multiplies matrices with MKL or OpenBLAS. On some
+    processors the matrix products take twice the time.
     """
     if (
         torch_private.is_followed()
@@ -289,20 +290,20 @@ def _convolved_lines(rows: torch.Tensor) -> int | None:
         or not _is_on_host(rows)
     ):
         return None
-    # With one thread, PyTorch gives oneDNN batches from 16 on alone.
+    # With one thread, PyTorch uses oneDNN only for batches of at least 16.
     return next((n for n in range(16, 65) if rows.shape[1] % n == 0), None)
 
 
 def _as_images(rows: torch.Tensor, lines: int) -> torch.Tensor:
-    """Return rows of channels, shape (1, rows, channels), as a batch of images of one line."""
+    """Return rows of channels, shape (1, rows, channels), as a batch of images of one line each."""
     return rows.reshape(lines, 1, -1, rows.shape[2]).movedim(-1, 1)
 
 
 def _without_entries(array: torch.Tensor, size: int, axis: int) -> torch.Tensor:
-    """Return an array of no entries with another size along an axis."""
+    """Return an empty array with another size along an axis."""
     shape = list(array.shape)
     shape[axis] = size
-    # The sum, which is 0, makes it a function of the array: else autograd would find none.
+    # Adding the sum, which is 0, makes the result depend on the array for autograd.
     return array.new_zeros(shape) + array.sum()
 
 
@@ -345,7 +346,7 @@ def _tables(
     basis: bases.AxisBasis, dtype: torch.dtype, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     synthesis, analysis = bases.tables(basis)
-    # Kept for later, when the inference mode or the transform of this call is over.
+    # The tables are kept after the inference mode or the transform of this call has ended.
     with torch_private.for_later():
         tables = (
             torch.tensor(synthesis, dtype=dtype, device=device),
@@ -368,19 +369,19 @@ def _constant_tables(
     return get(bases.AxisBasis(size, output_size, bins, quadrature), dtype, device)
 
 
-# torch.compile would trace the NumPy code of the tables, as torch code in single precision.
+# Otherwise torch.compile would trace the tables' NumPy code as torch code in single precision.
 torch_private.mark_constant(_constant_tables)
-# A warning is given while the compiler traces, and is not part of the graph.
+# The warning is issued while the compiler traces, and is not part of the graph.
 torch_private.mark_constant(warn_of_nothing_to_crop)
 
 
 def has_autocast(kind: str) -> bool:
-    """Return whether autocast is on for a type of device; of some, as "meta", it knows nothing."""
+    """Return whether autocast is on for a device type. Some types, such as "meta", have none."""
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context without autocast: half precision would spoil the matrices."""
+    """Return a context without autocast, whose half precision would spoil the matrices."""
     return torch.autocast(device.type, enabled=False) if has_autocast(device.type) else _UNCHANGED
 
 
@@ -390,8 +391,8 @@ _UNCHANGED = nullcontext()
 class _Attached(torch.autograd.Function):
     """A forward pass of the core with its vector-Jacobian product.
 
-    Only the inputs are kept for the backward pass. That is written in differentiable operations of
-    its own, so autograd gives second derivatives.
+    The backward pass keeps only the inputs. It is written in differentiable operations, so autograd
+    gives second derivatives.
     """
 
     generate_vmap_rule = True
@@ -400,8 +401,9 @@ class _Attached(torch.autograd.Function):
     def forward(
         backend: TorchBackend, operation: Operation, plan: Any, *arrays: torch.Tensor | None
     ) -> torch.Tensor:
-        # No view of a temporary: autograd lets nobody write to a view that was made in here. Views
-        # made without autograd share memory all the same, so that nothing is copied.
+        # Detach, so that the result is not a view of a temporary: autograd forbids writing to a
+        # view that was made in here. A detached tensor still shares the memory, so nothing is
+        # copied.
         return evaluate(backend, operation, plan, arrays).detach()
 
     @staticmethod
@@ -411,20 +413,20 @@ class _Attached(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> Any:
-        if not torch.compiler.is_compiling():  # which lets nobody ask in a backward pass
+        if not torch.compiler.is_compiling():  # a compiler refuses this check in a backward pass
             _check_dense("the gradient of the output", g)
         needs = ctx.needs_input_grad[3:]
-        # The backward pass can run inside autocast too.
+        # The backward pass may run inside autocast too.
         with without_autocast(g.device), torch_private.noting_batched(g):
             gradients = pull_back(ctx.backend, ctx.operation, ctx.plan, g, ctx.saved_tensors, needs)
         return None, None, None, *gradients
 
 
 class _AttachedOutsideTransforms(torch.autograd.Function):
-    """The same where no transform of torch.func is active.
+    """The function of `_Attached`, for calls without an active transform of torch.func.
 
-    PyTorch then does not ask for the signature of the forward pass in each call, which takes longer
-    than a small resize.
+    Without `setup_context`, PyTorch does not inspect the signature of the forward pass in each
+    call. That would take longer than a small resize.
     """
 
     @staticmethod
@@ -439,9 +441,9 @@ class _AttachedOutsideTransforms(torch.autograd.Function):
 def attach(
     backend: TorchBackend, operation: Operation, plan: Any, *arrays: torch.Tensor | None
 ) -> torch.Tensor:
-    """Evaluate the forward pass, with its derivative known to autograd.
+    """Evaluate the forward pass and attach its derivative for autograd.
 
-    Forward-mode differentiation finds no attached derivative and so takes that of the forward pass.
+    Forward-mode differentiation has no attached derivative, so it differentiates the forward pass.
     """
     if operation.pull_back is None:
         return evaluate(backend, operation, plan, arrays)
@@ -459,8 +461,8 @@ def attach(
             with torch.no_grad() if torch.is_grad_enabled() else _UNCHANGED:
                 return evaluate(backend, operation, plan, arrays).detach()
         if is_compiling:
-            # With dynamic sizes a compiler makes a symbol of each number of the plan when it first
-            # meets it. Met within an autograd function, it would be unknown to the next one.
+            # With dynamic sizes, a compiler makes a symbol of each number of the plan when it first
+            # reads it. A symbol made within an autograd function would be unknown to the next one.
             hash(plan)
         is_plain = transform is None and not is_compiling
         attached = _AttachedOutsideTransforms if is_plain else _Attached
@@ -469,10 +471,10 @@ def attach(
 
 
 def as_base(result: torch.Tensor) -> torch.Tensor:
-    """Return a result computed without `attach`, so that it can be written to as any other.
+    """Return a result computed without `attach` as a tensor that can be written to.
 
-    Without gradients it may be a view of a temporary, into which autograd, once it is switched on
-    again, lets nothing be written that has a gradient.
+    Without gradients, the result may be a view of a temporary. Once gradients are on again,
+    autograd forbids writing values that have a gradient into such a view.
     """
     is_recorded = torch.compiler.is_compiling() or torch_private.is_traced()
     if torch.is_grad_enabled() or is_recorded or not torch_private.is_view(result):
@@ -497,7 +499,7 @@ def _convolve_then_resize(
     strides: torch.Tensor | None,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Convolve an array by PyTorch's own convolution, and resize what comes of it."""
+    """Convolve an array with PyTorch's own convolution, and resize the result."""
     conv = plan.convolution
     lead = x.shape[: -conv.rank - 1]
     x = x.reshape(math.prod(lead), *x.shape[len(lead) :])
@@ -525,7 +527,7 @@ _CONVOLUTIONS: dict[int, Callable[..., torch.Tensor]] = {
 def value_and_pullback(
     backend: TorchBackend, operation: Operation, plan: Any, *arrays: torch.Tensor | None
 ) -> tuple[torch.Tensor, Pullback[torch.Tensor]]:
-    """Evaluate the forward pass and return it with the pullback that autograd computes."""
+    """Return the value of the forward pass and the pullback that autograd computes."""
     copies = [None if array is None else array.detach().requires_grad_() for array in arrays]
     leaves = [array for array in copies if array is not None]
     y = attach(backend, operation, plan, *copies)
@@ -539,7 +541,7 @@ def value_and_pullback(
 
 plain_autodiff = PlainAutodiff(__name__)
 BACKEND = TorchBackend()
-# Of those that benchmarks/fused.py tries, units whose worst choice was the least bad.
+# Of all units that benchmarks/fused.py tries, the worst choice of these was the least bad.
 EVALUATION_UNITS = EvaluationUnits(
     grouped_convolution=1.0, resize=4.0, pointwise=1.5, shifted_resizes=4.0
 )

@@ -1,7 +1,8 @@
-"""The private names of PyTorch that the project reads: all of them, and why.
+"""All private names of PyTorch that the project uses, and why.
 
-Seen in PyTorch 2.14; a test of each, in `torch/test_private.py`, fails where it has changed. A name
-that a version does not have is answered by what is safe: nothing is kept or taken for plain.
+The names are those of PyTorch 2.14. Each has a test in `torch/test_private.py`, which fails if the
+name has changed. If a version lacks a name, the answer is the safe one: nothing is kept, and
+nothing counts as plain.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ NAMES = (
     "nn.Conv2d._conv_forward",
     "optim.Optimizer._patch_step_function",
 )
-"""Those that are attributes of ``torch``."""
+"""The private names that are attributes of ``torch``."""
 
 HOOKS = (
     "_forward_hooks",
@@ -43,20 +44,20 @@ HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
-"""Attributes of a module that hold what is called around its forward pass."""
+"""Attributes of a module that hold the hooks of its forward and backward passes."""
 
 STATE_HOOKS = ("_state_dict_hooks", "_load_state_dict_pre_hooks")
 
 
 def _known(name: str, unknown: Any) -> Callable[..., Any]:
-    """Return a function of torch's, or one that returns `unknown` where there is none."""
+    """Return a function of torch by its name, or one that returns `unknown` if there is none."""
     found: Any = torch
     for part in name.split("."):
         found = getattr(found, part, None)
     return found if callable(found) else lambda *_: unknown
 
 
-# Functions for which there is no public one that the compiler does not import.
+# For these functions there is no public one that does not import the compiler.
 _is_tracing = _known("_C._is_tracing", unknown=False)
 _get_tracing_state = _known("_C._get_tracing_state", unknown=None)
 _set_tracing_state = _known("_C._set_tracing_state", unknown=None)
@@ -72,14 +73,14 @@ _CAN_KEEP = _without_transforms() is not None
 
 
 def is_traced() -> bool:
-    """Return whether `torch.jit.trace` records operations."""
-    # A compiler cannot follow the question.
+    """Return whether `torch.jit.trace` is recording operations."""
+    # A compiler cannot trace this call.
     return not torch.compiler.is_compiling() and bool(_is_tracing())
 
 
 def check_not_traced() -> None:
-    """Raise NotImplementedError within `torch.jit.trace`: what it would record has fixed sizes."""
-    # A compiler cannot follow the question.
+    """Raise NotImplementedError within `torch.jit.trace`, which would record fixed sizes."""
+    # A compiler cannot trace this call.
     if not torch.compiler.is_compiling() and _is_tracing():
         raise NotImplementedError(
             "torch.jit.trace, which records the operations of one evaluation, is not supported "
@@ -89,13 +90,13 @@ def check_not_traced() -> None:
 
 
 def active_transform() -> Transform:
-    """Return what is done to operations beyond autograd: nothing where a compiler follows.
+    """Return the transform that is active besides autograd; None while a compiler traces.
 
-    ``"forward mode"`` where a level of it is active, whatever the tensors are: asking them for
-    tangents would not do, since inside another transform they hide them. ``"torch.func"`` for its
-    other transforms.
+    The value is ``"forward mode"`` if a level of it is active, whether or not a tensor has a
+    tangent: inside another transform, tensors hide their tangents. It is ``"torch.func"`` for the
+    other transforms of torch.func.
     """
-    # A compiler that traces forward mode would find, when it checks its graph, no level.
+    # A compiler that traces forward mode would find no level when it checks its graph.
     if torch.compiler.is_compiling():
         return None
     if getattr(forward_ad, "_current_level", 0) >= 0:
@@ -104,7 +105,7 @@ def active_transform() -> Transform:
 
 
 def is_followed() -> bool:
-    """Return whether operations are recorded: by autograd, a compiler, a mode or a transform."""
+    """Return whether autograd, a compiler, a mode or a transform records operations."""
     return (
         torch.compiler.is_compiling()
         or _is_tracing()
@@ -118,9 +119,9 @@ def is_followed() -> bool:
 
 
 class _Cotangents(threading.local):
-    """Whether a backward pass is given many cotangents at once, as `is_grads_batched` asks for.
+    """Whether a backward pass gets many cotangents at once, as with `is_grads_batched`.
 
-    PyTorch does that by an older transform, which can be told from its tensors alone.
+    PyTorch uses an older transform for this, which only its tensors reveal.
     """
 
     are_batched = False
@@ -130,8 +131,8 @@ _cotangents = _Cotangents()
 
 
 def noting_batched(g: torch.Tensor) -> AbstractContextManager[object]:
-    """Return a context in which `is_followed` knows of a cotangent that stands for many."""
-    # A compiler cannot follow the question.
+    """Return a context in which `is_followed` is true if a cotangent stands for many."""
+    # A compiler cannot trace this call.
     if torch.compiler.is_compiling() or not _is_legacy_batched(g):
         return nullcontext()
     return _batched_cotangents()
@@ -147,17 +148,17 @@ def _batched_cotangents() -> Iterator[None]:
 
 
 def is_dispatched() -> bool:
-    """Return whether a mode, as that of torch.export, may make tensors for itself alone."""
+    """Return whether a mode, such as that of torch.export, may make tensors only for itself."""
     return bool(_dispatch_modes() > 0 or not _CAN_KEEP)
 
 
 def is_transformed(tensor: torch.Tensor) -> bool:
-    """Return whether a tensor stands for others within a transform of torch.func."""
+    """Return whether a tensor is a wrapper that a transform of torch.func has made."""
     return bool(_is_wrapped(tensor))
 
 
 def is_batched(tensor: torch.Tensor) -> bool:
-    """Return whether torch.vmap maps over the tensor, also inside other transforms."""
+    """Return whether torch.vmap maps over a tensor, possibly inside other transforms."""
     while _is_wrapped(tensor):
         if _is_batched(tensor):
             return True
@@ -166,7 +167,7 @@ def is_batched(tensor: torch.Tensor) -> bool:
 
 
 def for_later() -> AbstractContextManager[object]:
-    """Return a context whose tensors outlive the inference mode or the transform of a call."""
+    """Return a context for tensors that outlive the inference mode or the transform of a call."""
     return _plainly() if _CAN_KEEP else nullcontext()
 
 
@@ -177,7 +178,7 @@ def _plainly() -> Iterator[None]:
 
 
 def sizes_untraced() -> AbstractContextManager[object]:
-    """Return a context in which shapes are ints, as they are not within `torch.jit.trace`."""
+    """Return a context in which shapes are ints, even within `torch.jit.trace`."""
     return _tracing_paused() if is_traced() else nullcontext()
 
 
@@ -192,7 +193,7 @@ def _tracing_paused() -> Iterator[None]:
 
 
 def version_of(tensor: torch.Tensor) -> int | None:
-    """Return what differs after each write to a tensor, None where no trace of one is kept."""
+    """Return a tensor's version, which each write changes; None if writes leave no trace."""
     if tensor.is_inference() or _is_wrapped(tensor):
         return None
     return getattr(tensor, "_version", None)
@@ -204,49 +205,50 @@ def is_view(tensor: torch.Tensor) -> bool:
 
 
 def saved_tensors_hooks() -> object:
-    """Return what differs between parts of a network that are checkpointed apart."""
-    # The argument: not only while autograd may use them.
+    """Return an object that differs between parts of a network that are checkpointed separately."""
+    # With the argument False, PyTorch returns no hooks while they are traced.
     return _saved_tensors_hooks(False)
 
 
 def mark_static(tensor: torch.Tensor) -> None:
-    """Let torch.compile give a constant of its graph no sizes that are symbols."""
-    # As torch._dynamo.mark_static, which imports the whole compiler.
+    """Tell torch.compile that the sizes of a constant in its graph are not symbols."""
+    # torch._dynamo.mark_static does the same, but imports the whole compiler.
     tensor._dynamo_static_indices = set(range(tensor.ndim))  # type: ignore[attr-defined]
 
 
 def mark_constant(function: Callable[..., Any]) -> None:
-    """Let torch.compile take what a function returns for a constant, and not follow it."""
-    # As torch.compiler.assume_constant_result, which imports the whole compiler.
+    """Tell torch.compile that the result of a function is a constant, and not to trace it."""
+    # torch.compiler.assume_constant_result does the same, but imports the whole compiler.
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def has_hooks(module: nn.Module, *, of_state: bool = False) -> bool:
-    """Return whether something is called around a module's forward pass, or that of its state."""
+    """Return whether a module has hooks on its passes or, with `of_state`, on its state dict."""
     names = (*HOOKS, *STATE_HOOKS) if of_state else HOOKS
     return any(getattr(module, name, True) for name in names)
 
 
 def convolves_as(conv: nn.Module, base: type[nn.Module]) -> bool:
-    """Return whether class and object leave to PyTorch's class what its convolution computes."""
+    """Return whether neither a convolution nor its class overrides how PyTorch convolves."""
     name = "_conv_forward"
     return name not in vars(conv) and getattr(type(conv), name, None) is getattr(base, name, conv)
 
 
 def without_padding(module: nn.Module) -> None:
-    """Let a convolution pad nothing, whatever its padding mode."""
+    """Switch off the padding of a convolution, in every padding mode."""
     conv: Any = module
     conv.padding = (0,) * len(conv.kernel_size)
-    # What modes other than zeros pad by.
+    # The amounts for padding modes other than zeros.
     conv._reversed_padding_repeated_twice = [0, 0] * len(conv.padding)
 
 
 def calls_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether an optimiser calls the hooks that are registered for its steps.
 
-    One that wraps another and was not initialised as an optimiser itself takes them and never does.
+    An optimiser that wraps another one, and was not itself initialised as an optimiser, accepts
+    hooks but never calls them.
     """
-    # Initialising an optimiser marks its class's method.
+    # Initialising an optimiser marks the `step` method of its class.
     if not hasattr(torch.optim.Optimizer, "_patch_step_function"):
         return True
     return bool(getattr(type(optimizer).step, "hooked", False))

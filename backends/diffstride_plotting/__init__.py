@@ -1,7 +1,7 @@
-"""Pictures of windows, strides and spectra, for every framework: NumPy and Matplotlib alone.
+"""Plots of windows, strides and spectra for every framework, with NumPy and Matplotlib only.
 
-Every function draws into Axes that it is given; `make_figure` makes some to draw into without
-pyplot, that is without global state and without a display.
+The functions draw into given Axes. `make_figure` makes a figure for these without pyplot, that is,
+without global state and without a display.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ _OPS = ArrayOps(namespace_of(np.empty(0)))
 
 @dataclass(frozen=True)
 class AxisWindow:
-    """The window of one axis over all its frequencies, also those that are cropped.
+    """The window of one axis at all its frequencies, including those that are cropped.
 
     Attributes
     ----------
     size, output_size : int
-        N and M.
+        Input size N and output size M.
     stride : float
-        S, within its bounds.
+        Stride S, within its bounds.
     frequency : ndarray, shape (N or N + 1,)
-        -(N//2), ..., N//2, in cycles per N samples.
-    mask : ndarray, of the same shape
-        mu.
+        Frequencies -(N//2), ..., N//2, in cycles per N samples.
+    mask : ndarray, shape (N or N + 1,)
+        Window mu at these frequencies.
     """
 
     size: int
@@ -75,10 +75,11 @@ def axis_windows(
     Parameters
     ----------
     settings : Settings
+        Settings of the layer.
     plan : Plan
-        Of the size to show; both belong to the layer.
+        Plan of the layer for the size to show.
     strides : sequence of float
-        The parameters: one per axis or one for all.
+        The stride parameters: one per axis, or one for all axes.
 
     Returns
     -------
@@ -121,21 +122,21 @@ def _mask(plan: Plan, index: int, stride: Any) -> Floats:
 
 
 def make_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of a size in inches, laid out so that nothing overlaps."""
-    # Compressed: images, of a fixed shape, would else be laid out as if they filled their panels.
+    """Return an empty figure of the given size in inches, laid out so that nothing overlaps."""
+    # Other layouts treat images, whose shape is fixed, as if they filled their panels.
     figure = Figure(figsize=(width, height), layout="compressed")
     FigureCanvasAgg(figure)
     return figure
 
 
 def open_frame(axes: Axes) -> None:
-    """Give axes a light grid and no frame above and to the right."""
+    """Draw a light grid, and remove the frame at the top and on the right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
 
 
 def legend_below(figure: Figure | SubFigure, axes: Axes) -> None:
-    """Put one legend for all panels below them, with the labels of one of them."""
+    """Draw one legend below all panels, with the labels of one of them."""
     lines, labels = axes.get_legend_handles_labels()
     # As few rows as the width allows, filled evenly.
     for rows in range(1, len(lines) + 1):
@@ -151,13 +152,13 @@ def legend_below(figure: Figure | SubFigure, axes: Axes) -> None:
 def draw_window(axes: Axes, window: AxisWindow) -> None:
     """Draw the window of one axis over frequency.
 
-    Marked are the ramp, the frequency N/(2S), at which it ends in the nominal convention and begins
-    in the paper's, and what is cropped, beyond the output's Nyquist frequency M/2; the labels are
-    there for a legend.
+    The plot marks the ramp, the frequency N/(2S), and what is cropped beyond the output's Nyquist
+    frequency M/2. In the nominal convention the ramp ends half a frequency beyond N/(2S); in the
+    paper's it begins at N/(2S). All of these have labels for a legend.
     """
     half = window.size / 2
     edge, nyquist = half / window.stride, window.output_size / 2
-    # Where the window has its bins: between them there is nothing to see.
+    # Mark the bins: between them the window has no values.
     marker = "o" if window.size <= 96 else None
     axes.plot(
         window.frequency, window.mask, color=BLUE, marker=marker, markersize=2.5, label="window μ"
@@ -198,13 +199,13 @@ def draw_strides(
     layer_names: Sequence[str],
     axis_names: Sequence[str],
 ) -> None:
-    """Draw strides over training: a colour per layer, a line style per axis, labels for a legend.
+    """Draw strides over training, with a colour per layer, a line style per axis, and labels.
 
     Parameters
     ----------
     axes : Axes
     steps : sequence of float, length T
-        What the strides are drawn over, for example epochs.
+        Values on the horizontal axis, for example epochs.
     strides : array_like, shape (T, layers, axes)
     layer_names, axis_names : sequence of str
     """
@@ -237,12 +238,13 @@ def draw_image(
     Parameters
     ----------
     axes : Axes
-    image : ndarray, shape (H, W) or (H, W, 1), in grey, or (H, W, 3)
+    image : ndarray, shape (H, W), (H, W, 1) or (H, W, 3)
+        Grey or colour image.
     limits : (float, float)
-        The values of black and white; what lies beyond is clipped.
+        Values of black and white. Values beyond them are clipped.
     view : (int, int), optional
-        Height and width to draw it in, by default its own: an output drawn in its input's view
-        shows the same scene in larger pixels.
+        Height and width to draw the image in; by default its own. An output drawn with the view of
+        its input shows the same scene in larger pixels.
     """
     low, high = limits
     shown = np.clip((image - low) / (high - low if high > low else 1.0), 0.0, 1.0)
@@ -253,9 +255,9 @@ def draw_image(
 
 
 def draw_spectrum(axes: Axes, image: Floats) -> None:
-    """Draw the logarithm of the amplitudes of an image of shape (height, width).
+    """Draw the logarithm of the amplitude spectrum of an image of shape (height, width).
 
-    Without the constant, which would outshine all else.
+    The mean is left out, since its amplitude would outshine all others.
     """
     amplitude = np.abs(np.fft.fftshift(np.fft.fft2(image - image.mean())))
     height, width = image.shape
@@ -264,10 +266,10 @@ def draw_spectrum(axes: Axes, image: Floats) -> None:
 
 
 def draw_crop(axes: Axes, windows: Sequence[AxisWindow], colour: str) -> None:
-    """Outline in a spectrum what is kept of it.
+    """Outline the part of a spectrum that is kept.
 
-    Solid where the windows of height and width together are 1/2, dashed at the output's Nyquist
-    frequencies.
+    The solid line is where the product of the windows of height and width is 1/2. The dashed line
+    is at the output's Nyquist frequencies.
     """
     rows, columns = windows
     axes.contour(
@@ -294,16 +296,17 @@ def draw_crop(axes: Axes, windows: Sequence[AxisWindow], colour: str) -> None:
 def draw_kept_spectrum(
     panels: Sequence[Axes], image: Floats, output: Floats, windows: Sequence[AxisWindow]
 ) -> None:
-    """Draw an image, its spectrum with what is kept of it, and the output.
+    """Draw an image, its spectrum with the part that is kept, and the output.
 
     Parameters
     ----------
     panels : sequence of Axes, length 3
     image : ndarray, shape (H, W), (H, W, 1) or (H, W, 3)
     output : ndarray
-        Of as many dimensions, as bright as the image; drawn in the image's view.
+        Output with as many dimensions and the same brightness as the image. It is drawn in the
+        image's view.
     windows : sequence of AxisWindow, length 2
-        Of height and width.
+        Windows of height and width.
     """
     limits = float(image.min()), float(image.max())
     draw_image(panels[0], image, limits)
@@ -320,11 +323,11 @@ def draw_kept_spectrum(
 
 
 _FAINTEST = -80.0
-"""The level in dB below which amplitudes are drawn alike; masked ones have none."""
+"""Lowest level in dB that is drawn. Smaller amplitudes are drawn at it; masked ones are 0."""
 
 
 def decibels(amplitude: Floats, loudest: float) -> Floats:
-    """Return amplitudes in dB of the loudest, at least -80."""
+    """Return amplitudes in dB relative to the loudest, at least -80."""
     ratio = amplitude / (loudest if loudest > 0 else 1.0)
     return np.asarray(20 * np.log10(np.maximum(ratio, 10 ** (_FAINTEST / 20))))
 
@@ -338,14 +341,14 @@ def draw_levels(
     ----------
     axes : Axes
     levels : ndarray, shape (H, W)
-        From `decibels`.
+        Levels from `decibels`.
     rows, columns : ndarray of int, shapes (H,) and (W,)
-        Ascending.
+        Frequencies of the rows and columns, ascending.
 
     Returns
     -------
     AxesImage
-        For a colour bar.
+        The image, for a colour bar.
     """
     extent = (columns[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5, rows[0] - 0.5)
     image = axes.imshow(levels, cmap="Greys", vmin=_FAINTEST, vmax=0, extent=extent)
@@ -355,12 +358,12 @@ def draw_levels(
 
 
 def draw_signed_image(axes: Axes, image: Floats) -> AxesImage:
-    """Draw an image of either sign: white at 0, orange below it and purple above.
+    """Draw an image with values of both signs: white at 0, orange below and purple above.
 
     Returns
     -------
     AxesImage
-        For a colour bar.
+        The image, for a colour bar.
     """
     largest = float(np.abs(image).max()) or 1.0
     axes.set_xticks([])
@@ -369,7 +372,7 @@ def draw_signed_image(axes: Axes, image: Floats) -> AxesImage:
 
 
 def draw_contributions(axes: Axes, frequency: NDArray[np.int64], contributions: Floats) -> None:
-    """Draw the share of each bin of the ramp in a stride's gradient as a bar at its frequency."""
+    """Draw each ramp bin's share of a stride's gradient as a bar at its frequency."""
     axes.bar(frequency, contributions, color=ORANGE, edgecolor="black", linewidth=0.5)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
@@ -379,15 +382,16 @@ def draw_contributions(axes: Axes, frequency: NDArray[np.int64], contributions: 
 
 
 def plot_explanation(explained: Any) -> Figure:
-    """Draw what a call of `diffstride_numpy.explain` has found.
+    """Draw the result of `diffstride_numpy.explain`.
 
-    Above the forward pass: input, spectrum, what mask and crop leave of it, output. Below, per
-    axis, the mask and the share of each bin of its ramp in dS, and the gradient of the input.
+    The upper row shows the forward pass: the input, its spectrum, the spectrum after mask and crop,
+    and the output. The lower row shows the mask of each axis, each ramp bin's share of dS, and the
+    gradient of the input.
 
     Parameters
     ----------
     explained : diffstride_numpy.Explanation
-        Of one or two resized axes; of other axes the first entry is drawn.
+        Explanation with one or two resized axes. Along other axes, the first entry is drawn.
 
     Returns
     -------
@@ -395,7 +399,7 @@ def plot_explanation(explained: Any) -> Figure:
     """
     if len(explained.axes) == 2:
         figure = make_figure(18, 7.4)
-        # Not compressed: that would make the curves as narrow as the images.
+        # The compressed layout would make the curves as narrow as the images.
         figure.set_layout_engine("constrained")
         panels = figure.subplot_mosaic(
             [
@@ -433,9 +437,10 @@ def plot_explanation(explained: Any) -> Figure:
 
 
 def _window_of(axis: Any) -> AxisWindow:
-    """Return an explained axis's window over -(N//2), ..., N//2, where its spectrum may have less.
+    """Return the window of an explained axis at all frequencies -(N//2), ..., N//2.
 
-    Of a half spectrum by its mirror image; an even size's N/2 and -N/2 are one bin.
+    The axis's spectrum may have fewer frequencies. A half spectrum is completed with its mirror
+    image. For an even size, N/2 and -N/2 are the same bin.
     """
     frequency = np.arange(-(axis.N // 2), axis.N // 2 + 1)
     index = np.abs(frequency) if axis.k[0] == 0 else (frequency - axis.k[0]) % axis.N
@@ -443,7 +448,7 @@ def _window_of(axis: Any) -> AxisWindow:
 
 
 def _first_entry(explained: Any, array: NDArray[Any]) -> NDArray[Any]:
-    """Return an array along the resized axes in their order, the first along all others."""
+    """Return an array over the resized axes, in their order, at the first entry of all others."""
     axes = [axis.axis for axis in explained.axes]
     last = np.moveaxis(array, axes, range(-len(axes), 0))
     return np.asarray(last[(0,) * (last.ndim - len(axes))])
@@ -480,7 +485,7 @@ def _draw_explained_image(figure: Figure, panels: dict[str, Axes], explained: An
 
     panel, windows = panels["spectrum"], [_window_of(axis) for axis in explained.axes]
     view = panel.get_xlim(), panel.get_ylim()
-    # A mask that is 1 everywhere has no contour to draw.
+    # A mask that never falls below 1/2 has no contour to draw.
     if min(axis.N for axis in explained.axes) > 1 and min(w.mask.min() for w in windows) < 0.5:
         draw_crop(panel, windows, GREEN)
         for style, label in (("-", "mask = 1/2 in X"), ("--", "crop at M/2 in X")):

@@ -1,18 +1,18 @@
 """Residual networks whose downsampling can be swapped: strided convolution, pooling, DiffStride.
 
-A block that downsamples has one layer for both of its branches. By default that layer comes before
+A block that downsamples has one layer for both of its branches. By default, the layer comes before
 the first convolution: it is called once, and all convolutions of the block work on the smaller map.
-With ``placement="after"`` the block follows Fig. 3 of Riad et al. (2022): a stride-1 convolution
-and then the layer on the main branch, the same layer on the shortcut. Parameters and their names
-are the same, so that weights load across placements.
+With ``placement="after"`` the block follows Fig. 3 of Riad et al. (2022): the main branch has a
+stride-1 convolution and then the layer, and the shortcut has the same layer. Parameters and their
+names are the same, so weights load across placements.
 
 Notes
 -----
-**The order of strides.** The places where a network may downsample are its stem and the first block
-of each of its stages. `strides` gives them from the input to the output; where it has fewer entries
-than there are places, they are those of the last places, and the first ones have no layer. An entry
-is a number, a pair of height and width, or None for no layer at that place. A DiffStride layer
-whose entry is 1 is a layer all the same: its stride can grow.
+**The order of strides.** A network may downsample at its stem and at the first block of each of
+its stages. `strides` gives the strides of these places from the input to the output. If it has
+fewer entries than there are places, the entries are for the last places, and the first places have
+no layer. An entry is a number, a pair of height and width, or None for no layer at that place. A
+DiffStride layer whose entry is 1 is still a layer: its stride can grow.
 
 =========  =======  ============================  ====================================
 network    entries  places                        whose order this is
@@ -24,13 +24,13 @@ ResNet-18  3        stages 2-4                    the paper on CIFAR
 ResNet-56  4        stem, stages 1-3              the authors' code
 =========  =======  ============================  ====================================
 
-The stem ``"imagenet"`` downsamples by strides of its own that nothing replaces. An entry for it
-must be None; 4 or 3 entries for ResNet-18 have none.
+The stem ``"imagenet"`` downsamples with strides of its own, which nothing replaces. Its entry must
+be None. With 4 or 3 entries, ResNet-18 has no entry for the stem.
 
-**Projections.** The shortcut of a block has a pointwise convolution where the number of channels
-changes or its initial stride is not 1, as in torchvision, and in ResNet-56 in the first block of
-every stage. Neither depends on how the network downsamples, so networks of the same strides differ
-in the DiffStride layers' strides alone and load each other's weights.
+**Projections.** The shortcut of a block has a pointwise convolution if the number of channels
+changes or the initial stride is not 1, as in torchvision. In ResNet-56, the first block of every
+stage also has one. Neither depends on how the network downsamples. Networks with the same strides
+therefore differ only in the strides of the DiffStride layers, and load each other's weights.
 """
 
 from diffstride_torch.models.blocks import Stem as Stem

@@ -1,4 +1,4 @@
-"""How many blocks a residual network has, where it downsamples, and the checks of its arguments."""
+"""Architectures of residual networks: number of blocks, places of downsampling, argument checks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ Strides = Sequence[Stride | None]
 
 
 def stride_entries(strides: Strides) -> list[Pair | None]:
-    """Return the strides of height and width of every entry, None where it is None.
+    """Return each entry as strides of height and width, or as None if it is None.
 
     Raises
     ------
     TypeError, ValueError
-        Unless `strides` is a sequence of what `stride_pair` takes or None.
+        Unless `strides` is a sequence whose entries are None or valid for `stride_pair`.
     """
     return [
         None if entry is None else stride_pair(entry, f"strides[{i}]")
@@ -49,15 +49,15 @@ class Design:
     projects : bool
         Whether the first block of every stage projects.
     strides : tuple of pair of float or None
-        Of the stem and of each stage; None where there is no layer.
+        Strides of the stem and of each stage; None where there is no layer.
     channels : tuple of int
-        Of the stem and of each stage.
+        Channels of the stem and of each stage.
     in_channels, num_classes : int
     stem_kind : str
     placement : {"before", "after"}
-        Of the blocks' layers; the stem's is after its convolution.
+        Placement of the blocks' layers. The stem's layer is always after its convolution.
     options : PoolingOptions
-        Of stem and blocks.
+        Options of the stem and the blocks.
     """
 
     layers: int
@@ -81,11 +81,11 @@ class Design:
         )
 
     def max_pool(self) -> nn.Module:
-        """Return what ends the stem."""
+        """Return the pooling that ends the stem, or an identity."""
         return nn.MaxPool2d(3, 2, padding=1) if self.stem_kind == "imagenet" else nn.Identity()
 
     def stages(self, block: type[Block]) -> list[list[Block]]:
-        """Return the blocks of each stage, of which the first ones downsample."""
+        """Return the blocks of each stage. The first block of a stage downsamples."""
         make = partial(block, placement=self.placement, **self.options)
         return [
             [
@@ -100,7 +100,7 @@ class Design:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A kind of network: what its arguments may be, see `diffstride_torch.models`.
+    """A kind of network, with the arguments that it allows; see `diffstride_torch.models`.
 
     Attributes
     ----------
@@ -108,15 +108,15 @@ class Architecture:
     layers : int
         Blocks in each stage.
     counts : tuple of int
-        The numbers of entries that `strides` may have.
+        Numbers of entries that `strides` may have.
     default_strides : mapping from kind of stem to sequence
-        The strides where none are given.
+        Default strides.
     channels : tuple of int
-        Those where none are given.
+        Default channels.
     projects : bool
-        Whether the first block of every stage projects, whatever its channels and its stride.
+        Whether the first block of every stage projects, regardless of its channels and stride.
     first_stage_is_plain : bool
-        Whether the first stage has no layer where the stem has an entry.
+        Whether the first stage has no layer if the stem has an entry.
     """
 
     stages: int
@@ -138,12 +138,12 @@ class Architecture:
         num_classes: int = 10,
         **options: Unpack[PoolingOptions],
     ) -> Design:
-        """Check the arguments of a network, see `NetworkOptions`.
+        """Check the arguments of a network; see `NetworkOptions`.
 
         Raises
         ------
         TypeError, ValueError
-            Naming the argument, its value and what is allowed.
+            If an argument is not allowed. The message names it, its value, and what is allowed.
         """
         check_pooling(**options)
         option("placement", placement, PLACEMENTS)

@@ -1,4 +1,4 @@
-"""What the residual networks of both forms are made of: the stem and the block's common part."""
+"""Parts of the residual networks of both forms: the stem, and what the blocks have in common."""
 
 from typing import Unpack, get_args
 
@@ -24,21 +24,21 @@ STEM_KINDS: tuple[str, ...] = get_args(StemKind)
 def convolution(
     in_channels: int, out_channels: int, size: int, stride: tuple[int, int] = (1, 1)
 ) -> nn.Conv2d:
-    """Return a square convolution without bias that keeps the size where its stride is 1."""
+    """Return a square convolution without bias that keeps the size if its stride is 1."""
     return nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=size // 2, bias=False)
 
 
 class Stem(PooledConvolution, nn.Conv2d):
-    """The first convolution and the layer that downsamples after it, in both placements.
+    """The first convolution and the downsampling layer after it, in both placements.
 
-    Being a convolution itself, it has the parameters of a plain one, and the layer's.
+    The stem is itself a convolution: it has the parameters of a plain one, and those of the layer.
 
     Parameters
     ----------
     in_channels, out_channels : int
         Channels of the input and of the output.
     stride : float or pair of float, optional
-        As for `ResidualBlock`; None for ``kind="imagenet"``.
+        See `ResidualBlock`. Must be None for ``kind="imagenet"``.
     kind : {"small", "imagenet"}
         A 3x3 convolution, or a 7x7 one with a stride of 2 that nothing replaces.
     **options
@@ -49,9 +49,9 @@ class Stem(PooledConvolution, nn.Conv2d):
     downsamples : bool
         Whether a stride was given.
     pool : torch.nn.Module
-        The layer after the convolution; an identity where nothing is pooled.
+        The layer after the convolution; an identity if nothing is pooled.
     method : {"auto", "fused", "separate"}
-        How both are evaluated, see `conv_diff_stride`; "auto" unless it is set.
+        How to evaluate both; see `conv_diff_stride`. It is "auto" unless it is set.
     strides : pair of float
         Strides of height and width: those learnt so far, the fixed ones or the convolution's.
 
@@ -97,10 +97,10 @@ class ResidualBlock(nn.Module):
     in_channels, out_channels : int
         Channels of the input and of the output.
     stride : float or pair of float, optional
-        Downsampling of both axes, or of height and width. None: the block does not downsample.
+        Stride of both axes, or of height and width. If None, the block does not downsample.
     project : bool
-        Give the shortcut a pointwise convolution even where neither the channels change nor the
-        stride differs from 1.
+        Whether the shortcut has a pointwise convolution even if the channels do not change and the
+        stride is 1.
     placement : {"before", "after"}
         Whether the layer comes before the first convolution, which then works on the smaller map,
         or after it. Strided convolutions have no layer to place.
@@ -114,11 +114,11 @@ class ResidualBlock(nn.Module):
     downsamples : bool
         Whether a stride was given.
     pool : torch.nn.Module
-        The layer both branches share; an identity where nothing is pooled or the convolutions are
+        The layer that both branches share; an identity if nothing is pooled or the convolutions are
         strided.
     placement : {"before", "after"}
     method : {"auto", "fused", "separate"}
-        How the first convolution and a layer after it are evaluated, see `conv_diff_stride`;
+        How to evaluate the first convolution and a layer after it; see `conv_diff_stride`. It is
         "auto" unless it is set.
     strides : pair of float
         Strides of height and width: those learnt so far, the fixed ones or the convolutions'.
@@ -162,7 +162,7 @@ class ResidualBlock(nn.Module):
     def _add_layers(
         self, in_channels: int, out_channels: int, stride: tuple[int, int], projects: bool
     ) -> None:
-        """Register the form's convolutions, `conv1` with the stride, and norms."""
+        """Register the convolutions and norms of the form. `conv1` has the stride."""
         raise NotImplementedError
 
     @property
@@ -191,6 +191,6 @@ class ResidualNetwork(nn.Module):
     def strides(self) -> list[Pair]:
         """Strides of height and width at each of the places.
 
-        Those learnt so far, the fixed ones or the convolutions'.
+        These are the strides learnt so far, the fixed ones, or those of the convolutions.
         """
         return [place.strides for place in self.places]

@@ -1,4 +1,4 @@
-"""What a stride becomes at one place of a network."""
+"""How a network downsamples at one place."""
 
 import math
 from collections.abc import Sequence
@@ -26,14 +26,15 @@ class PoolingOptions(TypedDict, total=False):
     Attributes
     ----------
     pooling : {"conv", "spectral", "diffstride"}
-        ``"conv"`` puts the stride, rounded to integers with halves up, into the first convolution
-        of both branches; ``"spectral"`` pools with `SpectralPool2d`; ``"diffstride"``, the default,
-        learns the stride, which is then the initial one, with one `DiffStride2d`.
+        ``"conv"`` rounds the stride to integers, with halves rounded up, and uses it in the first
+        convolution of both branches. ``"spectral"`` pools with `SpectralPool2d`. ``"diffstride"``,
+        the default, learns the stride with one `DiffStride2d`, starting at the given stride.
     convention : {"nominal", "paper", "tensorflow"}
-        Convention of the pooling layer; strided convolutions have none.
+        Convention of the pooling layer. Strided convolutions have none.
     smoothness : float, optional
+        Width of the window's ramp; see `DiffStride2d`.
     limits : (lower, upper) or None
-        Width of the window's ramp and limits on the learnt stride, see `DiffStride2d`.
+        Limits on the learnt stride; see `DiffStride2d`.
     """
 
     pooling: Pooling
@@ -43,16 +44,16 @@ class PoolingOptions(TypedDict, total=False):
 
 
 class NetworkOptions(PoolingOptions, total=False):
-    """What a network can be built with, besides `PoolingOptions`.
+    """Options of a network, besides `PoolingOptions`.
 
     Attributes
     ----------
     placement : {"before", "after"}
-        Whether a block's layer comes before its first convolution, the default, or after it. The
-        small stem's comes after in both.
+        Whether a block's layer comes before its first convolution (the default) or after it. The
+        layer of the small stem comes after its convolution in both cases.
     strides : sequence of float, pair of float or None
-        Stride of each place, initial where it is learnt; `diffstride_torch.models` explains the
-        order. None: no layer there.
+        Stride of each place; the initial stride if it is learnt. None stands for no layer.
+        `diffstride_torch.models` explains the order.
     stem : {"small", "imagenet"}
         A 3x3 convolution, or a 7x7 convolution of stride 2 and 3x3 max pooling of stride 2.
     channels : sequence of int
@@ -77,7 +78,7 @@ def check_pooling(
     smoothness: float | None = None,
     limits: Limits | None = (None, None),
 ) -> None:
-    """Raise TypeError or ValueError unless all arguments are allowed, whether used or not."""
+    """Raise TypeError or ValueError if an argument is not allowed, even if it is not used."""
     option("pooling", pooling, get_args(Pooling))
     make_settings(axes=(-2, -1), convention=convention, smoothness=smoothness, limits=limits)
 
@@ -88,7 +89,7 @@ def stride_pair(stride: Stride, name: str = "stride") -> Pair:
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, unless they are finite numbers of at least 1.
+        If they are not finite numbers of at least 1. The message names the argument.
     """
     values = np.ravel(host_strides(stride, name)).tolist()
     check_strides(values, 2, least=1.0, name=name)
@@ -102,12 +103,12 @@ def downsampling(
     smoothness: float | None = None,
     limits: Limits | None = (None, None),
 ) -> tuple[tuple[int, int], nn.Module]:
-    """Return the stride of a place's convolutions, and the layer that downsamples in their stead.
+    """Return the stride of the convolutions at a place, and the layer that downsamples instead.
 
     Parameters
     ----------
     stride : float or pair of float, optional
-        None: no downsampling.
+        The stride, or None for no downsampling.
     pooling, convention, smoothness, limits
         See `PoolingOptions`.
 
@@ -115,12 +116,12 @@ def downsampling(
     -------
     conv_stride : pair of int
     pool : torch.nn.Module
-        An identity where nothing is pooled.
+        The layer, or an identity if nothing is pooled.
 
     Raises
     ------
     TypeError, ValueError
-        For arguments that `check_pooling` or `stride_pair` refuses.
+        If `check_pooling` or `stride_pair` refuses an argument.
     """
     check_pooling(pooling, convention, smoothness, limits)
     if stride is None:
@@ -136,7 +137,7 @@ def downsampling(
 
 
 def current_strides(conv: nn.Conv2d, pool: nn.Module) -> Pair:
-    """Return the strides of height and width: those learnt so far, the fixed ones or the conv's."""
+    """Return the strides of height and width: learnt so far, fixed, or those of the convolution."""
     if isinstance(pool, DiffStride2d):
         height, width = whole(pool.strides.detach()).expand(2).tolist()
     elif isinstance(pool, SpectralPool2d):

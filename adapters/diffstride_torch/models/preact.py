@@ -26,10 +26,10 @@ from diffstride_torch.models.pooling import NetworkOptions
 class PreActBlock(ResidualBlock):
     """Pre-activation residual block with one shared downsampling layer for both of its branches.
 
-    With ``placement="before"`` the block pools once, for both branches. With
-    ``p = pool(relu(norm1(x)))`` it computes ``shortcut(p) + conv2(relu(norm2(conv1(p))))``; without
-    the shortcut's pointwise convolution, and with ``p = pool(x)``, it computes
-    ``p + conv2(relu(norm2(conv1(relu(norm1(p))))))``.
+    With ``placement="before"`` the block pools once, for both branches. It computes
+    ``shortcut(p) + conv2(relu(norm2(conv1(p))))`` with ``p = pool(relu(norm1(x)))``. Without the
+    shortcut's pointwise convolution, it computes ``p + conv2(relu(norm2(conv1(relu(norm1(p))))))``
+    with ``p = pool(x)``.
 
     With ``placement="after"`` and ``h = relu(norm1(x))`` it computes
     ``shortcut(pool(h)) + conv2(relu(norm2(pool(conv1(h)))))``. The shortcut's pointwise convolution
@@ -39,7 +39,7 @@ class PreActBlock(ResidualBlock):
     Parameters
     ----------
     in_channels, out_channels, stride, project, placement, **options
-        See `ResidualBlock`, which also says what the attributes are and what is refused.
+        See `ResidualBlock`, which also documents the attributes and the errors.
     """
 
     def _add_layers(
@@ -62,10 +62,11 @@ class PreActBlock(ResidualBlock):
         Returns
         -------
         Tensor, shape (N, out_channels, H', W')
-            Feature maps of the size that the downsampling gives, else of the input's size.
+            Feature maps, with the size after downsampling, or the input's size without
+            downsampling.
         """
         if self.placement == "before":
-            # What the shortcut needs is pooled, so that one call of the layer serves both branches.
+            # Pool the shortcut's input, so that one call of the layer serves both branches.
             if self.shortcut is None:
                 skip = self.pool(x)
                 h = torch.relu(self.norm1(skip))
@@ -87,7 +88,7 @@ class PreActResNet(ResidualNetwork):
     Parameters
     ----------
     stem : torch.nn.Module
-        First layer, without normalisation or nonlinearity: the blocks begin with theirs.
+        First layer, without normalisation or nonlinearity: the blocks begin with their own.
     blocks : sequence of PreActBlock
         Blocks in order, each with as many input channels as the one before it has output channels.
     num_classes : int
@@ -134,8 +135,8 @@ def small_resnet(**options: Unpack[NetworkOptions]) -> PreActResNet:
     Parameters
     ----------
     **options
-        See `NetworkOptions`; there is no other stem. By default `strides` is (2, 2, 2), one for
-        each block, `channels` (8, 16, 32, 64), one more, and `in_channels` 1.
+        See `NetworkOptions`; `stem` cannot be chosen. The defaults are (2, 2, 2) for `strides`, one
+        entry per block, (8, 16, 32, 64) for `channels`, one entry more, and 1 for `in_channels`.
 
     Returns
     -------
@@ -170,16 +171,18 @@ def small_resnet(**options: Unpack[NetworkOptions]) -> PreActResNet:
 def preact_resnet18(**options: Unpack[NetworkOptions]) -> PreActResNet:
     """Build the pre-activation ResNet-18 of the authors' code.
 
-    Theirs has ``convention="tensorflow", placement="after"``.
+    The authors' network has ``convention="tensorflow", placement="after"``.
 
-    A stem and four stages of two blocks each; the first block of a stage downsamples.
+    The network has a stem and four stages of two blocks each. The first block of a stage
+    downsamples.
 
     Parameters
     ----------
     **options
-        See `NetworkOptions`; `strides` has 5, 4 or 3 entries, `channels` 5. By default `strides`
-        is (1, None, 2, 2, 2), and (1, 2, 2, 2) with ``stem="imagenet"``; `stem` is "small",
-        `channels` (64, 64, 128, 256, 512), `in_channels` 3 and `num_classes` 10.
+        See `NetworkOptions`. `strides` has 5, 4 or 3 entries, and `channels` has 5. The default of
+        `strides` is (1, None, 2, 2, 2), or (1, 2, 2, 2) with ``stem="imagenet"``. The other
+        defaults are "small" for `stem`, (64, 64, 128, 256, 512) for `channels`, 3 for
+        `in_channels`, and 10 for `num_classes`.
 
     Returns
     -------
@@ -189,7 +192,7 @@ def preact_resnet18(**options: Unpack[NetworkOptions]) -> PreActResNet:
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, its value and what is allowed.
+        If an argument is not allowed. The message names it, its value, and what is allowed.
 
     Examples
     --------
@@ -205,17 +208,17 @@ def preact_resnet18(**options: Unpack[NetworkOptions]) -> PreActResNet:
 def preact_resnet56(**options: Unpack[NetworkOptions]) -> PreActResNet:
     """Build the pre-activation ResNet-56 of the authors' code.
 
-    Theirs has ``convention="tensorflow", placement="after"``.
+    The authors' network has ``convention="tensorflow", placement="after"``.
 
-    A stem and three stages of nine blocks each; the first block of every stage downsamples and
-    projects.
+    The network has a stem and three stages of nine blocks each. The first block of every stage
+    downsamples and projects.
 
     Parameters
     ----------
     **options
-        See `NetworkOptions`; `strides` and `channels` have 4 entries. By default `strides` is
-        (1, 1, 2, 2), and (None, 1, 2, 2) with ``stem="imagenet"``; `stem` is "small", `channels`
-        (16, 16, 32, 64), `in_channels` 3 and `num_classes` 10.
+        See `NetworkOptions`. `strides` and `channels` have 4 entries. The default of `strides` is
+        (1, 1, 2, 2), or (None, 1, 2, 2) with ``stem="imagenet"``. The other defaults are "small"
+        for `stem`, (16, 16, 32, 64) for `channels`, 3 for `in_channels`, and 10 for `num_classes`.
 
     Returns
     -------
@@ -225,7 +228,7 @@ def preact_resnet56(**options: Unpack[NetworkOptions]) -> PreActResNet:
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, its value and what is allowed.
+        If an argument is not allowed. The message names it, its value, and what is allowed.
     """
     check_names("preact_resnet56", options, NetworkOptions.__annotations__.keys())
     return _network(RESNET56.design(**options))

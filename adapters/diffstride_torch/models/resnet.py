@@ -1,4 +1,4 @@
-"""ResNet-18 in torchvision's form, with its names of parameters."""
+"""ResNet-18 in torchvision's form, with its parameter names."""
 
 from collections.abc import Sequence
 from typing import Unpack
@@ -16,15 +16,15 @@ from diffstride_torch.models.pooling import NetworkOptions
 class BasicBlock(ResidualBlock):
     """Post-activation residual block with one shared downsampling layer for both of its branches.
 
-    With ``placement="before"`` and ``p = pool(x)``, for both branches the same, the block computes
-    ``relu(downsample(p) + bn2(conv2(relu(bn1(conv1(p))))))``; with ``placement="after"``,
-    ``relu(downsample(pool(x)) + bn2(conv2(relu(bn1(pool(conv1(x)))))))``. There ``downsample`` is
-    the shortcut's pointwise convolution and its norm, or an identity.
+    With ``placement="before"`` and ``p = pool(x)`` for both branches, the block computes
+    ``relu(downsample(p) + bn2(conv2(relu(bn1(conv1(p))))))``. With ``placement="after"`` it
+    computes ``relu(downsample(pool(x)) + bn2(conv2(relu(bn1(pool(conv1(x)))))))``. Here
+    ``downsample`` is the shortcut's pointwise convolution and its norm, or an identity.
 
     Parameters
     ----------
     in_channels, out_channels, stride, project, placement, **options
-        See `ResidualBlock`, which also says what the attributes are and what is refused.
+        See `ResidualBlock`, which also documents the attributes and the errors.
     """
 
     def _add_layers(
@@ -51,7 +51,8 @@ class BasicBlock(ResidualBlock):
         Returns
         -------
         Tensor, shape (N, out_channels, H', W')
-            Feature maps of the size that the downsampling gives, else of the input's size.
+            Feature maps, with the size after downsampling, or the input's size without
+            downsampling.
         """
         if self.placement == "before":
             skip = self.pool(x)
@@ -121,15 +122,15 @@ def _network(design: Design) -> ResNet:
 def resnet18(**options: Unpack[NetworkOptions]) -> ResNet:
     """Build ResNet-18 in torchvision's form.
 
-    A stem and four stages of two post-activation blocks each; the first block of a stage
-    downsamples. With ``pooling="conv"`` and the other defaults it is torchvision's ``resnet18``,
-    names included: weights of that load into this network with any pooling, and nothing but the
-    strides is missing.
+    The network has a stem and four stages of two post-activation blocks each. The first block of a
+    stage downsamples. With ``pooling="conv"`` and the other defaults it is torchvision's
+    ``resnet18``, including the names. Weights of torchvision's network load into this one with any
+    pooling, and only the strides are missing.
 
     Parameters
     ----------
     **options
-        As for `preact_resnet18`, but by default `stem` is "imagenet" and `num_classes` 1000.
+        See `preact_resnet18`. Here the default is "imagenet" for `stem` and 1000 for `num_classes`.
 
     Returns
     -------
@@ -139,7 +140,7 @@ def resnet18(**options: Unpack[NetworkOptions]) -> ResNet:
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, its value and what is allowed.
+        If an argument is not allowed. The message names it, its value, and what is allowed.
 
     Examples
     --------

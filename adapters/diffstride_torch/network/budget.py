@@ -12,8 +12,8 @@ from diffstride_core.arguments import real
 from diffstride_torch.modules import DiffStride
 from diffstride_torch.network.costs import flops_penalty
 
-# Beyond this the pull does not grow, so that one step of training never moves a stride far, however
-# far from its target a network starts.
+# Beyond this |e| the pull does not grow, so one step of training never moves a stride far, even if
+# the network starts far from its target.
 _FULL_PULL = 0.05
 _SLOPE = 60.0
 

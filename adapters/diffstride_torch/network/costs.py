@@ -117,7 +117,7 @@ class FlopsPenalty:
         total = every[0].new_tensor(float(now.total))
         for layer, strides in zip(self.layers, every, strict=True):
             gradients = strides.new_tensor(now.stride_gradients(layer))
-            # Nothing in value: the gradient alone.
+            # This adds 0 to the value, but adds the gradient.
             total = total + ((strides - strides.detach()) * gradients).sum().to(total)
         return total
 
@@ -126,13 +126,13 @@ class FlopsPenalty:
         return self._evaluate().total
 
     def of_layer(self, layer: DiffStride) -> int:
-        """Return the multiply-adds per image of a layer alone, over all its calls."""
+        """Return the multiply-adds per image of a layer itself, over all its calls."""
         return self._evaluate().of_layer[layer]
 
     def at_output_of(self, layer: DiffStride) -> int:
-        """Return the multiply-adds per image of what is computed at the size that a layer gives.
+        """Return the multiply-adds per image of all that runs at the size of a layer's output.
 
-        That is up to the next layer; the layers' own are left out.
+        This covers the operations up to the next layer. The layers themselves are not included.
         """
         return self._evaluate().at_output_of[layer]
 
@@ -161,12 +161,12 @@ class FlopsPenalty:
 
 
 def recorded_multiply_adds(recording: Recording) -> int:
-    """Return the multiply-adds per image that a model had when it was run."""
+    """Return the multiply-adds per image that a model had when it was recorded."""
     return _Evaluation(recording, recording.layers).total
 
 
 class _Evaluation:
-    """The cost at the present strides, or at those given for some layers, and its gradients."""
+    """The cost and its gradients, at the present strides or at given strides of some layers."""
 
     def __init__(
         self, trace: Recording, layers: list[DiffStride], strides: Strides | None = None
@@ -181,7 +181,7 @@ class _Evaluation:
         self._plans: dict[Step, Plan] = {}
         for step in trace.steps:
             self._resize(step)
-        # By how much the cost grows with each size, at first without what comes after it.
+        # Derivative of the cost with respect to each size, at first without the steps after it.
         self._size_gradients = {step: [0.0] * len(size) for step, size in self._sizes.items()}
         for call in trace.calls:
             self._add_call(call, math.prod(trace.size_at(call.at)))
@@ -191,7 +191,7 @@ class _Evaluation:
             self._pull_back(step)
 
     def stride_gradients(self, layer: DiffStride) -> list[float]:
-        """Return the derivative of the cost in each of a layer's stride parameters."""
+        """Return the derivative of the cost with respect to each stride parameter of a layer."""
         gradients = self._stride_gradients[layer]
         return [sum(gradients)] if layer.strides.numel() < len(gradients) else gradients
 
@@ -213,7 +213,7 @@ class _Evaluation:
             self._plans[step] = rule.layer.plan(shape)
         else:
             size = step.output_size if rule is None else rule.resize(size)
-            # Where strides are so large that a window no longer fits, the model itself fails.
+            # If strides are so large that a window no longer fits, the model itself fails.
             self._sizes[step] = tuple([max(1, n) for n in size])
             return
         self._sizes[step] = self._plans[step].output_shape(size)
@@ -269,7 +269,7 @@ class _Evaluation:
             before[axis] += cost / self._sizes[step.before][axis]
 
     def _pull_back(self, step: Step) -> None:
-        """Add to the gradients of the sizes before a step, and of its strides, those after it."""
+        """Pass the gradients after a step on to the sizes before it and to its strides."""
         rule, before, after = (
             step.rule,
             self._size_gradients[step.before],
@@ -295,7 +295,7 @@ class _Evaluation:
     def _size_derivatives(
         self, layer: DiffStride, i: int, axis: AxisPlan, never_cropped: bool
     ) -> tuple[float, float]:
-        """Return the derivatives of the smooth output size in the input size and the stride."""
+        """Return the smooth output size's derivatives with respect to input size and stride."""
         settings, strides = layer.settings, self._strides[layer]
         if not settings.cropping or never_cropped:
             return 1.0, 0.0
@@ -309,12 +309,12 @@ class _Evaluation:
 
 
 def _is_learnt(step: Step | None) -> bool:
-    """Return whether the size at a step follows from a stride that is learnt."""
+    """Return whether the size after a step depends on a learnt stride."""
     return _last_layer(step) is not None
 
 
 def _last_layer(step: Step | None) -> DiffStride | None:
-    """Return the last layer on the way to a step that its size follows from."""
+    """Return the last layer on the way to a step that the step's size depends on, or None."""
     while step is not None and not isinstance(step.rule, Constant):
         if isinstance(step.rule, Learnt):
             return step.rule.layer

@@ -1,10 +1,11 @@
-"""A strided operation replaced by one of stride 1 with a DiffStride layer before or after it.
+"""Replacing a strided operation by one of stride 1 with a DiffStride layer before or after it.
 
-Before it, a convolution runs on the map that the layer gives, at the resolution of its output.
+If the layer comes before it, a convolution runs on the layer's output, at the resolution of its own
+output.
 
-After it, the operation at stride 1 keeps the size of its input, whatever its kernel: output n is
-the one that the strided operation computes at n, so that output m of the layer stands where output
-m of the strided operation stood, at a stride that may be any real number.
+If the layer comes after it, the operation at stride 1 keeps the size of its input, for every
+kernel. Its output n is the one that the strided operation computes at n. Output m of the layer is
+thus where output m of the strided operation was, at a stride that may be any real number.
 """
 
 from __future__ import annotations
@@ -40,20 +41,20 @@ _REPLACEABLE = (*_CONVOLUTIONS, *_MAXIMA, *_AVERAGES)
 
 
 class AntiAliasingSpectralPool(SpectralPool2d):
-    """Spectral pooling made with the arguments of timm's ``aa_layer``.
+    """Spectral pooling with the arguments of timm's ``aa_layer``.
 
-    A model made with it pools with fixed strides, as
-    ``timm.create_model("resnet18", aa_layer=AntiAliasingSpectralPool)``; `replace_downsampling`
-    turns it into DiffStride.
+    A model that is made with it pools with fixed strides, for example
+    ``timm.create_model("resnet18", aa_layer=AntiAliasingSpectralPool)``. `replace_downsampling`
+    turns these poolings into DiffStride layers.
 
     Parameters
     ----------
     channels : int, optional
-        Not used: every channel is resized alike.
+        Not used: all channels are resized in the same way.
     stride : float
-        At least 1.
+        Stride of both axes, at least 1.
     device, dtype : optional
-        Not used: there is no parameter.
+        Not used: the layer has no parameters.
     """
 
     def __init__(
@@ -94,29 +95,30 @@ class PoolDiffStride(nn.Module):
         self.train(operation.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply pooling and layer to a tensor of shape (N, C, ...)."""
+        """Apply the pooling and the layer to a tensor of shape (N, C, ...)."""
         if self._end_padding is not None:
-            # The last value, which changes no maximum and dims no average, as zeros would.
+            # Repeat the last value: it changes no maximum, and does not dim averages as zeros
+            # would.
             x = functional.pad(x, self._end_padding, mode="replicate")
         y: torch.Tensor = self.pool(self.operation(x))
         return y
 
 
 def counterpart_of(module: nn.Module, input_size: Size) -> nn.Module | None:
-    """Return what can be replaced in the place of a strided operation.
+    """Return the module to replace in place of a strided operation.
 
     Parameters
     ----------
     module : torch.nn.Module
     input_size : tuple of int
-        Of the map that it reads.
+        Size of the map that it reads.
 
     Returns
     -------
     torch.nn.Module or None
-        The operation itself, but for one of a subclass that computes what PyTorch's own does with
-        another padding: then that. None for a subclass that, at stride 1, does not compute what it
-        does at its own stride and what is between; that is tried.
+        The operation itself or, for a subclass that computes what PyTorch's own class does with
+        another padding, an operation of that class. None for a subclass that, at stride 1, does not
+        also compute what it computes at its own stride; this is tried out.
     """
     if isinstance(module, AntiAliasingSpectralPool) or type(module) in _REPLACEABLE:
         return module
@@ -127,14 +129,14 @@ def counterpart_of(module: nn.Module, input_size: Size) -> nn.Module | None:
 
 
 def _candidates(module: nn.Module, input_size: Size) -> Iterator[nn.Module]:
-    """Yield operations that a subclass's may be the same as, and itself."""
+    """Yield operations that may compute the same as one of a subclass, including itself."""
     sliding = sliding_kernel_of(module)
     base: Any = next(base for base in _REPLACEABLE if isinstance(module, base))
     assert sliding is not None
     same = tuple(map(_same_padding, input_size, sliding.kernel, sliding.stride, sliding.dilation))
     for padding in dict.fromkeys((sliding.padding, same)):
         if not isinstance(module, CONVOLUTIONS):
-            # The names of its arguments.
+            # The constants are the names of its arguments.
             options = {name: getattr(module, name) for name in base.__constants__}
             yield base(**{**options, "padding": padding})
         elif set(module._parameters) == {"weight", "bias"}:
@@ -149,7 +151,7 @@ def _same_padding(size: int, kernel: int, stride: int, dilation: int) -> int:
 
 
 def _agree(candidate: nn.Module, module: nn.Module, input_size: Size) -> bool:
-    """Return whether a candidate at stride 1 computes what an operation does, where that does."""
+    """Return whether a candidate at stride 1 computes what an operation does, at its positions."""
     sliding = sliding_kernel_of(candidate)
     assert sliding is not None
     if min(sliding.end_padding) < 0:
@@ -160,7 +162,7 @@ def _agree(candidate: nn.Module, module: nn.Module, input_size: Size) -> bool:
     every = tuple(slice(None, None, step) for step in sliding.stride)
     for training in (False, True):
         try:
-            # Not the module, which may change its state.
+            # A copy, since the module may change its state.
             strided = copy.deepcopy(module).double().train(training)
             dense = with_layer(
                 copy.deepcopy(candidate).double(), nn.Identity(), "after", "separate"
@@ -168,7 +170,7 @@ def _agree(candidate: nn.Module, module: nn.Module, input_size: Size) -> bool:
             with torch.no_grad(), torch.random.fork_rng([]):
                 y, z = strided(x), dense.train(training)(x)
         except Exception:
-            return False  # It cannot be called, or copied, alone.
+            return False  # It cannot be called or copied on its own.
         found = z[(..., *every)][(..., *map(slice, y.shape[2:]))]
         if z.shape[2:] != x.shape[2:] or found.shape != y.shape or not torch.allclose(found, y):
             return False
@@ -214,7 +216,7 @@ def why_not_before(module: nn.Module, output_size: Size) -> str | None:
     ----------
     module : torch.nn.Module
     output_size : tuple of int
-        Of the operation, which is the size that the convolution would read.
+        Output size of the operation, which is the size that the convolution would read.
     """
     if not isinstance(module, CONVOLUTIONS):
         return "it is a pooling"
@@ -228,7 +230,7 @@ def why_not_before(module: nn.Module, output_size: Size) -> str | None:
         return "its kernel is even"
     if any(sliding.end_padding):
         return "its padding is not half of its kernel"
-    # Reflected are the values beside the one at the border; a map is wrapped around once.
+    # Reflection leaves out the value at the border. A map is wrapped around only once.
     least = {"reflect": 1, "circular": 0}.get(str(module.padding_mode))
     if least is not None and any(
         m < p + least for m, p in zip(output_size, sliding.padding, strict=True)
@@ -247,9 +249,9 @@ def with_layer(module: nn.Module, pool: nn.Module, placement: str, method: str) 
     pool : torch.nn.Module
         The layer.
     placement : {"before", "after"}
-        Of the layer.
+        Where the layer is.
     method : {"auto", "fused", "separate"}
-        How a convolution and a layer after it are evaluated.
+        How to evaluate a convolution and a layer after it.
     """
     if isinstance(module, AntiAliasingSpectralPool):
         return pool

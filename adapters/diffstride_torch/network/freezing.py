@@ -99,9 +99,9 @@ class FixedResize(KeepsPrecision, Resize):
 
 @contextmanager
 def _quietly_traced() -> Iterator[None]:
-    """Return a context without the warnings of `torch.jit.trace` about decisions that sizes make.
+    """Return a context without the warnings of `torch.jit.trace` about decisions based on sizes.
 
-    Only the size of the batch may change, and no decision here depends on it.
+    Only the batch size may change, and no decision here depends on it.
     """
     if not is_traced():
         yield
@@ -188,7 +188,7 @@ def _plans_met(model: nn.Module, example_input: Any) -> dict[str, set[Plan]]:
 
 
 def _fixed(layer: DiffStride | SpectralPool, plan: Plan, like: torch.Tensor) -> FixedResize:
-    """Return a layer's resize, in the precision and on the device of a parameter."""
+    """Return a layer's resize as constants, with the precision and device of a parameter."""
     strides = None
     if isinstance(layer, DiffStride):
         strides = tuple(layer.strides.tolist())

@@ -17,7 +17,8 @@ _AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")
 def stride_metrics(model: nn.Module, penalty: Counter | None = None) -> dict[str, float]:
     """Return the strides of a model as named numbers, for TensorBoard, W&B, MLflow and others.
 
-    The strides are read in one transfer per device. After `project_strides` no transfer is needed.
+    The strides are read in one transfer per device and dtype. After `project_strides` no transfer
+    is needed.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The modules that a user names, for surgery."""
+"""Modules that the user names for surgery."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def some_of(names: Iterable[str]) -> str:
 
 
 def modules_of(model: nn.Module, argument: str, names: Iterable[str]) -> dict[str, nn.Module]:
-    """Return the modules of the names that an argument holds.
+    """Return the modules whose names an argument holds.
 
     Raises
     ------
     TypeError
-        If a name is no string.
+        If a name is not a string.
     ValueError
         If the model has no such module.
     """
@@ -58,12 +58,12 @@ def modules_of(model: nn.Module, argument: str, names: Iterable[str]) -> dict[st
 
 
 def modules_to_replace(model: nn.Module, only: Iterable[str]) -> dict[str, nn.Module]:
-    """Return the strided operations of some names, each once.
+    """Return the strided operations with the given names, each once.
 
     Raises
     ------
     TypeError, ValueError
-        As `modules_of`, and if there is none, or one does not downsample.
+        If `modules_of` would refuse a name, there is no name, or a module does not downsample.
     """
     named = modules_of(model, "only", only)
     if not named:
@@ -82,13 +82,13 @@ def modules_to_replace(model: nn.Module, only: Iterable[str]) -> dict[str, nn.Mo
 def modules_that_share(
     model: nn.Module, shared: Iterable[Iterable[str]], named: Mapping[str, nn.Module]
 ) -> list[list[nn.Module]]:
-    """Return the modules of each list of names that are to share a stride.
+    """Return the modules that are to share a stride, for each list of names.
 
     Raises
     ------
     TypeError, ValueError
-        As `modules_of`, and if a list has less than two modules, or one that is not to be replaced
-        or is in another list, too.
+        If `modules_of` would refuse a name; or if a list has fewer than two modules, a module that
+        is not to be replaced, or a module that is also in another list.
     """
     lists: Sequence[object] = (shared,) if isinstance(shared, str) else tuple(shared)
     found: list[list[nn.Module]] = []

@@ -1,7 +1,7 @@
-"""A model run on an example without a trace, while some of its modules are watched.
+"""Running a model on an example without a trace, while watching some of its modules.
 
-What torch.fx cannot trace can still be run. The run shows which sizes a module reads and gives, and
-what it costs; not how sizes follow from one another.
+A model that torch.fx cannot trace can still be run. The run shows which sizes a module reads and
+returns, and what it costs, but not how sizes depend on each other.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ from diffstride_torch.sliding import sliding_kernel_of, sliding_rule_of
 
 
 class Observation(Recording):
-    """A model run once on an example, of which some modules are watched.
+    """Record of one run of a model on an example, with some modules watched.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Run in evaluation mode without gradients, and left as it was.
+        The model. It is run in evaluation mode without gradients, and restored afterwards.
     example_input : Tensor or tuple
-        The arguments of the model; a tensor of shape (N, C, ...) stands for one.
+        Arguments of the model. A tensor of shape (N, C, ...) stands for a single argument.
     watched : mapping of str to torch.nn.Module
-        Strided operations by their names. The layers that resize are watched anyway.
+        Strided operations by name. Layers that resize are always watched.
 
     Attributes
     ----------
     steps : list of Step
-        Two for each call of a module that is watched: a size to begin with, and how it changes.
+        Two for each call of a watched module: the size that it reads, and how it changes the size.
     calls : list of Call
-        One: all but the layers that resize.
+        A single call, for all but the layers that resize.
 
     Raises
     ------
     TypeError, ValueError
-        As for `Trace`, but that the model need not be traced.
+        If `Trace` would refuse an argument, except that the model need not be traceable.
     """
 
     def __init__(
@@ -84,12 +84,12 @@ class Observation(Recording):
             except Exception as error:
                 where = place_of(error, model)
                 raise cannot_run(model, arguments, f"in {where}: {error}") from error
-            # The counter takes a multiply-add for two operations.
+            # The counter counts a multiply-add as two operations.
             rest = (counter.get_total_flops() - self._in_layers) // 2 // self._batch
         self.calls.append(Call("the model without its layers", rest, None, False))
 
     def is_overwritten(self, step: Step) -> bool:
-        """Return whether the tensor that a step reads is written into later."""
+        """Return whether the tensor that a step reads is written to later."""
         assert isinstance(step.reads, torch.Tensor)
         version = self._versions[step]
         return version is None or version_of(step.reads) != version
@@ -101,7 +101,7 @@ class Observation(Recording):
         ----------
         step : Step
         version : int or None
-            Of the tensor that it reads.
+            Version of the tensor that the step reads.
         """
         assert step.before is not None
         self.steps += [step.before, step]
@@ -114,23 +114,24 @@ class Observation(Recording):
         ----------
         call : ResizeCall
         batch : int
-            That it is given: larger than the model's where that holds parts of images, or frames.
+            Batch size of the call. It is larger than the model's if it counts parts of images, or
+            frames.
         counted : int
-            Operations of the call, which are not the rest's.
+            Operations of the call, which do not belong to the rest of the model.
         """
         self.resizes += [call] * max(1, batch // self._batch)
         self._in_layers += counted
 
 
 class _Watch:
-    """What is called before and after a module.
+    """The hooks that run before and after a module.
 
     Parameters
     ----------
     observation : Observation
     name : str
     count : callable
-        Returns the operations counted so far.
+        Function that returns the number of operations so far.
     """
 
     def __init__(self, observation: Observation, name: str, count: Callable[[], int]) -> None:
@@ -149,7 +150,7 @@ class _Watch:
         if isinstance(module, DiffStride | SpectralPool):
             rule, rank = resizing_rule(module, x.shape), x.ndim - 2
             if rule is None:
-                return  # It resizes other axes than those of maps, at a cost that is counted.
+                return  # It resizes axes other than spatial ones, and the counter counts its cost.
         else:
             sliding = sliding_kernel_of(module)
             assert sliding is not None
@@ -177,7 +178,7 @@ def _given(args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
 
 
 class ObservedRehearsal(Rehearsal):
-    """A rehearsal of a model that is run as it is."""
+    """Rehearsal of a model that is run without a trace."""
 
     def _run(self) -> None:
         self._model(*self._arguments)

@@ -1,4 +1,4 @@
-"""Learnt strides made whole numbers."""
+"""Rounding learnt strides to whole numbers."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def whole_strides(model: nn.Module) -> dict[DiffStride, tuple[int, ...]]:
     Raises
     ------
     ValueError
-        As `round_strides`.
+        If the model has no DiffStride layer, or a stride cannot be rounded; see `round_strides`.
     """
     names = named_layers(model)
     read = dict(zip(names, read_strides(names), strict=True))
@@ -188,7 +188,7 @@ def whole_strides(model: nn.Module) -> dict[DiffStride, tuple[int, ...]]:
 
 
 def _nearest(stride: float, bounds: Bounds) -> int | None:
-    """Return the whole number nearest to a stride within bounds, None if they hold none."""
+    """Return the whole number nearest to a stride within bounds, or None if they hold none."""
     least = math.ceil(bounds.apply(0.0))
     whole = max(math.ceil(bounds.apply(stride) - 0.5), least)
     if whole > bounds.upper:

@@ -34,7 +34,7 @@ _OWN: tuple[type[nn.Module], ...] = (DiffStrideConv1d, DiffStrideConv2d, DiffStr
 
 
 class Convolve(nn.Module):
-    """What a layer that is called with a convolution is without its stride: that convolution."""
+    """Replaces a layer that is called with a convolution: it applies only the convolution."""
 
     def forward(
         self, x: torch.Tensor, conv: nn.Module | None = None, *, method: str = "auto"
@@ -116,7 +116,7 @@ def to_strided(model: nn.Module) -> nn.Module:
 
 
 class _Conversion:
-    """What becomes of the convolutions and layers of a model.
+    """Conversion of the convolutions and layers of a model.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ class _Conversion:
     Attributes
     ----------
     refused : dict of str to str
-        Why there is no strided counterpart, by the names of layers and convolutions.
+        Why layers and convolutions have no strided counterpart, by name.
     """
 
     def __init__(self, model: nn.Module, strides: dict[nn.Module, Size]) -> None:
@@ -152,7 +152,7 @@ class _Conversion:
             self._convert_called(apart)
 
     def apply(self) -> nn.Module:
-        """Return the model with all that it becomes; to be called where nothing is refused."""
+        """Convert the model and return it. Call this only if nothing is refused."""
         for conv, stride in self._of_conv.items():
             conv.padding = _strided_padding(conv)
             conv.stride = tuple(own * new for own, new in zip(conv.stride, stride, strict=True))
@@ -164,7 +164,7 @@ class _Conversion:
             self.refused.setdefault(self._names[module] or type(module).__name__, reason)
 
     def _convert_called(self, layers: set[nn.Module]) -> None:
-        """Convert the layers that the model calls itself, and the convolutions next to them."""
+        """Convert the layers that the model calls directly, and the convolutions next to them."""
         if self._model in layers:
             self._refuse(self._model, "it follows no convolution")
             return
@@ -214,10 +214,10 @@ class _Conversion:
         return f"{reason}, but stands before {convolutions[0]}" if convolutions else reason
 
     def _add(self, layer: nn.Module, conv: Any) -> None:
-        """Let a convolution have the stride of a layer."""
+        """Give a convolution the stride of a layer."""
         assert isinstance(layer, DiffStride)
         rank = len(conv.kernel_size)
-        # Of a map with batch and channels.
+        # Count axes from the end, for a map with batch and channels.
         axes = [axis if axis < 0 else axis - rank - 2 for axis in layer.settings.axes]
         if not set(axes) <= set(range(-rank, 0)):
             self._refuse(layer, f"it resizes other axes than those of {self._names[conv]}")
@@ -232,9 +232,11 @@ class _Conversion:
 def _calls_beside(
     source: fx.Node, node: fx.Node, called: Mapping[fx.Node, nn.Module]
 ) -> list[fx.Node]:
-    """Return the calls of convolutions that a layer's stride can go into; none if there are none.
+    """Return the calls of convolutions that can take over a layer's stride, if there are any.
 
-    The one whose output the layer alone reads, or all that read the layer's, if they have one tap.
+    If the layer follows a convolution, this is the call of that convolution, provided that only the
+    layer reads its output. Otherwise these are the calls of all readers of the layer's output,
+    provided that they are convolutions with one tap.
     """
     module = called.get(source)
     if isinstance(module, CONVOLUTIONS) and not isinstance(module, _OWN):
@@ -249,8 +251,8 @@ def _has_one_tap(module: nn.Module) -> bool:
 
 
 def _strided_padding(conv: AnyConv) -> Any:
-    """Return the padding with which a strided convolution begins where one of stride 1 does."""
-    if conv.padding == "same":  # which PyTorch takes for stride 1 alone
+    """Return the padding with which a strided convolution starts where one of stride 1 does."""
+    if conv.padding == "same":  # PyTorch allows it only with stride 1
         return tuple(
             dilation * (kernel - 1) // 2
             for dilation, kernel in zip(conv.dilation, conv.kernel_size, strict=True)

@@ -1,4 +1,4 @@
-"""What the strides of a model's layers amount to, as a table."""
+"""Summary of a model's strides, as a table."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from diffstride_torch.modules import DiffStride, read_strides
 
 
 class Counter(Protocol):
-    """What counts the multiply-adds of a model per image, as its strides are now."""
+    """Counter of the multiply-adds of a model per image, at its present strides."""
 
     @property
     def layers(self) -> Sequence[DiffStride]:
         """The DiffStride layers in the order in which the model calls them."""
 
     def multiply_adds(self) -> int:
-        """Return those of the whole model."""
+        """Return the multiply-adds of the whole model."""
 
 
 class Flops(Counter, Protocol):
-    """A counter that knows the parts, too: see `flops_penalty`."""
+    """Counter that also knows the parts of the model; see `flops_penalty`."""
 
     def of_layer(self, layer: DiffStride) -> int:
-        """Return those of a DiffStride layer."""
+        """Return the multiply-adds of a DiffStride layer."""
 
     def at_output_of(self, layer: DiffStride) -> int:
-        """Return those of all that is computed at the size of a layer's output."""
+        """Return the multiply-adds of all that is computed at the size of a layer's output."""
 
 
 @dataclass(frozen=True)
@@ -198,9 +198,10 @@ def _axes(layer: DiffStride) -> tuple[AxisSummary, ...]:
 
 
 def axes_as_used(layer: DiffStride) -> Iterator[tuple[int, float, AxisPlan | None]]:
-    """Yield each axis that a layer resizes, as it was given, with the stride within its bounds.
+    """Yield, for each axis of a layer, the axis, its stride within its bounds, and its plan.
 
-    Third comes the axis's plan for the size that the layer saw last, None if it has seen none.
+    The axis is as passed to the layer. The plan is for the last size that the layer has seen, or
+    None if it has seen none.
     """
     (strides,) = read_strides([layer])
     plan = last_plan(layer)
@@ -212,12 +213,12 @@ def axes_as_used(layer: DiffStride) -> Iterator[tuple[int, float, AxisPlan | Non
 
 
 def named_layers(model: torch.nn.Module) -> dict[DiffStride, tuple[str, ...]]:
-    """Return the DiffStride layers of a model, as registered, each with all its names.
+    """Return a model's DiffStride layers in the order of registration, each with all its names.
 
     Raises
     ------
     ValueError
-        If there are none.
+        If the model has none.
     """
     names = layer_names(model)
     if not names:
@@ -228,7 +229,7 @@ def named_layers(model: torch.nn.Module) -> dict[DiffStride, tuple[str, ...]]:
 
 
 def layer_names(model: torch.nn.Module) -> dict[DiffStride, tuple[str, ...]]:
-    """Return the DiffStride layers of a model, as registered, each with all its names."""
+    """Return a model's DiffStride layers in the order of registration, each with all its names."""
     names: dict[DiffStride, tuple[str, ...]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, DiffStride):
@@ -237,15 +238,15 @@ def layer_names(model: torch.nn.Module) -> dict[DiffStride, tuple[str, ...]]:
 
 
 def last_plan(layer: DiffStride) -> Plan | None:
-    """Return the plan of the size that a layer saw last; None if it has seen none.
+    """Return the plan for the last size that a layer has seen, or None if it has seen none.
 
-    Of several sizes seen since its strides were projected last, that is the one that was new last.
+    If it has seen several sizes since the last projection, this is the one that was new last.
     """
     return layer.plans.newest()
 
 
 def _cells(row: LayerSummary, with_shares: bool) -> list[list[str]]:
-    """Return a line of cells per axis or per name, whichever are more."""
+    """Return a line of cells per axis or per name, whichever there are more of."""
     lines = []
     for i in range(max(len(row.names), len(row.axes))):
         line = [row.names[i] if i < len(row.names) else ""]

@@ -1,4 +1,4 @@
-"""Putting DiffStride into models that exist: strided operations are replaced, weights are kept."""
+"""Putting DiffStride into existing models: strided operations are replaced, weights are kept."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Kept:
     reason: str
 
     def __str__(self) -> str:
-        """Return it as a line of text."""
+        """Return the entry as a line of text."""
         return f"{self.name} ({self.operation}): {self.reason}"
 
 
@@ -271,7 +271,7 @@ def replace_downsampling(
         "smoothness": smoothness,
         "limits": limits,
     }
-    DiffStride2d(1.0, **options)  # Refuses bad options before any work.
+    DiffStride2d(1.0, **options)  # This refuses bad options before any work.
     placement = checked_placement(placement, method)
     device = checked_example(model, example_input)[0].device
     skipped = {m for found in modules_of(model, "skip", skip).values() for m in found.modules()}
@@ -328,12 +328,12 @@ def replace_downsampling(
 
 
 class _Group:
-    """Operations that must have one stride, or keep theirs.
+    """Operations that must share a stride, or all keep theirs.
 
     Attributes
     ----------
     own : str or None
-        Why this operation keeps its stride.
+        Why this operation keeps its stride, or None.
     """
 
     def __init__(self, reason: str | None) -> None:
@@ -359,27 +359,27 @@ class _Group:
 
 
 class _Operation:
-    """A strided operation of a model, and what becomes of it.
+    """A strided operation of a model, and its replacement.
 
     Attributes
     ----------
     step : Step
-        Of its first call.
+        The step of its first call.
     reads : torch.fx.Node, Tensor or None
-        The tensor that it reads, or what gives it; None if it is called more than once, or if the
-        tensor is written into.
+        The tensor that it reads, or the node that returns it. None if the operation is called more
+        than once, or if the tensor is written to.
     stride : tuple of float
     size_offset : tuple of int
-        Of the layer.
+        Size offset of the layer.
     placement : {"before", "after"}
-        Of the layer.
+        Placement of the layer.
     why_after : str or None
-        Why the layer stands after the operation where it was to stand before it.
+        Why the layer comes after the operation, if "before" was asked for.
     counterpart : torch.nn.Module or None
-        What gets the layer: the module, or what computes the same.
+        The module that gets the layer: the operation, or a module that computes the same.
     group : _Group
     layer : DiffStride
-        Once it is made.
+        The layer, once it is made.
     """
 
     layer: DiffStride
@@ -435,11 +435,11 @@ class _Found:
     Attributes
     ----------
     recording : Recording
-        Of the model as it is.
+        Recording of the model before the replacement.
     operations : dict of str to _Operation
-        By their names, in the order of execution.
+        Operations by name, in the order of execution.
     advice : str
-        What to do where the model cannot run with layers.
+        What to do if the model cannot run with layers.
     """
 
     recording: Recording
@@ -447,7 +447,7 @@ class _Found:
     advice: str
 
     def record(self) -> Recording:
-        """Run the model as it has become."""
+        """Run the model as it now is, and return the recording."""
         raise NotImplementedError
 
     def rehearsal(self) -> Rehearsal:
@@ -456,7 +456,7 @@ class _Found:
 
 
 class _Traced(_Found):
-    """The strided operations that a trace finds, and the branches that it finds to meet again."""
+    """The strided operations and the meetings of branches that a trace finds."""
 
     advice = "skip the operations whose sizes must not change"
 
@@ -489,8 +489,9 @@ class _Named(_Found):
     Parameters
     ----------
     named : dict of str to torch.nn.Module
+        Modules to replace, by name.
     together : list of list of torch.nn.Module
-        Those that are to share a layer.
+        Modules that are to share a layer.
     """
 
     advice = (
@@ -533,7 +534,7 @@ class _Named(_Found):
 
 
 def _without_a_trace(model: nn.Module) -> str:
-    """Return what to do with a model that cannot be traced."""
+    """Return advice for a model that cannot be traced."""
     names = strided_modules(model)
     if not names:
         return ""
@@ -541,7 +542,7 @@ def _without_a_trace(model: nn.Module) -> str:
 
 
 def _join(operations: Sequence[_Operation]) -> None:
-    """Let operations share a layer, raise ValueError where they cannot."""
+    """Let operations share a layer. Raise ValueError if they cannot."""
     first, *others = operations
     for other in others:
         for what in ("stride", "size_offset"):
@@ -557,7 +558,7 @@ def _join(operations: Sequence[_Operation]) -> None:
 def _operations(
     recording: Recording, placement: str, skipped: set[nn.Module], options: dict[str, Any]
 ) -> dict[str, _Operation]:
-    """Return the strided operations, each module or call once, by their names."""
+    """Return the strided operations by name, each module or call once."""
     steps: defaultdict[str, list[Step]] = defaultdict(list)
     for step in recording.steps:
         if _stride(step) is not None:
@@ -574,7 +575,7 @@ def _stride(step: Step) -> tuple[float, ...] | None:
         return step.module.stride * (len(step.input_size) // len(step.module.stride))
     sliding = step.rule
     if sliding is None and step.module is not None:
-        sliding = sliding_kernel_of(step.module)  # Of a subclass, whose sizes are its own.
+        sliding = sliding_kernel_of(step.module)  # A subclass, whose sizes are its own.
     if isinstance(sliding, SlidingKernel) and max(sliding.stride) > 1:
         return tuple(map(float, sliding.stride))
     return None
@@ -582,7 +583,7 @@ def _stride(step: Step) -> tuple[float, ...] | None:
 
 def _size_offset(step: Step, stride: tuple[float, ...], options: dict[str, Any]) -> Size:
     """Return by how much an operation's output is larger than that of a layer without offset."""
-    # At the operation's own stride, even where the limits keep the layer's from it.
+    # Use the operation's own stride, even if the limits keep the layer's stride from it.
     settings = make_settings(
         axes=tuple(range(-len(stride), 0)),
         convention=options["convention"],
@@ -595,7 +596,7 @@ def _size_offset(step: Step, stride: tuple[float, ...], options: dict[str, Any])
 
 
 def _plan(settings: Settings, size: Size, strides: Sequence[float]) -> Plan:
-    """Return a layer's plan for a map."""
+    """Return a layer's plan for a map of the given size."""
     return plan_diff_stride(settings, settings.axes, size, tuple(strides), shared=False, warn=False)
 
 
@@ -606,7 +607,7 @@ def _group(trace: Trace, operations: dict[str, _Operation], trainable: bool) -> 
         for other in others:
             for a, b in _partners(first, other):
                 pair = [operations[step.name] for step in (a, b) if step.name in operations]
-                # Strides that are held need not follow those of an operation that is kept.
+                # Strides that are held need not match the stride of an operation that is kept.
                 if len(pair) == 2 and (trainable or all(done.group.own is None for done in pair)):
                     pair[0].group.join(pair[1].group)
     readers: dict[object, _Operation] = {}
@@ -621,9 +622,10 @@ def _way(step: Step | None) -> list[Step]:
 
 
 def _partners(first: list[Step], second: list[Step]) -> Iterable[tuple[Step, Step]]:
-    """Return which steps of two branches that meet change their sizes in the same way.
+    """Return the pairs of steps at which two meeting branches change their sizes in the same way.
 
-    None if other steps change them, too: then no strides that the branches share keep them equal.
+    There are no pairs if other steps change the sizes, too: shared strides then cannot keep them
+    equal.
     """
     rest = 0
     while rest < min(len(first), len(second)) and _alike(first[rest], second[rest]):
@@ -646,14 +648,14 @@ def _may_share(a: Step, b: Step) -> bool:
 
 
 def _counterpart(module: nn.Module, sizes: set[Size]) -> nn.Module | None:
-    """Return what a layer is put to in the place of a module that reads maps of some sizes."""
+    """Return the module that gets a layer in place of one that reads maps of the given sizes."""
     found = {counterpart_of(module, size) for size in sizes}
-    # One of another padding is that of one size.
+    # A counterpart with another padding is valid for one size only.
     return found.pop() if len(sizes) == 1 or found == {module} else None
 
 
 def _share_calls(replaced: Iterable[_Operation], new: dict[nn.Module, nn.Module]) -> None:
-    """Let convolutions with a layer before them that read the same tensor share its call."""
+    """Let convolutions that read the same tensor share the call of the layer before them."""
     readers: defaultdict[object, list[DiffStrideConv]] = defaultdict(list)
     for done in replaced:
         made = new[done.module]
@@ -693,7 +695,7 @@ def _kept(operations: dict[str, _Operation]) -> Iterator[Kept]:
 def _breaks(rehearsal: Rehearsal, replaced: Iterable[_Operation]) -> Iterator[Break]:
     """Run a model with the strides of its layers moved, and yield the calls that fail."""
     sizes = {done.layer: done.step.input_size for done in replaced}
-    # Every other factor is below one: all above would make the last maps of a deep network vanish.
+    # Every second factor is below 1. With all above 1, a deep network's last maps would vanish.
     moves = {
         layer: _moves(layer, size, 1 / (1.2 + 0.1 * i) if i % 2 else 1.2 + 0.1 * i)
         for i, (layer, size) in enumerate(sizes.items())
@@ -703,7 +705,7 @@ def _breaks(rehearsal: Rehearsal, replaced: Iterable[_Operation]) -> Iterator[Br
         with _strides_at(moved):
             return rehearsal.failure()
 
-    # All layers at once, each by another factor: where that fails nowhere, each alone does not.
+    # All layers at once, each by another factor. If no call fails then, none fails for one layer.
     every = ([(layer, tried[i]) for layer, tried in moves.items()] for i in range(3))
     together = next((where for where in map(failure, every) if where is not None), None)
     if together is None:
@@ -723,13 +725,13 @@ def _breaks(rehearsal: Rehearsal, replaced: Iterable[_Operation]) -> Iterator[Br
 
 
 def _moves(layer: DiffStride, size: Size, factor: float) -> list[list[float]]:
-    """Return strides that a layer may move to: a size further, a size back, and axes apart."""
+    """Return strides that a layer may move to: one size further, one size back, and axes apart."""
     further, back, apart = [], [], []
     now = layer.strides.tolist()
     axes = _plan(layer.settings, size, now).axes
     for i, (axis, stride) in enumerate(zip(axes, now, strict=True)):
         below, above = size_jumps(layer.settings, axis, stride)
-        # Beyond the jump, also once rounded to single precision.
+        # Beyond the jump, even after rounding to single precision.
         further.append(stride if above is None else above * (1 + 1e-6))
         back.append(stride if below is None else below * (1 - 1e-6))
         apart.append(stride * (1 / factor if i % 2 else factor))
@@ -738,7 +740,7 @@ def _moves(layer: DiffStride, size: Size, factor: float) -> list[list[float]]:
 
 @contextmanager
 def _strides_at(moved: Iterable[tuple[DiffStride, Sequence[float]]]) -> Iterator[None]:
-    """Put strides elsewhere, and back afterwards."""
+    """Set strides to other values, and restore them afterwards."""
     strides = [(layer.strides, layer.strides.detach().clone(), values) for layer, values in moved]
     try:
         with torch.no_grad():

@@ -1,9 +1,9 @@
-"""A model traced once: what each of its calls costs, and what each map's size follows from.
+"""Tracing a model once: the cost of each call, and what the size of each map depends on.
 
-The size of a feature map is the size of the input, changed step by step on the way: by a kernel
-that slides in strides, by padding, by a DiffStride layer. `Trace` finds these steps with torch.fx.
-Surgery compares the steps of branches that meet again; the cost of a network follows them for other
-strides.
+The size of a feature map is the size of the input, changed step by step: by a kernel that slides
+with a stride, by padding, by a DiffStride layer. `Trace` finds these steps with torch.fx. Surgery
+compares the steps of branches that meet again. The cost of a network at other strides is computed
+along these steps.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Shift:
         return tuple(n + amount for n, amount in zip(size, self.amounts, strict=True))
 
     def rate(self, axis: int) -> float:
-        """Return by how much the output's size grows with the input's."""
+        """Return the rate at which the output's size grows with the input's."""
         return 1.0
 
 
@@ -71,13 +71,13 @@ class Scale:
         return tuple(math.floor(n * f) for n, f in zip(size, self.factors, strict=True))
 
     def rate(self, axis: int) -> float:
-        """Return by how much the output's size grows with the input's."""
+        """Return the rate at which the output's size grows with the input's."""
         return self.factors[axis]
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A size that does not follow from the input's, as that of adaptive pooling."""
+    """A size that does not depend on the input's, for example after adaptive pooling."""
 
     size: Size
 
@@ -95,18 +95,18 @@ class Learnt:
 
 @dataclass(frozen=True)
 class Pooled:
-    """A spectral pooling, whose stride is fixed."""
+    """A spectral pooling layer, whose stride is fixed."""
 
     layer: SpectralPool
     factors: tuple[float, ...]
 
     def rate(self, axis: int) -> float:
-        """Return by how much the output's size grows with the input's."""
+        """Return the rate at which the output's size grows with the input's."""
         return self.factors[axis]
 
 
 Rule: TypeAlias = SlidingKernel | Shift | Scale | Constant | Learnt | Pooled | None
-"""How a size changes; None where that is not known."""
+"""How a size changes; None if that is unknown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,16 +116,17 @@ class Step:
     Attributes
     ----------
     before : Step or None
-        The step before it; None: the input.
+        The step before this one, or None for the input.
     name : str
-        The module's qualified name, or the function's with the module that calls it.
+        Qualified name of the module, or name of the function and of the module that calls it.
     module : torch.nn.Module or None
-        None for a function.
+        The module, or None for a function.
     rule : Rule
     input_size, output_size : tuple of int
-        At the example input.
+        Sizes for the example input.
     reads : torch.fx.Node, Tensor or None
-        The tensor that it reads, or what gives it; None for an input of a traced model.
+        The tensor that the step reads, or the node that returns it. None for an input of a traced
+        model.
     """
 
     before: Step | None
@@ -137,15 +138,15 @@ class Step:
     reads: fx.Node | torch.Tensor | None = None
 
     def way(self) -> list[Step]:
-        """Return the steps that the size after this one follows from, itself included."""
+        """Return the steps that decide the size after this one, including this one."""
         if isinstance(self.rule, Constant):
-            return []  # Whatever came before it.
+            return []  # No step decides the size.
         return [*([] if self.before is None else self.before.way()), self]
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """A call that joins branches of equal size, as an addition or a concatenation does."""
+    """A call that joins branches of equal size, such as an addition or a concatenation."""
 
     name: str
     branches: tuple[Step | None, ...]
@@ -158,11 +159,11 @@ class Call:
     Attributes
     ----------
     name : str
-        As that of `Step`.
+        Name, as in `Step`.
     multiply_adds : int
-        Per image, at the example input.
+        Multiply-adds per image, for the example input.
     at : Step or None
-        The step whose size its output has.
+        The step that decides the size of the output.
     is_per_position : bool
         Whether the cost is proportional to the number of positions of the output.
     """
@@ -181,11 +182,11 @@ class ResizeCall:
     ----------
     step : Step
     channels : int
-        Of the output.
+        Channels of the output.
     conv : torch.nn.Module or None
-        The convolution that it is called with, whose output it resizes.
+        The convolution that the layer is called with, and whose output it resizes.
     method : str
-        How it and the convolution are evaluated.
+        How to evaluate the layer and the convolution.
     """
 
     step: Step
@@ -195,21 +196,21 @@ class ResizeCall:
 
 
 class Recording:
-    """A model run once on an example: which sizes its maps have, and what its calls cost.
+    """Record of one run of a model on an example: the sizes of its maps and the cost of its calls.
 
     Parameters
     ----------
     arguments : tuple
-        Of the model, as of `checked_example`.
+        Arguments of the model, from `checked_example`.
 
     Attributes
     ----------
     input_size : tuple of int
-        Of the model's first argument.
+        Spatial size of the model's first argument.
     calls : list of Call
     resizes : list of ResizeCall
     steps : list of Step
-        Changes of size. As the other lists, in the order of execution.
+        Changes of size. All three lists are in the order of execution.
     """
 
     def __init__(self, arguments: tuple[Any, ...]) -> None:
@@ -226,11 +227,11 @@ class Recording:
         return list(dict.fromkeys(learnt))
 
     def size_at(self, step: Step | None) -> Size:
-        """Return the size of a map after a step, or that of the input."""
+        """Return the size of a map after a step, or the size of the input."""
         return self.input_size if step is None else step.output_size
 
     def is_overwritten(self, step: Step) -> bool:
-        """Return whether something writes into the tensor that a step reads."""
+        """Return whether something writes to the tensor that a step reads."""
         raise NotImplementedError
 
 
@@ -240,20 +241,21 @@ class Trace(Recording):
     Parameters
     ----------
     model : torch.nn.Module
-        Run in evaluation mode without gradients, and left as it was.
+        The model. It is run in evaluation mode without gradients, and restored afterwards.
     example_input : Tensor or tuple
-        The arguments of the model; a tensor of shape (N, C, ...) stands for one.
+        Arguments of the model. A tensor of shape (N, C, ...) stands for a single argument.
 
     Attributes
     ----------
     steps : list of Step
-        Every change of size.
+        All changes of size.
     meetings : list of Meeting
 
     Raises
     ------
     TypeError
-        If the model is no module, or the example no tensor or tuple that begins with one.
+        If the model is not a module, or the example is not a tensor or a tuple that begins with
+        one.
     ValueError
         If torch.fx cannot trace the model, or the model cannot run on the example, or is
         distributed.
@@ -270,7 +272,8 @@ class Trace(Recording):
                 recorder.run(*arguments)
             except Exception as error:
                 raise cannot_run(model, arguments, error) from error
-        # Of several names too: a convolution brings its layer along, which others may call first.
+        # A layer may have several names: as part of a convolution it has one, and it may be called
+        # first under another.
         self._modules = dict(traced.named_modules(remove_duplicate=False))
         self._shapes = recorder.shapes
         self._at: dict[fx.Node, Step | None] = {}
@@ -279,7 +282,7 @@ class Trace(Recording):
             self._visit(node, recorder.multiply_adds.get(node, 0))
 
     def is_overwritten(self, step: Step) -> bool:
-        """Return whether some call writes into the tensor that a step reads."""
+        """Return whether some call writes to the tensor that a step reads."""
         assert isinstance(step.reads, fx.Node)
         return any(self._overwrites(user) for user in step.reads.users)
 
@@ -296,7 +299,7 @@ class Trace(Recording):
             size = self._shapes.get(node, ())[2:]
             self._at[node] = None
             if node in self._shapes and size != self.input_size:
-                # Another input than the first, of a size of its own.
+                # An input other than the first, with a size of its own.
                 rule = Constant(size)
                 given = Step(None, str(node.target), None, rule, self.input_size, size)
                 self._at[node] = given
@@ -351,7 +354,7 @@ class Trace(Recording):
             return before
         size, read = self.size_at(before), self._shapes.get(sources[0], ())[2:]
         if isinstance(rule, SlidingKernel) and size != read:
-            # Tokens that became a map again, in a way that is not followed.
+            # Tokens have become a map again, in a way that the trace does not follow.
             before = Step(before, name, None, None, size, read, sources[0])
             self.steps.append(before)
             size = read
@@ -360,7 +363,7 @@ class Trace(Recording):
         return step
 
     def _map_of_size(self, node: fx.Node) -> fx.Node | None:
-        """Return the map whose size an interpolation was told to make."""
+        """Return the map whose size an interpolation takes as its target, or None."""
         if node.target is not functional.interpolate:
             return None
         maps: set[fx.Node] = set()
@@ -384,9 +387,9 @@ class Trace(Recording):
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise TypeError for what is no module, ValueError for one that has a part of its parameters.
+    """Raise TypeError if a model is not a module, ValueError if it is distributed.
 
-    A distributed model cannot be copied, and its parts can only be called through it.
+    A distributed model cannot be copied, and its parts can be called only through it.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -399,7 +402,7 @@ def check_model(model: nn.Module) -> None:
 
 
 def copied(model: nn.Module, purpose: str) -> nn.Module:
-    """Return a copy of a model, raise ValueError where there can be none."""
+    """Return a copy of a model. Raise ValueError if it cannot be copied."""
     try:
         return copy.deepcopy(model)
     except Exception as error:
@@ -409,11 +412,11 @@ def copied(model: nn.Module, purpose: str) -> nn.Module:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model in PyTorch's wrappers, which torch.fx cannot trace; another one as it is."""
+    """Return a model without PyTorch's wrappers, which torch.fx cannot trace."""
     while True:
         if isinstance(model, _WRAPPERS):
             model = model.module
-        # That of torch.compile; to import its class takes those long who have none.
+        # The wrapper of torch.compile. Importing its class would slow down all who have none.
         elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
             model = inner
         else:
@@ -424,7 +427,7 @@ _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel
 
 
 def checked_example(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
-    """Return the arguments of a model; see `Trace`."""
+    """Return the checked arguments of a model; see `Trace`."""
     check_model(model)
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     if not arguments or not isinstance(arguments[0], torch.Tensor):
@@ -442,7 +445,7 @@ def checked_example(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
 
 
 def cannot_run(model: nn.Module, arguments: tuple[Any, ...], error: object) -> ValueError:
-    """Return the error of a model that fails on its example."""
+    """Return the error for a model that fails on its example."""
     return ValueError(
         f"model {type(model).__name__} cannot run on example_input of shape "
         f"{tuple(arguments[0].shape)}: {error}"
@@ -451,13 +454,12 @@ def cannot_run(model: nn.Module, arguments: tuple[Any, ...], error: object) -> V
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode without gradients, and leave it as it was.
+    """Put a model into evaluation mode without gradients, and restore it afterwards.
 
-    Put back afterwards are the mode of every module, the buffers, and the generators of random
-    numbers.
+    The mode of every module, the buffers and the random number generators are restored.
     """
     training = {module: module.training for module in model.modules()}
-    # Some models count or collect something in evaluation mode, too.
+    # Some models count or collect something even in evaluation mode.
     buffers = [(buffer, version_of(buffer), buffer.clone()) for buffer in model.buffers()]
     model.eval()
     try:
@@ -484,7 +486,7 @@ def _generators_kept(model: nn.Module) -> Iterator[None]:
 
 
 def swap_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> Callable[[], None]:
-    """Put other modules in the places of some, and return a function that undoes it."""
+    """Replace modules of a model with others, and return a function that undoes this."""
     places = [
         (parent, name, child)
         for parent in model.modules()
@@ -503,7 +505,7 @@ def swap_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> Callab
 
 @contextmanager
 def plans_met(model: nn.Module) -> Iterator[dict[nn.Module, list[Plan]]]:
-    """Record the plans of a model's layers in a context, see `Resize.plans_met`."""
+    """Record the plans of a model's layers in a context; see `Resize.plans_met`."""
     with ExitStack() as stack:
         yield {
             layer: stack.enter_context(layer.plans_met())
@@ -513,25 +515,25 @@ def plans_met(model: nn.Module) -> Iterator[dict[nn.Module, list[Plan]]]:
 
 
 class Rehearsal:
-    """A model to be run on an example as often as its strides change.
+    """A model that can be run on an example again and again, with other strides.
 
     Parameters
     ----------
     model, example_input
-        Of a `Recording` that was made.
+        Model and example of a `Recording` that was made.
     """
 
     def __init__(self, model: nn.Module, example_input: Any) -> None:
         self._model, self._arguments = model, checked_example(model, example_input)
 
     def failure(self) -> tuple[str, str] | None:
-        """Run the model.
+        """Run the model, and return the call that fails.
 
         Returns
         -------
         name, error : str
-            Of the call that fails with the strides as they are now; None in place of both if none
-            does.
+            Name and error of the call that fails at the present strides. None in place of both if
+            no call fails.
         """
         with evaluation(self._model), plans_met(self._model), warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingToCropWarning)
@@ -549,7 +551,7 @@ class Rehearsal:
 
 
 class TracedRehearsal(Rehearsal):
-    """A rehearsal of a model that torch.fx can trace, which is traced once."""
+    """Rehearsal of a model that torch.fx can trace. It is traced once."""
 
     def __init__(self, model: nn.Module, example_input: Any) -> None:
         super().__init__(model, example_input)
@@ -560,12 +562,12 @@ class TracedRehearsal(Rehearsal):
         self._runner.run(*self._arguments)
 
     def _failed(self, error: Exception) -> tuple[str, str]:
-        # Without the lines that torch.fx adds.
+        # Drop the lines that torch.fx adds.
         return self._runner.name, str(error).partition("\n\nWhile executing")[0]
 
 
 class _Runner(fx.Interpreter):
-    """Runs a graph, and knows the name of the call that it is at."""
+    """Interpreter that knows the name of the call that it is running."""
 
     name: str
 
@@ -579,18 +581,18 @@ class _Runner(fx.Interpreter):
 
 
 class UntraceableError(ValueError):
-    """A model that torch.fx cannot trace."""
+    """Error for a model that torch.fx cannot trace."""
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that calls some classes of modules as a whole."""
+    """Tracer that keeps calls of some classes of modules whole."""
 
     def __init__(self, whole: tuple[type[nn.Module], ...]) -> None:
         super().__init__()
         self._whole = (DiffStride, SpectralPool, *whole)
 
     def create_arg(self, a: Any) -> Any:
-        # The convolution that a layer is called with.
+        # The convolution that is passed to a layer.
         if isinstance(a, nn.Module):
             return self.create_node("get_attr", self.path_of_module(a), (), {})
         return super().create_arg(a)
@@ -599,9 +601,9 @@ class _Tracer(fx.Tracer):
         if isinstance(m, self._whole):
             return True
         if isinstance(m, PooledConvolution):
-            return False  # Not even where its weight is parametrised, by a class of PyTorch's own.
+            return False  # Even if it is parametrised, when its class counts as PyTorch's.
         if isinstance(m, SLIDING) and not any(m.children()):
-            return True  # A subclass, too: it may pad by what it computes of sizes.
+            return True  # Subclasses too: they may compute padding from sizes.
         return super().is_leaf_module(m, module_qualified_name)
 
 
@@ -612,13 +614,15 @@ def traced_graph(model: nn.Module, whole: tuple[type[nn.Module], ...] = ()) -> f
     ----------
     model : torch.nn.Module
     whole : tuple of type
-        Classes of modules not to look into, besides the layers that resize and PyTorch's own.
+        Classes of modules whose calls are kept whole, besides the layers that resize and PyTorch's
+        own modules.
 
     Raises
     ------
     UntraceableError
+        If torch.fx cannot trace the model.
     """
-    # Alone it would have no name, by which its layer is given it.
+    # On its own it would have no name, under which it is passed to its layer.
     root = nn.Sequential(model) if isinstance(model, PooledConvolution) else model
     try:
         return fx.GraphModule(root, _Tracer(whole).trace(root))
@@ -632,8 +636,8 @@ def traced_graph(model: nn.Module, whole: tuple[type[nn.Module], ...] = ()) -> f
 
 @contextmanager
 def counted() -> Iterator[FlopCounterMode]:
-    """Count the operations of a context: each multiply-add for two."""
-    # It takes longer to import than everything else here.
+    """Count the operations in a context. A multiply-add counts as two."""
+    # Imported on first use, since it takes longer to import than everything else here.
     from torch.utils.flop_counter import FlopCounterMode
 
     # The counter does not see into fused attention.
@@ -647,7 +651,7 @@ def counted() -> Iterator[FlopCounterMode]:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and records every tensor's shape and every call's multiply-adds."""
+    """Interpreter that records every tensor's shape and every call's multiply-adds."""
 
     _counter: FlopCounterMode
 
@@ -676,7 +680,7 @@ _IN_PLACE_OPERATORS = {
 
 
 def _name(node: fx.Node, calls_of: Counter[str]) -> str:
-    """Return a call's name, and count it where functions of one module are to be told apart."""
+    """Return a call's name, with a number if a module has called the same function before."""
     if node.op == "call_module":
         return str(node.target)
     target = node.target
@@ -688,7 +692,7 @@ def _name(node: fx.Node, calls_of: Counter[str]) -> str:
 
 
 def _can_change(rule: Rule) -> bool:
-    """Return whether a rule that kept a size once may change another one."""
+    """Return whether a rule that has kept one size may change another one."""
     if isinstance(rule, SlidingKernel):
         return max(rule.stride) > 1
     return isinstance(rule, Learnt | Pooled | Constant)
@@ -724,7 +728,7 @@ _MAXIMUM_CALLS: dict[Any, int] = {
 
 
 def _rule(node: fx.Node, module: nn.Module | None, shapes: dict[fx.Node, Size]) -> Rule:
-    """Return how a call changes the size of its input; None where it is not one of those known."""
+    """Return how a call changes the size of its input, or None if the call is not a known one."""
     if isinstance(module, DiffStride | SpectralPool):
         return resizing_rule(module, shapes[arguments_of(node, ("x",))["x"]])
     output = shapes[node][2:]
@@ -758,7 +762,7 @@ def _reduces_all_positions(node: fx.Node, rank: int) -> bool:
 
 
 def resizing_rule(module: DiffStride | SpectralPool, shape: Size) -> Rule:
-    """Return how a layer changes sizes; None where it resizes batch or channels."""
+    """Return how a layer changes sizes, or None if it resizes the batch or the channels."""
     axes = normalized_axes(module.settings.axes, shape)
     if min(axes) < 2 - len(shape):
         return None  # An axis of the batch or the channels.
@@ -778,7 +782,7 @@ def _interpolation(output: Size, factor: Any) -> Rule:
 
 
 def _called_kernel(node: fx.Node, shapes: dict[fx.Node, Size]) -> SlidingKernel | None:
-    """Return the sliding kernel of a call of a convolution or pooling function."""
+    """Return the sliding kernel of a call of a convolution or pooling function, or None."""
     if node.op != "call_function":
         return None
     rank: int
@@ -811,14 +815,14 @@ def _called_kernel(node: fx.Node, shapes: dict[fx.Node, Size]) -> SlidingKernel 
 
 
 def _has_nodes(arguments: Any) -> bool:
-    """Return whether arguments hold what the model computes itself, usually sizes of maps."""
+    """Return whether arguments hold values that the model computes, usually sizes of maps."""
     found: list[fx.Node] = []
     fx.node.map_arg(arguments, found.append)
     return bool(found)
 
 
 def arguments_of(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
-    """Return the arguments of a call by their names, which are given in order."""
+    """Return the arguments of a call by name, given the names in order."""
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
@@ -831,5 +835,5 @@ _KEEPING_CALLS = {
 
 
 def _keeps_positions(node: fx.Node, module: nn.Module | None) -> bool:
-    """Return whether a call may rename or mix channels and axes, but has the same positions."""
+    """Return whether a call keeps the positions, even if it mixes channels or permutes axes."""
     return isinstance(module, _KEEPING_MODULES) or node.target in _KEEPING_CALLS
