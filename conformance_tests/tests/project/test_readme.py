@@ -22,7 +22,8 @@ PAGES = {
 }
 del PAGES["docs/cupy.md"]  # needs a GPU; test_cupy.py runs it
 del PAGES["docs/keras.md"]  # needs a process for each of Keras's backends; test_backends.py runs it
-TAKES_LONG = {"docs/start/jax.md"}  # compiles a training step for each size
+# The first compiles a training step for each size, the second trains a network.
+TAKES_LONG = {"docs/start/jax.md", "docs/torch/fine_tuning.md"}
 
 
 # The exporter's and Lightning's own.
