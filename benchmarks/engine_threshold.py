@@ -2,10 +2,10 @@
 
 Usage: ``python benchmarks/engine_threshold.py``
 
-Times forward and backward with either engine on PyTorch, one axis at a time, for sizes 8 to 4096
-in both conventions, along the last axis and along one before it. Prints for each of the two which
-threshold loses least against the better engine at the size where it loses most, and how much the
-one in `diffstride_core.planning` loses. Writes `engine_threshold.json` and
+The script times forward and backward with both engines on PyTorch, one axis at a time, for sizes 8
+to 4096, in both conventions, along the last axis and along the axis before it. For each of these
+two axes, it prints the threshold with the smallest worst-case loss against the better engine, and
+the loss of the threshold in `diffstride_core.planning`. It writes `engine_threshold.json` and
 `engine_threshold.png` to `benchmarks/results`.
 """
 
@@ -30,7 +30,7 @@ LAYOUTS = {"last axis": -1, "axis before the last": -2}
 
 
 def runs(size: int, layout: str, convention: str) -> measuring.Contenders:
-    """Return forward and backward with either engine."""
+    """Return functions that run forward and backward with each engine."""
     axis = LAYOUTS[layout]
     rows = ELEMENTS // size
     shape = (rows, size) if axis == -1 else (rows // COLUMNS, size, COLUMNS)
@@ -47,13 +47,13 @@ def runs(size: int, layout: str, convention: str) -> measuring.Contenders:
 
 
 def loss(row: dict, threshold: int) -> float:
-    """Return the time with a threshold, relative to the better engine's."""
+    """Return the time with a threshold, relative to the time of the better engine."""
     chosen = "fft" if row["size"] >= threshold else "matmul"
     return row["seconds"][chosen] / min(row["seconds"].values())
 
 
 def judged(rows: list[dict], layout: str) -> dict[str, float]:
-    """Return the threshold that loses least at worst, and the one in use, with their losses."""
+    """Return the threshold with the smallest worst loss, and the one in use, with their losses."""
     own = [row for row in rows if row["layout"] == layout]
     worst = {size: max(loss(row, size) - 1 for row in own) for size in SIZES}
     best, used = min(worst, key=worst.__getitem__), fft_from_size(LAYOUTS[layout])

@@ -1,8 +1,8 @@
-"""The layer as it is usually ported: transforms of the whole map, everything left to autodiff.
+"""The layer as it is usually ported: transforms of the whole feature map, all left to autodiff.
 
-Written for comparison. It computes Algorithm 1 of Riad et al. (2022) with the real transform of
-both axes, the mask by a clamp, a crop by slices, and no derivative of its own. The window is that
-of the nominal or of the paper's convention.
+This module is for comparison. It computes Algorithm 1 of Riad et al. (2022) with a real transform
+of both axes, a mask by clamping and a crop by slicing, and without its own derivatives. The window
+is the one of the nominal or the paper's convention.
 """
 
 import math
@@ -12,14 +12,14 @@ from torch import Tensor
 
 
 def diff_stride(x: Tensor, strides: Tensor, convention: str) -> Tensor:
-    """Downsample the last two axes, or for one stride the last axis.
+    """Downsample the last two axes or, with one stride, the last axis.
 
     Parameters
     ----------
     x : Tensor, shape (..., H, W) or (..., W)
     strides : Tensor, shape (2,) or (1,)
     convention : {"nominal", "paper"}
-        With its default smoothness.
+        Convention, with its default smoothness.
     """
     window = {"nominal": _nominal_window, "paper": _paper_window}[convention]
     axes = tuple(range(-len(strides), 0))

@@ -48,7 +48,7 @@ from torch.optim.swa_utils import update_bn
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to fine-tune a network after the swap.
+    """A way to fine-tune a network after the swap.
 
     Attributes
     ----------
@@ -56,9 +56,9 @@ class Recipe:
     recalibrates : bool
         Whether to estimate the statistics of batch norms again before training.
     holds : {"nothing", "strides", "weights"}
-        What does not train in the first epoch. Weights include the parameters of norms.
+        Parameters that do not train in the first epoch. Weights include the parameters of norms.
     stride_rate : float
-        Learning rate of the strides; that of the weights is 3e-4.
+        Learning rate of the strides. The learning rate of the weights is 3e-4.
     """
 
     placement: str = "before"
@@ -116,7 +116,7 @@ def fine_tune(
 
 
 def show(console: Console, runs: dict[str, list[dict[str, Any]]], before: list[float]) -> None:
-    """Print the means over seeds."""
+    """Print the means over the seeds."""
     strided = f"{100 * statistics.mean(before):.1f}"
     table = Table(title=f"accuracy, %, over {len(before)} seeds; before the swap: {strided}")
     after = [f"after {n} epoch{'s' * (n > 1)}" for n in range(1, FURTHER + 1)]
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few samples, one seed, no file")
     options = parser.parse_args()
     console = Console(width=120)
-    # Maps of two samples, which no stride crops.
+    # The warning is about feature maps of two samples, which no stride crops.
     warnings.simplefilter("ignore", NothingToCropWarning)
     digits = options.images is None
     counts: dict[str, Any] = {}

@@ -2,9 +2,9 @@
 
 Usage: ``python benchmarks/first_call.py [--rounds 5]``
 
-Each call is made in a process of its own, which has compiled nothing but an addition before. Prints
-a table and writes `first_call.json` to `benchmarks/results`: medians, and how many programs XLA
-compiled, which no other load of the machine disturbs.
+Each call is made in its own process, which has compiled only an addition before. The script prints
+a table and writes `first_call.json` to `benchmarks/results`. They contain medians and the number of
+programs that XLA compiled, which does not depend on other load on the machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _COMPILATION = "/jax/core/compile/backend_compile_duration"
 
 
 def first_call(shape: tuple[int, ...], passes: str) -> dict[str, float]:
-    """Return what the first call of this process costs, at strides of 2.
+    """Measure the cost of the first call in this process, at strides of 2.
 
     Parameters
     ----------
@@ -34,8 +34,8 @@ def first_call(shape: tuple[int, ...], passes: str) -> dict[str, float]:
     Returns
     -------
     dict
-        ``seconds`` of the call, ``programs`` that XLA compiled for it, and ``compiling``, the
-        seconds that this took.
+        ``seconds``, the time of the call; ``programs``, the number of programs that XLA compiled
+        for it; and ``compiling``, the time of these compilations in seconds.
     """
     import jax
     import jax.numpy as jnp
@@ -68,7 +68,7 @@ def first_call(shape: tuple[int, ...], passes: str) -> dict[str, float]:
 
 
 def in_new_process(shape: tuple[int, ...], passes: str) -> dict[str, float]:
-    """Return `first_call` of a process of its own."""
+    """Return the result of `first_call` in a new process."""
     command = [sys.executable, __file__, "--call", json.dumps([shape, passes])]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found: dict[str, float] = json.loads(printed)
@@ -98,7 +98,7 @@ def run(rounds: int) -> None:
 
 
 def main() -> None:
-    """Run the benchmark, or one call of it."""
+    """Run the benchmark, or a single call of it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--call", type=json.loads, help=argparse.SUPPRESS)

@@ -1,13 +1,14 @@
-"""Time a convolution with the layer in front of it or behind it, beside a strided convolution.
+"""Time a convolution with the layer before it or after it, beside a strided convolution.
 
 Usage: ``python benchmarks/fused.py``
 
-Forward and backward in float32 over a grid of channels, sizes, strides and conventions, with a few
-depthwise, grouped, dilated and one-dimensional convolutions; on PyTorch and on JAX (jit). The layer
-is in front ("before"), behind by the framework's own convolution and the resize after it
-("separate"), or behind by shifted resizes and one pointwise convolution ("fused"). Prints a table
-with what ``method="auto"`` chooses of the last two and the units that would choose best, and writes
-`fused.json` and `fused.png` to `benchmarks/results`.
+The script times forward and backward in float32 over a grid of channels, sizes, strides and
+conventions, with a few depthwise, grouped, dilated and one-dimensional convolutions, on PyTorch and
+on JAX (jit). The layer comes before the convolution ("before"), or after it. After it, the
+evaluation is the framework's own convolution and then the resize ("separate"), or shifted resizes
+and one pointwise convolution ("fused"). The script prints a table with the choice of
+``method="auto"`` between the last two, and the units that would choose best. It writes `fused.json`
+and `fused.png` to `benchmarks/results`.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ from diffstride_core.planning import plan_diff_stride
 from diffstride_core.settings import make_settings
 
 METHODS = ("separate", "fused")
-# Each framework's measurements and the units by which it chooses.
+# Key of each framework's measurements, and the units with which it chooses.
 FRAMEWORKS = {"PyTorch": ("seconds", TORCH_UNITS), "JAX": ("seconds on JAX", JAX_UNITS)}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One convolution with the layer behind it."""
+    """One convolution with the layer after it."""
 
     batch: int
     inputs: int
@@ -70,12 +71,12 @@ class Case:
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The spatial axes."""
+        """Spatial axes."""
         return tuple(range(-self.rank, 0))
 
     @property
     def name(self) -> str:
-        """What the table calls it."""
+        """Name in the table."""
         extra = f", {self.groups} groups" if self.groups > 1 else ""
         extra += f", dilation {self.dilation}" if self.dilation > 1 else ""
         extra += f", kernel {self.kernel}" if self.kernel != 3 else ""
@@ -84,7 +85,7 @@ class Case:
 
     @property
     def plan(self) -> ConvPlan:
-        """Its plan."""
+        """Plan of the convolution and the resize."""
         settings = make_settings(axes=self.axes, convention=self.convention)
         strides, sizes = (self.stride,) * self.rank, self.shape[2:]
         resize = plan_diff_stride(settings, self.axes, sizes, strides, shared=False)
@@ -130,7 +131,7 @@ def cases() -> list[Case]:
 
 
 def contenders(case: Case) -> measuring.Contenders:
-    """Return what is timed: forward and backward."""
+    """Return the contenders on PyTorch, each with forward and backward."""
     torch.manual_seed(0)
     x = torch.randn(case.shape, requires_grad=True)
     weight = torch.randn(case.weight_shape, requires_grad=True)
@@ -164,7 +165,7 @@ def contenders(case: Case) -> measuring.Contenders:
 
 
 def jax_contenders(case: Case) -> measuring.Contenders:
-    """Return what is timed on JAX, each compiled as a whole."""
+    """Return the contenders on JAX, each compiled as a whole."""
     random, sizes = np.random.default_rng(0), case.plan.resize.output_sizes
     shapes = (case.shape, case.weight_shape, (case.batch, case.outputs, *sizes))
     x, weight, g = (
@@ -208,7 +209,7 @@ def jax_contenders(case: Case) -> measuring.Contenders:
         @jax.jit
         def step(*arrays: jax.Array) -> tuple:
             y, pullback = jax.vjp(evaluate, *arrays)
-            # Where sizes are equal the cotangent is g; a strided convolution's has its own.
+            # If sizes are equal, the cotangent is g. A strided convolution may need its own.
             return y, pullback(g if g.shape == y.shape else jax.numpy.ones_like(y))
 
         return lambda: jax.block_until_ready(step(x, weight, strides))
@@ -217,7 +218,7 @@ def jax_contenders(case: Case) -> measuring.Contenders:
 
 
 def measure(case: Case) -> dict[str, object]:
-    """Time and weigh the contenders of one case on PyTorch."""
+    """Measure time and memory of the contenders of one case on PyTorch."""
     runs = contenders(case)
     seconds = measuring.medians(runs, rounds=15, seconds=6)
     return {
@@ -230,7 +231,7 @@ def measure(case: Case) -> dict[str, object]:
 
 
 def regret(row: dict, key: str, units: EvaluationUnits) -> float:
-    """Return by which factor the choice by some units is slower than the better of the two."""
+    """Return the factor by which the choice with some units is slower than the better method."""
     seconds, expected = row[key], units.expected(Case(**row["case"]).plan)
     return seconds[min(METHODS, key=expected.__getitem__)] / min(map(seconds.get, METHODS))
 
@@ -243,9 +244,9 @@ def misjudgement(row: dict, key: str, units: EvaluationUnits) -> float:
 
 
 def best_units(rows: list[dict], key: str) -> tuple[float, EvaluationUnits]:
-    """Return the units of costs whose worst choice is the least bad, and that choice's factor.
+    """Return the smallest worst factor that any units of cost reach, and these units.
 
-    Among equals those that misjudge the gains least.
+    Among equal units, those that misjudge the gains least are returned.
     """
     candidates = itertools.starmap(
         EvaluationUnits,
@@ -291,7 +292,7 @@ def show(console: Console, rows: list[dict], framework: str) -> None:
 
 
 def draw(rows: list[dict]) -> None:
-    """Draw what each evaluation takes of the strided convolution's time, at whole strides."""
+    """Draw the time of each evaluation relative to the strided convolution, at stride 2."""
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
     chosen = [
         row

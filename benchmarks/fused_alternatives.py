@@ -1,21 +1,21 @@
-"""Try other ways to evaluate a convolution and the layer behind it, beside the one that is used.
+"""Try other ways to evaluate a convolution and the layer after it, beside the one that is used.
 
 Usage: ``python benchmarks/fused_alternatives.py``
 
-All are exact, which is checked in float64 first, and timed in float32, forward, on PyTorch:
+All are exact, which is first checked in float64. They are timed in float32, forward, on PyTorch:
 
-- *separate*, *fused*: `conv_diff_stride` as it is, *channels last* for arrays of that order;
+- *separate*, *fused*: `conv_diff_stride` as it is; *channels last* for arrays of that order;
 - *plain fused*: the shifted resizes in a few lines, without blocks, for comparison with the next;
-- *low resolution*: the input is resized once, and what comes of it is shifted by fractions of a
-  sample. Zero padding differs from circular by the samples that come in at the border, which are
-  carried along, one more row for each;
-- *half way*: one axis is resized and its taps are summed over before the other one is resized;
-- *spectrum*: every frequency kept is multiplied by the kernel's own transform, which takes two
-  multiply-adds per frequency, channel and output where the pointwise convolution takes nine. For
-  circular padding alone; the kernel is transformed in every call, as in training, or beforehand;
-- *products*: plain fused with a matrix product in place of the pointwise convolution.
+- *low resolution*: the input is resized once, and the result is shifted by fractions of a sample.
+  Zero padding differs from circular padding by the samples that come in at the border. These are
+  carried along, with one more row for each;
+- *half way*: one axis is resized and its taps are summed before the other axis is resized;
+- *spectrum*: every kept frequency is multiplied by the transform of the kernel. This takes two
+  multiply-adds per frequency, channel and output; the pointwise convolution takes nine. It works
+  only for circular padding. The kernel is transformed in every call, as in training, or beforehand;
+- *products*: plain fused with a matrix product instead of the pointwise convolution.
 
-Prints a table and writes `fused_alternatives.json` to `benchmarks/results`.
+The script prints a table and writes `fused_alternatives.json` to `benchmarks/results`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from rich.table import Table
 
 from diffstride_core import host
 
-# Strides whose maps have odd sizes, so that no bin lies at half the sampling rate: a shift by a
-# fraction of a sample does not exist there.
+# Strides whose feature maps have odd sizes, so that no bin is at half the sampling rate, where
+# shifts by a fraction of a sample do not exist.
 CASES = (
     fused.Case(8, 128, 256, 28, 28 / 13),
     fused.Case(8, 128, 256, 28, 28 / 9),
@@ -47,10 +47,10 @@ TAPS = np.array([-1, 0, 1])
 
 
 class Evaluations:
-    """The evaluations of a case, 3x3 and square, whose map has an odd size.
+    """The evaluations of a 3x3, square case whose feature map has an odd size.
 
-    Images are (batch, N, N, channels) here; they and the kernels are given in that order, so that
-    no evaluation has to turn them.
+    Images are (batch, N, N, channels) here. They and the kernels are given in that order, so that
+    no evaluation has to transpose them.
 
     Parameters
     ----------
@@ -68,11 +68,12 @@ class Evaluations:
         self._case, self._dtype = case, dtype
         (matrix, _), *_ = host.matrices(case.plan.resize, (case.stride,) * 2, "float64")
         M, N = matrix.shape
-        # What is resized, for each tap: the matrix with its columns shifted.
+        # Resize matrix for each tap: the matrix with shifted columns.
         padded = np.pad(matrix, ((0, 0), (1, 1)))
         self._shifted = self._tensor([padded[:, 1 - tap : 1 - tap + N] for tap in TAPS])
-        # What is shifted at low resolution. Circular padding is corrected by the last sample, which
-        # it brings in at the first place for the tap before, and by the first sample likewise.
+        # Shift matrices at low resolution. They correct circular padding: for the tap before, it
+        # brings in the last sample at the first place, which is subtracted; likewise the first
+        # sample.
         turns = np.subtract.outer(np.arange(M), np.arange(M)) / M
         half = M // 2 + 1
         k = np.arange(1 - half, half)
@@ -81,7 +82,7 @@ class Evaluations:
         corrections[0, :, 0], corrections[2, :, 1] = -matrix[:, 0], -matrix[:, -1]
         self._low_shifted = self._tensor(np.concatenate([shifts / M, corrections], axis=2))
         self._low = self._tensor(np.concatenate([matrix, np.eye(N)[[-1, 0]]]))
-        # Signed frequencies along the first axis, those of a real transform along the other.
+        # Signed frequencies along the first axis, frequencies of a real transform along the other.
         k = np.fft.ifftshift(k)
         waves = np.exp(2j * np.pi * np.outer(k, np.arange(N)) / N)
         out = np.exp(2j * np.pi * np.outer(np.arange(M), k) / M)
@@ -105,11 +106,11 @@ class Evaluations:
 
     @property
     def kernels(self) -> torch.Tensor:
-        """Per tap of the first axis a matrix (taps of the last axis * inputs, outputs)."""
+        """One matrix (taps of the last axis * inputs, outputs) per tap of the first axis."""
         return self.weight.permute(2, 3, 1, 0).reshape(3, -1, self._case.outputs)
 
     def library(self, method: str, padding_mode: str = "zeros", *, last: bool = False) -> object:
-        """Return what `conv_diff_stride` gives, (batch, outputs, M, M)."""
+        """Return the result of `conv_diff_stride`, shape (batch, outputs, M, M)."""
         x = self.x.movedim(-1, 1) if last else self._channels_first
         return conv_diff_stride(
             x, self.weight, [self._case.stride] * 2, convention=self._case.convention,
@@ -121,7 +122,7 @@ class Evaluations:
         return self._shift_and_sum(self.x, self._shifted, products=products)
 
     def low_resolution(self) -> torch.Tensor:
-        """Resize once, and shift what comes of it."""
+        """Resize once, and shift the result."""
         matrix, (batch, N, _, channels) = self._low, self.x.shape
         x = (matrix @ self.x.reshape(batch, N, -1)).reshape(-1, N, channels)
         x = (matrix @ x).reshape(batch, len(matrix), len(matrix), channels)
@@ -144,7 +145,7 @@ class Evaluations:
         return y.reshape(batch, M, M, -1)
 
     def half_way(self) -> torch.Tensor:
-        """Resize the last axis, sum over its taps, then resize the first axis for its own."""
+        """Resize the last axis, sum over its taps, then resize and sum the first axis."""
         batch, N, _, channels = self.x.shape
         M = self._shifted.shape[1]
         side_by_side = self._shifted.movedim(0, 1).reshape(3 * M, N)
@@ -164,7 +165,7 @@ class Evaluations:
         return torch.complex(parts[:, 0], parts[:, 1])
 
     def spectrum(self, transformed: torch.Tensor | None = None) -> torch.Tensor:
-        """Multiply every frequency that is kept by the kernel's transform."""
+        """Multiply every kept frequency by the transform of the kernel."""
         batch, N, _, channels = self.x.shape
         first, half = self._spectral_shape
         real, imaginary = (part @ self.x.reshape(-1, N, channels) for part in self._analysis[1])
@@ -208,7 +209,7 @@ def check(case: fused.Case) -> None:
 
 
 def multiply_adds(case: fused.Case) -> dict[str, int]:
-    """Return what each evaluation takes for one image; a complex one counts four times."""
+    """Return the multiply-adds of each evaluation per image; a complex one counts as four."""
     N, M = case.size, case.plan.resize.output_sizes[0]
     inputs, outputs = case.inputs, case.outputs
     half = M // 2 + 1

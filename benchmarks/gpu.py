@@ -1,19 +1,20 @@
-"""Everything to be known about a GPU, in one run of at most eight minutes.
+"""Run all measurements on a GPU, in at most eight minutes.
 
 Usage: ``python benchmarks/gpu.py [--sections NAME ...] [--cpu]``
 
-Each section runs in a process of its own, with a limit of its own: one that fails, or that lacks
-its framework, leaves the others alone. Prints a table per section and writes `gpu.json` to
-`benchmarks/results`, after every section. ``--cpu`` goes through the same code with small shapes on
-the CPU, and writes nothing: a rehearsal.
+Each section runs in its own process, with its own time limit. A section that fails, or whose
+framework is missing, does not affect the others. The script prints a table per section and writes
+`gpu.json` to `benchmarks/results` after every section. ``--cpu`` is a rehearsal: it runs the same
+code with small shapes on the CPU and writes nothing.
 
 - ``kit-torch``, ``kit-torch-tf32``, ``kit-jax``, ``kit-cupy``: representative cases of the
-  conformance kit on the GPU; how many were compared, and the worst error in units of its tolerance.
+  conformance kit on the GPU; the number of compared cases, and the worst error in units of its
+  tolerance.
 - ``layers``: the layer beside its alternatives, forward and backward, and the share of the copy
   bandwidth that it reaches.
 - ``jax``: the compiled layer in JAX.
 - ``steps``: training steps of ResNet-18 with each way of downsampling.
-- ``synchronisation``: how often a steady training step waits for the GPU, by the profiler.
+- ``synchronisation``: how often a steady training step waits for the GPU, from the profiler.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ Row = dict[str, Any]
 
 
 def median_seconds(run: Callable[[], object], wait: Callable[[], object], seconds: float) -> float:
-    """Return the median time of a function, launched and waited for, after three warm-up calls."""
+    """Return the median time of a function, including the wait, after three warm-up calls."""
     for _ in range(3):
         run()
     wait()
@@ -148,7 +149,7 @@ def layers(seconds: float, *, cpu: bool) -> list[Row]:
             channels = shape[1]
             weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)
             weight.requires_grad_()
-            # With the sizes given, strides stay on the device, as in a module's steady step.
+            # With given sizes, strides stay on the device, as in a steady step of a module.
             contenders: dict[str, Callable[[], torch.Tensor]] = {
                 "ours": partial(diff_stride, x, strides, sizes=sizes),
                 "avg_pool2d": partial(functional.avg_pool2d, x, 2),
@@ -222,7 +223,7 @@ KINDS: dict[str, Row] = {
 
 
 def training_step(kind: str, device: str, dtype: str, *, cpu: bool) -> Callable[[], None]:
-    """Return a whole step of ResNet-18, without the projection, which reads the strides."""
+    """Return a whole step of ResNet-18, except the projection, which reads the strides."""
     import torch
     from diffstride_torch import param_groups
     from diffstride_torch.models import preact_resnet18, small_resnet
@@ -234,7 +235,7 @@ def training_step(kind: str, device: str, dtype: str, *, cpu: bool) -> Callable[
     batch = 4 if cpu else 128
     images = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), device=device)
-    # A rate at which no size changes while it is timed.
+    # At this rate, no size changes during the timing.
     optimizer = torch.optim.SGD(param_groups(model, lr=1e-6, stride_lr=1e-6), momentum=0.9)
     precision = (
         partial(torch.autocast, device, torch.bfloat16) if dtype == "bfloat16" else nullcontext
@@ -252,7 +253,7 @@ def training_step(kind: str, device: str, dtype: str, *, cpu: bool) -> Callable[
 
 
 def steps(seconds: float, *, cpu: bool) -> list[Row]:
-    """Time training steps, each kind beside the strided network."""
+    """Time training steps of each kind, relative to the strided network."""
     device, wait = torch_device(cpu=cpu)
     rows = []
     for dtype in ("float32", "bfloat16"):
@@ -271,7 +272,7 @@ SYNCHRONISATIONS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEvent
 
 
 def synchronisation(seconds: float, *, cpu: bool) -> list[Row]:
-    """Count what waits for the GPU in a steady training step, and in the projection after it."""
+    """Count the waits for the GPU in a steady training step, and in the projection after it."""
     import torch
     from diffstride_torch import project_strides
     from torch.profiler import ProfilerActivity, profile
@@ -316,17 +317,17 @@ SECTIONS: dict[str, tuple[Callable[..., list[Row]], float]] = {
     "steps": (steps, 60),
     "synchronisation": (synchronisation, 20),
 }
-"""Functions, and about how many seconds each may measure: start-up comes on top."""
+"""Function of each section, and about how many seconds it may measure, not counting start-up."""
 START_UP = 12.0
 LIMIT = 470.0
-"""Of the whole run, in seconds."""
+"""Time limit of the whole run, in seconds."""
 
 
 # --- The run ----------------------------------------------------------------------------------
 
 
 def run_section(name: str, left: float, *, cpu: bool) -> Row:
-    """Run a section in a process of its own, and return its rows or what went wrong."""
+    """Run a section in its own process, and return its rows or the error."""
     limit = min(left, SECTIONS[name][1] + 3 * START_UP)
     if limit <= 0:
         return {"error": f"not run: {LIMIT:.0f} s are over"}
@@ -345,7 +346,7 @@ def run_section(name: str, left: float, *, cpu: bool) -> Row:
 
 
 def facts(*, cpu: bool) -> Row:
-    """Return versions and devices, as far as they can be found out."""
+    """Return versions and devices, as far as they can be determined."""
     found: Row = {"command": " ".join(["benchmarks/gpu.py", *sys.argv[1:]])}
     try:
         import torch
@@ -354,7 +355,7 @@ def facts(*, cpu: bool) -> Row:
         found["CUDA"] = torch.version.cuda
         if torch.cuda.is_available() and not cpu:
             found["GPU"] = torch.cuda.get_device_name()
-    except Exception as error:  # whatever a broken installation raises
+    except Exception as error:  # a broken installation may raise anything
         found["torch"] = repr(error)
     return found
 
@@ -378,7 +379,7 @@ def _cell(value: Any) -> str:
 
 
 def main() -> int:
-    """Run the sections that were asked for."""
+    """Run the requested sections."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--cpu", action="store_true", help="rehearse with small shapes on the CPU")

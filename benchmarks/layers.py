@@ -1,13 +1,14 @@
-"""Time the layer beside what would be used in its place.
+"""Time the layer beside alternatives to it.
 
 Usage: ``python benchmarks/layers.py [--quick]``
 
-All are timed in one process, in alternation within each library: our layer on PyTorch, JAX (jit)
-and NumPy with each engine; the same layer written with FFTs and automatic differentiation; average
-pooling; antialiased interpolation to the same size; a strided convolution; a copy. The paper's
-convention and bfloat16 are timed forward and backward at stride 2 alone. Prints tables, and writes
-`layers.json` and `layers.png` to `benchmarks/results`. ``--quick`` times fewer shapes, forward and
-backward in float32 at stride 2, and writes `layers-quick.json` and `layers-quick.png`.
+All contenders are timed in one process, in alternation within each library: our layer on PyTorch,
+JAX (jit) and NumPy with each engine; the same layer written with FFTs and automatic
+differentiation; average pooling; antialiased interpolation to the same size; a strided convolution;
+and a copy. The paper's convention and bfloat16 are timed only forward and backward at stride 2. The
+script prints tables, and writes `layers.json` and `layers.png` to `benchmarks/results`. ``--quick``
+times fewer shapes, forward and backward in float32 at stride 2, and writes `layers-quick.json` and
+`layers-quick.png`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ OURS, COMPARED = "ours, auto", ("fft autodiff", "interpolate", "avg_pool", "conv
 
 @dataclass(frozen=True)
 class Case:
-    """One row: what is downsampled, how, and in which direction."""
+    """One row: the input, how it is downsampled, and whether the backward pass is included."""
 
     shape: tuple[int, ...]
     stride: float
@@ -62,7 +63,7 @@ class Case:
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The resized axes: one for sound, two for images."""
+        """Resized axes: one for sound, two for images."""
         return (-2, -1) if len(self.shape) == 4 else (-1,)
 
     @property
@@ -72,12 +73,12 @@ class Case:
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """Shape of our layer's output: the resized axes are the last ones."""
+        """Shape of our layer's output. The resized axes are the last ones."""
         return (*self.shape[: -len(self.axes)], *self.sizes)
 
     @property
     def methods(self) -> list[str]:
-        """The engines that can be timed: a matrix for a long axis would not fit."""
+        """Engines that can be timed. A matrix for a long axis would not fit into memory."""
         return ["auto", "fft"] + ["matmul"] * (max(self.shape) <= LONGEST_MATRIX)
 
 
@@ -169,10 +170,11 @@ def numpy_runs(case: Case) -> measuring.Contenders:
 
 
 def necessary_multiply_adds(case: Case) -> int:
-    """Count the multiply-adds that the matrix engine cannot do without.
+    """Count the multiply-adds that the matrix engine needs at least.
 
-    Per direction, the products with the axis matrices; backward, besides, the products of x and of
-    the cotangent with the two factors of each slope, over as many bins as the ramp is wide.
+    These are the products with the axis matrices in each direction. Backward also needs the
+    products of x and of the cotangent with the two factors of each slope, over all bins of the
+    ramp.
     """
     sizes = [case.shape[axis] for axis in case.axes]
     batch = math.prod(case.shape) // math.prod(sizes)
@@ -191,14 +193,14 @@ def necessary_multiply_adds(case: Case) -> int:
 
 
 def ramp_bins(case: Case, size: int) -> int:
-    """Return how many frequencies lie in the ramp."""
+    """Return the number of frequencies in the ramp."""
     if case.convention == "paper":
         return 4
     return math.ceil(max(0.25 * size / (2 * case.stride), 1.0))
 
 
 def measure(case: Case, limits: dict[str, float], *, quick: bool) -> dict[str, object]:
-    """Time and weigh the contenders of one case."""
+    """Measure time and memory of the contenders of one case."""
     runs: measuring.Contenders = {}
     seconds: dict[str, float] = {}
     for contenders in (torch_runs, jax_runs, numpy_runs):
@@ -226,7 +228,7 @@ def measure(case: Case, limits: dict[str, float], *, quick: bool) -> dict[str, o
 
 
 def show(console: Console, rows: list[dict]) -> None:
-    """Print a table per dtype, direction and convention: milliseconds."""
+    """Print a table of milliseconds per dtype, direction and convention."""
     keys = ("dtype", "backward", "convention")
     for key, group in itertools.groupby(rows, lambda row: [row["case"][name] for name in keys]):
         dtype, backward, convention = key
@@ -250,7 +252,7 @@ def show(console: Console, rows: list[dict]) -> None:
 
 
 def show_ratios(console: Console, rows: list[dict]) -> None:
-    """Print what the layer's time is, as a ratio to that of each alternative."""
+    """Print the ratios between the time of the layer and the time of each alternative."""
     table = Table(title="nominal, stride 2, float32, forward + backward: ratios of medians")
     for name in (
         "shape",
@@ -282,7 +284,7 @@ def show_ratios(console: Console, rows: list[dict]) -> None:
 
 
 def _in_training(rows: list[dict]) -> list[dict]:
-    """Return the rows of a training step: forward and backward, stride 2, nominal, float32."""
+    """Return the rows for training steps: forward and backward, stride 2, nominal, float32."""
     wanted = {"stride": 2.0, "convention": "nominal", "dtype": "float32", "backward": True}
     return [row for row in rows if wanted.items() <= row["case"].items()]
 

@@ -1,4 +1,4 @@
-"""Timing side by side, memory, and the machine's own limits."""
+"""Timing side by side, memory, and the limits of the machine."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def medians(contenders: Contenders, *, rounds: int = 15, seconds: float = 20.0) -> dict[str, float]:
-    """Time functions in alternation, so that what disturbs the machine disturbs all of them.
+    """Time functions in alternation, so that other load on the machine affects all of them.
 
-    Those of one library at a time: the threads of another would still wait for work on the same
-    cores.
+    All functions should be of one library: the threads of another library would still wait for work
+    on the same cores.
 
     Parameters
     ----------
     contenders : dict of str to callable
     rounds : int
-        How often each is timed, after three warm-up rounds.
+        How often each function is timed, after three warm-up rounds.
     seconds : float
-        About how long all of it may take; at least five rounds are timed.
+        Approximate limit of the total time. At least five rounds are timed.
 
     Returns
     -------
     dict of str to float
-        Median time of each in seconds.
+        Median time of each function in seconds.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     began = time.perf_counter()
@@ -67,7 +67,7 @@ def with_backward(
 
 
 def torch_peak(run: Callable[[], object]) -> int:
-    """Return by how many bytes a torch CPU computation exceeds what was allocated before it."""
+    """Return the peak memory of a torch CPU computation in bytes, above the memory before it."""
     run()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
@@ -80,14 +80,14 @@ def torch_peak(run: Callable[[], object]) -> int:
 
 
 def resident_peak(run: Callable[[], object]) -> int:
-    """Return by how many bytes of memory the process exceeds what it had before; on Linux."""
+    """Return the peak memory of the process in bytes, above its memory before; only on Linux."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
     def kibibytes(key: str) -> int:
         (line,) = (line for line in status.read_text().splitlines() if line.startswith(key))
         return int(line.split()[1])
 
-    reset.write_text("5")  # The peak so far is forgotten.
+    reset.write_text("5")  # Reset the peak.
     before = kibibytes("VmRSS:")
     run()
     return 1024 * (kibibytes("VmHWM:") - before)
@@ -99,8 +99,8 @@ def machine_limits() -> dict[str, float]:
     Returns
     -------
     dict
-        ``gemm``, multiply-adds per second of a product of two 1024x1024 matrices; ``copy``, bytes
-        read and written per second copying 64 MiB.
+        ``gemm``, multiply-adds per second in a product of two 1024x1024 matrices; ``copy``, bytes
+        read and written per second when 64 MiB are copied.
     """
     a, b, c = (torch.randn(1024, 1024) for _ in range(3))
     source, target = torch.randn(2**24), torch.empty(2**24)
@@ -111,13 +111,13 @@ def machine_limits() -> dict[str, float]:
 
 
 def facts() -> dict[str, str]:
-    """Return machine and versions."""
+    """Return facts about the machine and the versions."""
     loaded = [frameworks.get(name) for name in ("numpy", "torch", "jax")]
     return environment.facts(loaded) | {"torch threads": str(torch.get_num_threads())}
 
 
 def save(name: str, content: dict[str, Any]) -> Path:
-    """Write results to `results/` beside the scripts and return the file's path."""
+    """Write results to `results/` beside the scripts, and return the path of the file."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"environment": facts(), **content}, indent=1) + "\n", "utf-8")

@@ -1,10 +1,10 @@
-"""Time the two products that a resize is made of, alone, in each library.
+"""Time the two matrix products of a resize on their own, in each library.
 
 Usage: ``python benchmarks/products.py``
 
-The product along the last axis is one large one; along the axis before it is a batch of small
-ones. How much slower a library's own products are bounds how fast the layer can be on it. Prints a
-table and writes `products.json` to `benchmarks/results`.
+The product along the last axis is one large product; the product along the axis before it is a
+batch of small ones. The speed of these products in a library limits the speed of the layer in it.
+The script prints a table and writes `products.json` to `benchmarks/results`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 SHAPES = [(2048, 32, 24), (512, 56, 36), (256, 112, 64)]
-"""Batch, N and M of the layer's targets."""
+"""Batch, N and M of the shapes that the layer has targets for."""
 
 
 def rates(batch: int, n: int, m: int) -> dict[str, float]:

@@ -1,14 +1,14 @@
-"""Swap layers into trained networks, before and after their convolutions, and train on.
+"""Swap layers into trained networks, before and after their convolutions, and continue training.
 
 Usage: ``python benchmarks/surgery_placement.py [--images PATH] [--seeds N] [--quick]``
 
-Networks with strided convolutions are trained on the handwritten digits, or on 10,000 images of a
-folder PATH/train/CLASS and PATH/test/CLASS, of one size, and tested on 5,000. Then
-`replace_downsampling` puts layers into two copies, in either placement; they and a copy that stays
-as it is are trained on in the same way. Printed are the accuracies on the test images right after
-the swap and after one and three further epochs, means over seeds with their standard errors, and
-the multiply-adds relative to the network that was not swapped. Writes `surgery_placement.json`, or
-`surgery_placement_images.json`, to `benchmarks/results`.
+Networks with strided convolutions are trained on the handwritten digits, or on 10,000 images of one
+size in a folder PATH/train/CLASS and PATH/test/CLASS, and tested on 5,000. Then
+`replace_downsampling` puts layers into two copies, one for each placement. These and an unchanged
+copy are trained further in the same way. The script prints the accuracies on the test images right
+after the swap and after one and three further epochs, as means over seeds with their standard
+errors, and the multiply-adds relative to the unchanged network. It writes `surgery_placement.json`,
+or `surgery_placement_images.json`, to `benchmarks/results`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from torch.utils.data import default_collate
 BATCH = 64
 EPOCHS = 6
 FURTHER = 3
-"""Epochs after the swap."""
+"""Number of epochs after the swap."""
 RATE = 1e-3
 FURTHER_RATE = 3e-4
 STRIDE_RATE = 3e-3
@@ -59,7 +59,7 @@ def residual(channels: int, classes: int) -> nn.Module:
 
 
 def plain(channels: int, classes: int) -> nn.Module:
-    """Return a network without shortcuts, whose every second convolution is strided."""
+    """Return a network without shortcuts in which every second convolution is strided."""
     layers: list[nn.Module] = []
     for width in (16, 32, 64):
         for stride in (1, 2):
@@ -78,7 +78,7 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {"residual": residual, "p
 
 
 def together(part: Any) -> Samples:
-    """Return all samples of a data set in two tensors."""
+    """Return all samples of a data set as two tensors."""
     images, labels = default_collate([part[index] for index in range(len(part))])
     return images, labels
 
@@ -98,11 +98,11 @@ def epochs(
     network : torch.nn.Module
     samples : Tensor, shape (N, C, H, W), and Tensor, shape (N,)
     seed : int
-        Of the order of the samples.
+        Seed of the order of the samples.
     rate : float
         Learning rate.
     decays_over : int or None
-        Epochs over which the rate falls to 0, as a cosine; None: it stays.
+        Epochs over which the rate falls to 0 along a cosine. None: the rate stays constant.
     stride_rate : float
         Learning rate of the strides.
     """
@@ -130,7 +130,7 @@ def epochs(
 
 @torch.no_grad()
 def accuracy(network: nn.Module, samples: Samples) -> float:
-    """Return the share of images that a network classifies rightly."""
+    """Return the share of images that a network classifies correctly."""
     network.eval()
     images, labels = samples
     logits = torch.cat([network(part) for part in images.split(BATCH)])
@@ -140,7 +140,7 @@ def accuracy(network: nn.Module, samples: Samples) -> float:
 def measure(
     make: Callable[[int, int], nn.Module], data: Data, train: Samples, test: Samples, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Train one network, swap, train on; return what was measured by the kind of copy."""
+    """Train a network, swap, and train further; return the measurements by kind of copy."""
     torch.manual_seed(seed)
     network = make(data.input_shape[0], len(data.classes))
     for _ in islice(epochs(network, train, seed, RATE, EPOCHS), EPOCHS):
@@ -164,7 +164,7 @@ def measure(
 
 
 def show(console: Console, name: str, runs: list[dict[str, dict[str, Any]]]) -> None:
-    """Print a network's means over seeds."""
+    """Print the means of a network over the seeds."""
     table = Table(title=f"{name}: accuracy on the test images, %, over {len(runs)} seeds")
     after = [f"after {n} epoch{'s' * (n > 1)}" for n in (1, FURTHER)]
     for column in ("", "right after", *after, "multiply-adds right after", after[-1]):
@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few samples, one seed, no file")
     options = parser.parse_args()
     console = Console(width=110)
-    # Maps of two samples, which no stride crops.
+    # The warning is about feature maps of two samples, which no stride crops.
     warnings.simplefilter("ignore", NothingToCropWarning)
     digits = options.images is None
     train_count, test_count = (None, None) if digits else (10_000, 5000)

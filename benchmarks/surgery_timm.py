@@ -1,16 +1,17 @@
-"""Put DiffStride into the models of timm, and say of each what became of it.
+"""Put DiffStride into the models of timm, and report the outcome for each of them.
 
 Usage: ``python benchmarks/surgery_timm.py [--only PATTERN ...] [--limit-seconds S]
 [--max-parameters M] [--results PATH] [--table]``
 
-Every model is made without weights, runs at 64 or 96 pixels, goes through `replace_downsampling`,
-and then through a forward and a backward pass in training mode. Where torch.fx cannot trace it, its
-strided modules are named, and those share a layer that must, as `report.breaks` shows. A process
-for each model keeps failures, too much memory and too much time to itself.
+Every model is made without weights, run at 64 or 96 pixels, passed through `replace_downsampling`,
+and then run forward and backward in training mode. If torch.fx cannot trace a model, its strided
+modules are given by name, and the modules that must share a layer, as `report.breaks` shows, do so.
+Each model has its own process, which contains failures and limits memory and time.
 
-Each model adds one line to `benchmarks/results/surgery_timm.jsonl`. Those that are in the file
-already are left out, so that a run can be stopped and started again; delete lines to have them made
-anew. At the end the table `surgery_timm.md` is written beside it, or at once with ``--table``.
+Each model adds one line to `benchmarks/results/surgery_timm.jsonl`. Models that are already in the
+file are skipped, so a run can be stopped and started again; delete lines to repeat them. At the
+end, the table `surgery_timm.md` is written beside the file. With ``--table``, only the table is
+written.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 SIZES = (64, 96)
-"""In pixels; the first that a model runs at."""
+"""Sizes in pixels. The first one that a model runs at is used."""
 BATCH = 2
 RESULTS = measuring.RESULTS / "surgery_timm.jsonl"
 
 PRELOADED = ["diffstride_torch", "measuring", "rich.progress", "timm", "torch.utils.flop_counter"]
-"""What is imported once, for all processes."""
+"""Modules that are imported once, for all processes."""
 CONVOLUTIONAL = "convolutional"
 
 OUTCOMES = {
@@ -70,7 +71,7 @@ class LeftOutError(Exception):
 def made(name: str) -> tuple[nn.Module, torch.Tensor]:
     """Return a model without weights, and an example that it runs on."""
     error: Exception | None = None
-    # Models whose maps must have the size that they were made for are told so.
+    # Models that work only at the size that they are built for are given the size.
     for told in (False, True):
         for size in SIZES:
             example = torch.randn(BATCH, 3, size, size)
@@ -89,7 +90,7 @@ def made(name: str) -> tuple[nn.Module, torch.Tensor]:
 def kind_of(model: nn.Module, example: torch.Tensor) -> str:
     """Return whether a model is convolutional, uses attention, or mixes positions otherwise.
 
-    Attention is what multiplies maps with one another.
+    A model uses attention if it multiplies feature maps with one another.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(example)
@@ -101,13 +102,13 @@ def kind_of(model: nn.Module, example: torch.Tensor) -> str:
         for module in model.modules()
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     )
-    # Larger than its stride, as that of a patch embedding is not.
+    # The kernel is larger than the stride, unlike in a patch embedding.
     overlap = any(max(kernel) > max(stride) for kernel, stride in kernels)
     return CONVOLUTIONAL if overlap else "other"
 
 
 def one_line(error: object, length: int = 160) -> str:
-    """Return the beginning of a message in one line."""
+    """Return the beginning of a message on one line."""
     text = " ".join(str(error).split())
     return text if len(text) <= length else f"{text[:length]}..."
 
@@ -115,7 +116,7 @@ def one_line(error: object, length: int = 160) -> str:
 def without_a_trace(
     name: str, model: nn.Module, example: torch.Tensor
 ) -> tuple[nn.Module, ReplacementReport, dict[str, str]]:
-    """Replace by names all that can be, and return the reasons of the others by their names."""
+    """Replace all modules that can be replaced by name; return the reasons for the others."""
     only, shared, kept = list(strided_modules(model)), list[list[str]](), dict[str, str]()
     while True:
         try:
@@ -135,7 +136,7 @@ def without_a_trace(
 
 
 def groups(report: ReplacementReport) -> Iterator[list[str]]:
-    """Yield names of modules whose outputs meet where a model fails, and that can share a layer."""
+    """Yield names of modules that can share a layer and whose outputs meet where a model fails."""
     for place in report.breaks:
         alike: dict[object, list[str]] = {}
         for done in report.replaced:
@@ -146,10 +147,10 @@ def groups(report: ReplacementReport) -> Iterator[list[str]]:
 
 
 def examine(name: str, max_parameters: float) -> Row:
-    """Return what becomes of a model."""
+    """Return the outcome for a model."""
     warnings.simplefilter("ignore", NothingToCropWarning)
     torch.manual_seed(0)
-    set_fused_attn(False)  # The products of attention are to be seen.
+    set_fused_attn(False)  # The products of attention must be visible.
     with torch.device("meta"):
         count = sum(p.numel() for p in timm.create_model(name, pretrained=False).parameters())
     row: Row = {"parameters": count}
@@ -194,7 +195,7 @@ def examine(name: str, max_parameters: float) -> Row:
 
 
 def train(model: nn.Module, example: torch.Tensor, report: ReplacementReport) -> None:
-    """Run a forward and a backward pass, raise ArithmeticError for gradients that are none."""
+    """Run forward and backward; raise ArithmeticError if a stride has no finite gradient."""
     outputs: list[torch.Tensor] = []
 
     def gather(found: Any) -> None:
@@ -223,7 +224,7 @@ def _work(connection: Connection, name: str, max_parameters: float, memory: int)
 
 
 def examine_apart(name: str, options: argparse.Namespace) -> Row:
-    """Examine a model in a process of its own, within the limits of time and memory."""
+    """Examine a model in its own process, within the limits of time and memory."""
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(
@@ -250,7 +251,7 @@ def examine_apart(name: str, options: argparse.Namespace) -> Row:
 
 
 def table_of(rows: list[Row]) -> str:
-    """Return what became of the models, as a page."""
+    """Return the outcomes for all models as a Markdown page."""
     tried = [row for row in rows if row["outcome"] != "left out"]
     models = len(timm.list_models())
     lines = [

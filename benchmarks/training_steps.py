@@ -2,14 +2,15 @@
 
 Usage: ``python benchmarks/training_steps.py``
 
-ResNet-18 on small images and, with ImageNet's stem, on large ones, downsampling by two at three
-places: by strided convolution; by spectral pooling and by DiffStride in front of the convolutions,
-the strides held and learnt; by both behind the convolutions, DiffStride in the paper's convention
-too. Prints time, peak memory and multiply-adds of a step, as ratios to the network with strided
-convolutions, and writes `training_steps.json` and `training_steps.png` to `benchmarks/results`.
+The networks are ResNet-18 on small images and, with ImageNet's stem, on large images. They
+downsample by two at three places: with strided convolutions; with spectral pooling or DiffStride
+before the convolutions, with held or learnt strides; or with either of them after the convolutions,
+for DiffStride also in the paper's convention. The script prints time, peak memory and multiply-adds
+of a step, as ratios to the network with strided convolutions. It writes `training_steps.json` and
+`training_steps.png` to `benchmarks/results`.
 
-The steps are timed in alternation in one process. The peak memory is that of a process of its own
-for each network, above what it has when the network is built.
+The steps are timed in alternation in one process. The peak memory is measured in a separate process
+for each network, above the memory that it has once the network is built.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def build(name: str, kind: str) -> nn.Module:
 def training_step(network: nn.Module, shape: tuple[int, ...]) -> Callable[[], None]:
     """Return a whole step: forward, loss, backward, optimiser, projection of the strides."""
     images, labels = torch.randn(shape), torch.randint(10, shape[:1])
-    # A rate at which nothing changes its size while it is timed; the operators are made again.
+    # At this rate, no size changes during the timing, but the operators are recomputed.
     optimizer = torch.optim.SGD(param_groups(network, lr=1e-6, stride_lr=1e-6), momentum=0.9)
     learns = any(
         isinstance(module, DiffStride2d) and module.strides.requires_grad
@@ -84,13 +85,13 @@ def training_step(network: nn.Module, shape: tuple[int, ...]) -> Callable[[], No
 
 
 def peak_in_a_process(name: str, kind: str) -> int:
-    """Return the peak memory of some steps in bytes, measured in a process of its own."""
+    """Return the peak memory of some steps in bytes, measured in a new process."""
     call = [sys.executable, __file__, name, kind]
     return int(subprocess.run(call, check=True, capture_output=True, text=True).stdout)
 
 
 def peak(name: str, kind: str) -> int:
-    """Return by how many bytes some steps exceed what this process has with the network built."""
+    """Return the peak memory of some steps in bytes, above the memory with the network built."""
     shape = NETWORKS[name][1]
     step = training_step(build(name, kind), shape)
     return measuring.resident_peak(lambda: [step() for _ in range(3)])
@@ -113,7 +114,7 @@ def measure(name: str) -> dict[str, dict[str, float]]:
 
 
 def ratios(rows: dict[str, dict[str, float]], kind: str) -> dict[str, float]:
-    """Return what a kind takes of each quantity, relative to strided convolution."""
+    """Return each quantity of a kind, relative to strided convolution."""
     return {key: rows[kind][key] / rows[STRIDED][key] for key in QUANTITIES}
 
 

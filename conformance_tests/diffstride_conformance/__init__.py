@@ -1,1 +1,1 @@
-"""Conformance kit: an independent reference, golden data, and the one rule that compares."""
+"""Conformance kit: an independent reference, golden data, and one rule for all comparisons."""

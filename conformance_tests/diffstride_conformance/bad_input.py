@@ -1,4 +1,4 @@
-"""Wrong calls, and how every adapter must refuse them: the same error, in the same words."""
+"""Wrong calls, which every adapter must refuse with the same error, in the same words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diffstride_conformance.implementation import Implementation
 
 @dataclass(frozen=True)
 class FrameworkArray:
-    """Stands for an array of the framework that is called.
+    """Placeholder for an array of the framework that is called.
 
     Attributes
     ----------
@@ -37,17 +37,17 @@ class BadCall:
     Attributes
     ----------
     name : str
-        Unique.
+        Unique name.
     operation : str
         Name of the function in the adapters.
     arguments : tuple
-        Positional arguments, with a `FrameworkArray` wherever the framework's own array goes.
+        Positional arguments, with a `FrameworkArray` in place of each array of the framework.
     options : dict
         Keyword arguments.
     error : type
-        Of the exception, not a base class of it.
+        Exact type of the exception, not a base class.
     mentions : tuple of str
-        What the message must contain: the argument, its value, what is allowed.
+        Texts that the message must contain: the argument, its value, and what is allowed.
     """
 
     name: str
@@ -59,12 +59,12 @@ class BadCall:
 
     @property
     def dtypes(self) -> set[str]:
-        """The dtypes of the framework's arrays among the arguments."""
+        """Dtypes of the framework's arrays among the arguments."""
         arguments = [*self.arguments, *self.options.values()]
         return {array.dtype for argument in arguments for array in _arrays(argument)}
 
     def build(self, subject: Implementation | Framework) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the positional and the keyword arguments for a framework, freshly made."""
+        """Return new positional and keyword arguments for a framework."""
         implementation = as_implementation(subject)
         arguments = tuple(_made(argument, implementation) for argument in self.arguments)
         options = {key: _made(value, implementation) for key, value in self.options.items()}
@@ -91,17 +91,17 @@ def _made(value: Any, implementation: Implementation) -> Any:
 
 SHAPE = (2, 12, 10)
 X = FrameworkArray(np.sin(np.arange(math.prod(SHAPE))).reshape(SHAPE))
-"""A good input: `diff_stride`, `spectral_resize` and `spectral_pool` take it with a stride of 2."""
+"""A valid input for `diff_stride`, `spectral_resize` and `spectral_pool`, with a stride of 2."""
 
 IMAGES = FrameworkArray(np.sin(np.arange(960)).reshape(2, 4, 12, 10))
 WEIGHT = FrameworkArray(np.cos(np.arange(216)).reshape(6, 4, 3, 3))
 BIAS = FrameworkArray(np.arange(6.0))
-"""Good together, and with a stride of 2, for `conv_diff_stride`."""
+"""`IMAGES`, `WEIGHT` and `BIAS` are valid together for `conv_diff_stride`, with a stride of 2."""
 
 
 @dataclass
 class _Group:
-    """Collects the wrong calls of one function about one argument."""
+    """The wrong calls of one function that are about one argument."""
 
     operation: str
     argument: str
@@ -378,7 +378,7 @@ def _choices() -> Iterator[BadCall]:
                 (True, TypeError),
                 (("ortho",), TypeError),
             )
-            if name != "norm":  # whose None is the convention's default
+            if name != "norm":  # for norm, None is the convention's default
                 wrong += ((None, TypeError),)
             for value, error in wrong:
                 mentions = (f"{name} must be one of {allowed}", f"got {value!r}")
@@ -542,7 +542,7 @@ def _convolved_arrays() -> Iterator[BadCall]:
     def add(
         group: _Group, what: str, wrong: Any, *mentions: str, error: type[Exception] = ValueError
     ) -> None:
-        """Add a call with a wrong array in place of the group's."""
+        """Add a call with a wrong array in place of the argument of the group."""
         given = {**arrays, group.argument: wrong}
         group.add(
             what, given["x"], given["weight"], 2.0,
@@ -556,7 +556,7 @@ def _convolved_arrays() -> Iterator[BadCall]:
             wrong = FrameworkArray(np.ones_like(good.values), dtype)
             add(group, dtype, wrong, *mentions, error=TypeError)
         for value in ([1.0], 1.0, None):
-            if argument == "bias" and value is None:  # which is no bias
+            if argument == "bias" and value is None:  # None means no bias
                 continue
             what = type(value).__name__
             add(group, what, value, f"{argument} must be a", f"got {what}", error=TypeError)
@@ -597,7 +597,7 @@ def _convolutions() -> Iterator[BadCall]:
         error: type[Exception] = ValueError,
         **others: Any,
     ) -> Iterator[BadCall]:
-        """One call per wrong value of a keyword argument, with others that are right."""
+        """Yield one call per wrong value of a keyword argument. The other arguments are right."""
         group = _Group("conv_diff_stride", argument)
         for value in wrong:
             options = {**others, argument: value}
@@ -621,7 +621,7 @@ def _convolutions() -> Iterator[BadCall]:
     for argument, names in choices.items():
         yield from calls(argument, f"be one of {names}", "", "matmul", "same", names[1:4].upper())
         wrong: tuple[Any, ...] = (1, True, ("zeros",))
-        if argument != "norm":  # whose None is the convention's default
+        if argument != "norm":  # for norm, None is the convention's default
             wrong = (*wrong, None)
         yield from calls(argument, f"be one of {names}", *wrong, error=TypeError)
     yield from calls("channels_last", "be True or False", 1, 0, None, "yes", error=TypeError)

@@ -1,4 +1,4 @@
-"""What is computed and compared: every operation, over sizes, ranks, strides and options."""
+"""The cases to compute and compare: every operation, over sizes, ranks, strides and options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "diff_stride": ("matmul", "fft"),
     "conv_diff_stride": ("fused", "separate"),
 }
-"""The ways to evaluate an operation, which cases ask for; by ``"auto"`` they ask for none."""
+"""Methods of an operation that cases ask for. With ``"auto"``, a case does not ask for one."""
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,21 @@ class Case:
     Attributes
     ----------
     name : str
-        Unique, and made of what the case is about.
+        Unique name, which describes the case.
     operation : str
         Name of the function in the adapters and in the oracle.
     shape : tuple of int
-        Of the input x; unused for ``"complexity"``.
+        Shape of the input x; unused for ``"complexity"``.
     strides : tuple
-        Numbers; for ``"complexity"`` a tuple of them per layer. Empty for ``"spectral_resize"``.
+        Numbers, or for ``"complexity"`` a tuple of numbers per layer. Empty for
+        ``"spectral_resize"``.
     options : dict
-        Keyword arguments, the same for the adapters and the oracle but for ``method``, which the
-        oracle does not know.
+        Keyword arguments. They are the same for the adapters and the oracle, except for ``method``,
+        which the oracle does not have.
     weight_shape : tuple of int
-        Of the weight of ``"conv_diff_stride"``.
+        Shape of the weight of ``"conv_diff_stride"``.
     has_bias : bool
-        Whether that has a bias.
+        Whether the convolution has a bias.
     """
 
     name: str
@@ -54,7 +55,7 @@ class Case:
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The axes that are resized."""
+        """Axes that are resized."""
         if not self.weight_shape:
             return tuple(self.options.get("axes", (-2, -1)))
         rank, end = len(self.weight_shape) - 2, -int(self.options.get("channels_last", False))
@@ -62,17 +63,17 @@ class Case:
 
     @property
     def method(self) -> str:
-        """How the operation is to be evaluated, ``"auto"`` where the case does not say."""
+        """Method of the operation, or ``"auto"`` if the case does not ask for one."""
         return str(self.options.get("method", "auto"))
 
     def random(self) -> np.random.Generator:
-        """Return the generator of the case's random arrays: the same in every process."""
+        """Return the generator of the case's random arrays, which is the same in every process."""
         return np.random.default_rng(list(self.name.encode()))
 
 
 SIZES = (*range(1, 18), 27, 31, 32, 33, 48, 63, 64, 65, 100, 127, 128, 129, 255, 256, 257)
 STRIDES = (1.0, 1.3, 2.0, 2.7, 3.0, 7.5, 1000.0, 0.4)
-"""Often ties (1, 2, 3), fractions, above the upper bound, and below 1 as a drifted parameter."""
+"""Strides that often give ties (1, 2, 3), fractions, one above the upper bound, one below 1."""
 
 SMOOTHNESS = {"paper": (0.5, 1.0, 2.5, 4.0, 8.0, 16.0), "nominal": (0.05, 0.25, 0.6, 1.0)}
 
@@ -107,7 +108,7 @@ def _diff_stride(
 
 
 def _axis_sizes() -> Iterator[Case]:
-    """One axis of every size, at a stride that differs from size to size, with either engine."""
+    """Yield cases of one axis of every size, at strides that vary with it, by both engines."""
     for convention, method in itertools.product(("paper", "nominal"), ("matmul", "fft")):
         for i, size in enumerate(SIZES):
             for stride in (STRIDES[i % len(STRIDES)], 2.0):
@@ -118,7 +119,7 @@ def _axis_sizes() -> Iterator[Case]:
 
 
 def _ties() -> Iterator[Case]:
-    """One axis in the nominal convention where rounding would decide, and at either bound.
+    """Yield cases of one axis in which rounding would decide, and at both bounds (nominal).
 
     Some of the strides are ties only up to their rounding to float32 or float64.
     """
@@ -146,7 +147,7 @@ def _ties() -> Iterator[Case]:
             (21, 4.2, {"smoothness": 0.05, "sizes": (25,)}),
             (33, 2.2, {}),
         ),
-        # rho q = 1: the wide ramp's derivative.
+        # rho q = 1: the derivative of the wide ramp counts.
         "branch": (
             (8, 1.0, {}),
             (16, 2.0, {}),
@@ -157,7 +158,7 @@ def _ties() -> Iterator[Case]:
             (44, 1.1, {"smoothness": 0.05}),
             (12, 6.0, {"smoothness": 1.0}),
         ),
-        # N/S + 3/4 is an integer: the larger size, which is odd or even.
+        # N/S + 3/4 is an integer: the larger size is taken, which may be odd or even.
         "size": (
             (17, 4.0, {}),
             (13, 4.0, {}),
@@ -186,7 +187,7 @@ def _ties() -> Iterator[Case]:
             (32, 16.0, {"sizes": (5,)}),
             (32, 16.0, {"cropping": False}),
         ),
-        # Beyond N/2: from q = 1/2 on only frequency 0 is left.
+        # Beyond N/2: from q = 1/2 on, only frequency 0 is left.
         "unbounded": (
             (12, 12.0, {"limits": None, "cropping": False}),
             (12, 11.0, {"limits": None, "cropping": False}),
@@ -201,7 +202,7 @@ def _ties() -> Iterator[Case]:
 
 
 def _combinations() -> Iterator[Case]:
-    """Two and three axes with random sizes, strides and options from a fixed generator."""
+    """Yield cases of two and three axes, with options from a random generator of a fixed seed."""
     rng = np.random.default_rng(20220203)
 
     def pick(values: Any) -> Any:
@@ -235,7 +236,7 @@ def _combinations() -> Iterator[Case]:
 
 
 def _tensorflow() -> Iterator[Case]:
-    """Even and odd heights and widths in the convention of the authors' code."""
+    """Yield cases of even and odd heights and widths in the convention of the authors' code."""
     shapes = ((2, 32, 32), (2, 31, 28), (17, 40), (2, 26, 33), (2, 9, 15), (1, 8, 8), (2, 5, 2))
     for i, (shape, strides) in enumerate(
         itertools.product(shapes, ((2.0, 2.0), (1.3, 2.7), (3.0, 1.5), (1.0, 5.0), (2.2,)))
@@ -255,7 +256,7 @@ def _tensorflow() -> Iterator[Case]:
 
 
 def _layouts() -> Iterator[Case]:
-    """Axes anywhere and in any order, channels first and last."""
+    """Yield cases with axes at any place and in any order, channels first and channels last."""
     layouts: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
         ((2, 12, 15, 3), (1, 2)),
         ((2, 12, 15, 3), (2, 1)),
@@ -339,7 +340,7 @@ def _conv_diff_stride(
 
 
 def _kernels() -> Iterator[Case]:
-    """Kernels of every form before a resize, with either border and by either method; long sums."""
+    """Yield cases of all forms of kernels before a resize, with both borders and methods."""
     for kernel in (
         (1,), (3,), (5,), (7,),
         (1, 1), (3, 3), (5, 5), (3, 1), (1, 5),
@@ -355,7 +356,7 @@ def _kernels() -> Iterator[Case]:
                 padding_mode=padding_mode,
                 method=method,
             )
-    # A stride at which this mask of an odd height has a slope at frequency 0, where the bias is.
+    # At this stride, the mask of an odd height has a slope at frequency 0, where the bias is.
     for method in ("fused", "separate"):
         yield _conv_diff_stride(
             "kernel", (2, 3, 9, 12), (4, 3, 3, 3), (4.5, 2.4),
@@ -366,15 +367,15 @@ def _kernels() -> Iterator[Case]:
             yield _conv_diff_stride(
                 "kernel", shape, (6, 8, *kernel), strides, has_bias=True, method=method
             )
-    # Nearly the longest sums that the fused evaluation takes, over few channels.
+    # Nearly the longest sums that the fused evaluation accepts, over few channels.
     for shape, kernel, stride in (((2, 4, 2048), 3, 1.6), ((2, 4, 1300), 5, 1.8)):
         yield _conv_diff_stride("long", shape, (3, 4, kernel), (stride,), method="fused")
 
 
 def _convolutions() -> Iterator[Case]:
-    """Convolutions before a resize of one, two or three axes, with options as in `_combinations`.
+    """Yield cases of convolutions before a resize, with random options as in `_combinations`.
 
-    Some kernels reach beyond maps as small as these.
+    Some kernels are larger than the feature maps.
     """
     rng = np.random.default_rng(20150611)
 
@@ -386,7 +387,7 @@ def _convolutions() -> Iterator[Case]:
         most = {1: 26, 2: 20, 3: 12}[rank]
         sizes = tuple(int(pick(SIZES[:most])) for _ in range(rank))
         batch = pick(((0,), (3, 0)) if number % 15 == 7 else ((), (2,), (5,), (2, 3), (1, 2, 1)))
-        # Some depthwise, where every channel is a group.
+        # Some are depthwise: every channel is a group.
         groups, inputs, outputs = pick(
             ((1, 3, 4), (1, 1, 2), (1, 6, 1), (2, 2, 3), (2, 1, 2), (3, 1, 1), (3, 2, 1), (4, 1, 3))
         )
@@ -433,7 +434,7 @@ def _convolutions() -> Iterator[Case]:
 
 
 def _multiples() -> Iterator[Case]:
-    """Output sizes raised to a multiple: to an even, an odd and the input's own size."""
+    """Yield cases of sizes raised to a multiple: to an even, an odd and the input's own size."""
     for convention, method in itertools.product(("paper", "nominal"), ("matmul", "fft")):
         for (size, stride), multiple in itertools.product(
             ((33, 2.0), (32, 2.7), (21, 1.0), (24, 7.5)), (2, 3, 8)

@@ -74,8 +74,8 @@ def _verify(arguments: Sequence[str] | None) -> int:
     except ValueError as error:
         parser.error(str(error))
 
-    # Before the frameworks are imported: their threads would wait for each other's turn at arrays
-    # as small as these.
+    # Set before the frameworks are imported: on arrays as small as these, their threads would wait
+    # for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     start = time.perf_counter()
     implementations, named_by, absent, missing = _implementations(options)
@@ -188,9 +188,10 @@ def _chosen(options: argparse.Namespace) -> selection.Selection:
 def _implementations(
     options: argparse.Namespace,
 ) -> tuple[list[Implementation], dict[str, str], dict[str, str], dict[str, str]]:
-    """Return the implementations there are, what names each, and why others are absent or missing.
+    """Return the implementations found, their options, and the reasons why others are not found.
 
-    One that is installed but cannot be imported is missing also where nobody asked for it.
+    The last two results are the absent and the missing implementations, with the reasons. An
+    implementation that is installed but cannot be imported is missing even if it was not requested.
     """
     found: dict[str, Implementation] = {}
     named_by: dict[str, str] = {}

@@ -1,8 +1,8 @@
-"""The one rule by which results are compared: dtype, device and shape exactly, then values.
+"""One rule for all comparisons: dtype, device and shape must be equal, then values are compared.
 
-Every implementation owes the same accuracy (:data:`TOLERANCES`). Outputs and input gradients are
-measured against the largest magnitude of the reference, stride gradients against their bound ``B``
-(:attr:`diffstride_conformance.oracle.Reference.bound`).
+The same accuracy is required of every implementation (:data:`TOLERANCES`). Errors of outputs and
+input gradients are relative to the largest magnitude of the reference; errors of stride gradients
+are relative to their bound ``B`` (:attr:`diffstride_conformance.oracle.Reference.bound`).
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ Quantity = Literal["output", "dx", "dstrides"]
 
 
 class Tolerance(NamedTuple):
-    """What one precision owes for each quantity.
+    """Tolerances of one precision for each quantity.
 
     Attributes
     ----------
     output, dx : float
-        Relative to the reference's largest magnitude or, where `significand_bits` is set, in units
-        in the last place of that magnitude.
+        Tolerance relative to the largest magnitude of the reference or, if `significand_bits` is
+        set, in units in the last place of that magnitude.
     dstrides : float
-        In units of the bound ``B``.
+        Tolerance in units of the bound ``B``.
     significand_bits : int or None
-        Explicitly stored bits of a half precision; None for the others.
+        Explicitly stored significand bits of a half-precision format; None for other formats.
     smallest_exponent : int
-        Exponent of a half precision's smallest normal number: below it an ulp shrinks no further.
+        Exponent of the smallest normal number of a half-precision format. Below it, an ulp does not
+        become smaller.
     """
 
     output: float
@@ -49,7 +50,7 @@ TOLERANCES: dict[str, Tolerance] = {
 }
 
 HOST_DTYPE = {"bfloat16": "float32"}
-"""How a dtype that NumPy does not have arrives here; any other arrives as itself."""
+"""Dtypes on the host of results whose dtype NumPy does not have. Other dtypes stay the same."""
 
 
 class Mismatch(AssertionError):  # noqa: N818 - it names what was found, as AssertionError does
@@ -58,8 +59,8 @@ class Mismatch(AssertionError):  # noqa: N818 - it names what was found, as Asse
     Attributes
     ----------
     units : float
-        The worst error in units of the tolerance; infinite where the difference is not one of
-        values.
+        Worst error in units of the tolerance. It is infinite if something other than values
+        differs.
     """
 
     def __init__(self, message: str, units: float = math.inf) -> None:
@@ -68,12 +69,12 @@ class Mismatch(AssertionError):  # noqa: N818 - it names what was found, as Asse
 
 
 class Result(NamedTuple):
-    """An array that an implementation returned, as the host sees it.
+    """An array that an implementation returned, with its values on the host.
 
     Attributes
     ----------
     host : ndarray
-        Its values; bfloat16 as float32.
+        Values of the array. bfloat16 is stored as float32.
     dtype : str
     device : object
     """
@@ -93,26 +94,26 @@ def check_result(
     precision: str | None = None,
     bound: npt.ArrayLike | None = None,
 ) -> float:
-    """Compare a result of an implementation with what it owes.
+    """Compare a result of an implementation with the reference.
 
     Parameters
     ----------
     quantity, reference, dtype, precision, bound
-        As for :func:`check`.
+        See :func:`check`.
     result : Result or None
-        None where the implementation returned that, which never passes.
+        Result to check. None, if the implementation returned None, never passes.
     device : object
-        The device that the result must be on: that of the arrays it was computed from.
+        Device that the result must be on: the device of the arrays that it was computed from.
 
     Returns
     -------
     float
-        As for :func:`check`.
+        See :func:`check`.
 
     Raises
     ------
     Mismatch
-        Also if the dtype or the device is another.
+        If :func:`check` raises it, or if the dtype or the device is wrong.
     """
     if result is None:
         raise Mismatch(f"{quantity}: None, expected an array")
@@ -138,34 +139,35 @@ def check(
     Parameters
     ----------
     quantity : {"output", "dx", "dstrides"}
-        What is compared; decides the row of the tolerance table and the scale.
+        Kind of quantity. It decides the column of the tolerance table and the scale.
     actual : ndarray
-        The result, on the host. A bfloat16 result is passed as a float32 array.
+        Result on the host. A bfloat16 result is passed as a float32 array.
     reference : array_like
-        The float64 evaluation: of the input as rounded to its dtype, so that only the
-        implementation's own errors count.
+        Float64 evaluation of the input as rounded to its dtype, so that only the implementation's
+        own errors count.
     dtype : str
-        Name of the dtype the result must have, ``"bfloat16"`` included.
+        Name of the dtype that the result must have. It may be ``"bfloat16"``.
     precision : str, optional
-        Name of the dtype of the input, where the result's differs: a stride gradient has the
-        stride's dtype but cannot be better than the input's. The looser of the two counts.
-        `dtype` if None.
+        Name of the dtype of the input if it differs from the result's: a stride gradient has the
+        dtype of the strides, but cannot be more accurate than the input. The looser of the two
+        tolerances counts. Default: `dtype`.
     bound : array_like, optional
-        ``B``, of the reference's shape; required for ``"dstrides"``.
+        ``B``, of the reference's shape. It is required for ``"dstrides"``.
     extra : float
-        Added to the table's relative tolerance. Without double precision a traced float32 stride
-        is owed ``1e-7 * N/(2 S R)``, where `R` is the width of the ramp in frequencies.
+        Value that is added to the relative tolerance of the table. Without double precision, a
+        traced float32 stride is allowed an extra ``1e-7 * N/(2 S R)``, where `R` is the width of
+        the ramp in frequencies.
 
     Returns
     -------
     float
-        The worst error in units of the tolerance, at most 1.
+        Worst error in units of the tolerance, at most 1.
 
     Raises
     ------
     Mismatch
-        If shapes or dtypes differ, or any value is off by more than the tolerance; an exact zero
-        is required where the scale is zero, and NaN never passes.
+        If shapes or dtypes differ, or if an error exceeds the tolerance. If the scale is zero, an
+        exact zero is required. NaN never passes.
     """
     expected = np.asarray(reference, dtype=np.float64)
     if actual.shape != expected.shape:
@@ -191,15 +193,15 @@ def worst(
     expected: npt.NDArray[np.float64],
     tolerance: npt.NDArray[np.float64],
 ) -> float:
-    """Return the worst error in units of the tolerance; all arrays have one shape.
+    """Return the worst error in units of the tolerance. All arrays have the same shape.
 
     Raises
     ------
     Mismatch
-        Saying `what` is off and where, if the error is greater than 1 or not a number.
+        If the error is greater than 1 or not a number. The message names `what` and the element.
     """
     error = np.abs(actual.astype(np.float64) - expected)
-    # Written so that NaN and infinite errors exceed, and an exact zero meets a tolerance of zero.
+    # NaN and infinite errors must exceed the tolerance. An exact zero must meet a tolerance of 0.
     units = np.full(expected.shape, math.inf)
     np.divide(error, tolerance, out=units, where=np.isfinite(error) & (tolerance > 0))
     units = np.where(error == 0, 0.0, units)
@@ -225,9 +227,9 @@ def allowed(
     bound: npt.ArrayLike | None = None,
     extra: float = 0.0,
 ) -> npt.NDArray[np.float64]:
-    """Return the largest error that `precision` permits, element by element.
+    """Return the largest error that `precision` allows, element by element.
 
-    Parameters are those of :func:`check`.
+    The parameters are the same as in :func:`check`.
 
     Raises
     ------
@@ -244,7 +246,7 @@ def allowed(
     if row.significand_bits is None or largest == 0:
         limit = relative * largest
     else:
-        # frexp's mantissa lies in [1/2, 1), that of the format in [1, 2).
+        # The mantissa of frexp is in [1/2, 1), the mantissa of the format is in [1, 2).
         exponent = max(math.frexp(largest)[1] - 1, row.smallest_exponent)
         limit = relative * math.ldexp(1.0, exponent - row.significand_bits)
     return np.full(reference.shape, limit + extra * largest)

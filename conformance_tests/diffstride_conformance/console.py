@@ -30,7 +30,7 @@ if not _console.is_terminal:
 
 
 def show_facts(facts: dict[str, str]) -> None:
-    """Print what a run's results depend on."""
+    """Print the facts that the results of a run depend on."""
     width = max(map(len, facts))
     for name, value in facts.items():
         _console.print(f"[bold]{name:>{width}}[/]  {escape(value)}", soft_wrap=True)
@@ -38,7 +38,7 @@ def show_facts(facts: dict[str, str]) -> None:
 
 @contextmanager
 def progress(steps: int) -> Iterator[Callable[[str], object]]:
-    """Show a progress bar, and yield the function that is called before each step."""
+    """Show a progress bar, and yield the function to call before each step."""
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
@@ -51,7 +51,7 @@ def progress(steps: int) -> Iterator[Callable[[str], object]]:
 
 
 def show(report: Report) -> None:
-    """Print the tables of a report, the cases behind its worst errors, and what is wrong."""
+    """Print the tables of a report, the cases of its worst errors, and the failures."""
     _console.print("\nWorst errors in units of the tolerance: up to 1 passes.")
     for dtype in dtypes_of(report):
         table = worst(report, dtype, pairs=False)
@@ -101,7 +101,7 @@ def _number(comparison: Comparison) -> str:
 
 
 def _show_cases(table: Table) -> None:
-    """Print which case each error of a table comes from."""
+    """Print the case that each error of a table comes from."""
     grid = Grid(box=None, show_header=False, padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True)
     grid.add_column()

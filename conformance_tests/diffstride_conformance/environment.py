@@ -1,4 +1,4 @@
-"""What the results of a run depend on beside the code."""
+"""Facts besides the code that the results of a run depend on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diffstride_conformance.implementation import Implementation
 
 
 def facts(implementations: Sequence[Implementation]) -> dict[str, str]:
-    """Return versions, machine, threads and the devices of each implementation, to be read."""
+    """Return versions, machine, threads and the devices of each implementation, as text."""
     found = {
         "diffstride": importlib.metadata.version("diffstride"),
         "Python": platform.python_version(),
@@ -32,13 +32,13 @@ def facts(implementations: Sequence[Implementation]) -> dict[str, str]:
 
 
 def _name(device: object) -> str:
-    """Return what stands between quotes in a device's description, if anything does."""
+    """Return the quoted part of a device's description, or all of it if nothing is quoted."""
     quoted = re.search(r"'([^']+)'", str(device))
     return quoted[1] if quoted else str(device)
 
 
 def _processor() -> str:
-    # Python itself knows the processor's name on few systems.
+    # Python itself knows the name of the processor only on few systems.
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The implementations known by name: the registry's frameworks and array-api-strict."""
+"""Implementations that are known by name: the registry's frameworks and array-api-strict."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FrameworkImplementation:
     ----------
     framework : Framework
     version : str, optional
-        Of the framework; that of the module of its name if None.
+        Version of the framework. None: the version of the module with its name.
     """
 
     def __init__(self, framework: Framework, version: str | None = None) -> None:
@@ -45,7 +45,7 @@ class FrameworkImplementation:
         self.authors_strides = functions.authors_strides
 
     def devices(self) -> Sequence[Any]:
-        """Return the devices there are to compute on, the default one first."""
+        """Return the devices to compute on, the default one first."""
         return self._backend.devices()
 
     def dtypes(self, device: Any) -> Sequence[str]:
@@ -60,7 +60,7 @@ class FrameworkImplementation:
         ]
 
     def from_host(self, array: HostArray, dtype: str, device: Any = None) -> Any:
-        """Return a copy of a NumPy array in the dtype named, on a device from `devices`."""
+        """Return a copy of a NumPy array in the given dtype, on a device from `devices`."""
         return self._backend.from_host(array, dtype, device)
 
     def to_host(self, array: Any) -> HostArray:
@@ -77,7 +77,7 @@ class FrameworkImplementation:
 
 
 def as_implementation(subject: Implementation | Framework) -> Implementation:
-    """Return an implementation, made of the framework where it is one."""
+    """Return an implementation as it is, or the implementation made from a framework."""
     return FrameworkImplementation(subject) if isinstance(subject, Framework) else subject
 
 
@@ -87,14 +87,14 @@ def names() -> tuple[str, ...]:
 
 
 def unavailable(name: str) -> str | None:
-    """Return why an implementation cannot be used here, None where it can.
+    """Return why an implementation cannot be used here, or None if it can.
 
-    Imports no framework but CuPy, which alone knows whether it has a GPU.
+    The only framework that this imports is CuPy, because only CuPy knows whether it has a GPU.
 
     Raises
     ------
     ValueError
-        For an unknown name.
+        If the name is unknown.
     """
     if name == STRICT:
         found = importlib.util.find_spec("array_api_strict") is not None
@@ -103,12 +103,12 @@ def unavailable(name: str) -> str | None:
 
 
 def get(name: str) -> Implementation:
-    """Return an implementation by name, importing its framework.
+    """Import the framework of an implementation, given by name, and return the implementation.
 
     Raises
     ------
     ValueError
-        For an unknown name.
+        If the name is unknown.
     ImportError, ImplementationError, RuntimeError
         If it is unavailable.
     """

@@ -1,7 +1,8 @@
-"""Load the golden data: what the authors' own code returned, recorded once.
+"""Load the golden data: recorded results of the authors' own code.
 
-The package carries a subset (see ``golden/README.md``); the full recording has the same layout and
-is read by the same functions, from the folder passed in or named by ``DIFFSTRIDE_GOLDEN``.
+The package contains a subset (see ``golden/README.md``). The full recording has the same layout,
+and the same functions read it, from the folder that is passed to them or that ``DIFFSTRIDE_GOLDEN``
+names.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ FOLDER_VARIABLE = "DIFFSTRIDE_GOLDEN"
 
 @dataclass(frozen=True)
 class GoldenConfig:
-    """The arguments the authors' layer was built with.
+    """Arguments that the authors' layer was built with.
 
     Attributes
     ----------
     strides : tuple of float
-        One per axis (height, width), or a single one where `shared_stride`.
+        One stride per axis (height, width), or a single stride if `shared_stride`.
     smoothness : float or None
-        None for ``FixedSpectralPooling``, which has none.
+        None for ``FixedSpectralPooling``, which has no smoothness.
     cropping, shared_stride : bool
     limits : (lower, upper)
-        None where there is no limit.
+        Limits of the strides. None means no limit.
     axes : (int, int)
-        The array axes of height and width, as their ``data_format`` puts them.
+        Array axes of height and width, according to the authors' ``data_format``.
     """
 
     strides: tuple[float, ...]
@@ -55,14 +56,15 @@ class GoldenCase:
     layer : {"DiffStride", "FixedSpectralPooling"}
     config : GoldenConfig
     special : str or None
-        Why float32 rounding or a difference of the code decides the case, which is tested apart.
+        Why float32 rounding or a difference between the codes decides the case. Such cases are
+        tested separately.
     note : str
     arrays : mapping of str to ndarray
         ``x``, ``g`` (cotangent), ``y``, ``dx``, ``strides_before``, ``strides_after`` (the authors'
-        layer raises its strides when called) and, for ``DiffStride``, ``dstrides``.
+        layer raises its strides when it is called) and, for ``DiffStride``, ``dstrides``.
     dstrides_sum_abs_terms : ndarray or None
-        The sum of the absolute values of the terms that make up each stride's gradient: its
-        accuracy is relative to this. None where it was not recorded.
+        Sum of the absolute values of the terms of each stride's gradient. The accuracy of the
+        gradient is relative to this sum. None if it was not recorded.
     """
 
     id: str
@@ -77,9 +79,9 @@ class GoldenCase:
 
 @dataclass(frozen=True)
 class GoldenTrajectory:
-    """Some steps of SGD with momentum on one layer's strides.
+    """Some steps of SGD with momentum on the strides of one layer.
 
-    The loss is ``mean(y**2)`` before step `switch` and its negative from then on; the update is
+    The loss is ``mean(y**2)`` before step `switch` and its negative from then on. The update is
     ``v = momentum*v - lr*g``, ``s = clip(s_after_call + v, lower or 1, upper)``.
 
     Attributes
@@ -103,18 +105,18 @@ class GoldenTrajectory:
 
 
 def default_folder() -> Path:
-    """Return the folder named by ``DIFFSTRIDE_GOLDEN`` where that is set, else the packaged one."""
+    """Return the folder that ``DIFFSTRIDE_GOLDEN`` names if it is set, else the packaged one."""
     named = os.environ.get(FOLDER_VARIABLE)
     return Path(named) if named else PACKAGED_FOLDER
 
 
 def load_cases(folder: str | os.PathLike[str] | None = None) -> list[GoldenCase]:
-    """Load every case, in the order they were recorded.
+    """Load every case, in the order of recording.
 
     Parameters
     ----------
     folder : path, optional
-        A folder with ``manifest.json`` and the arrays it names; :func:`default_folder` if None.
+        Folder with ``manifest.json`` and the arrays that it names. Default: :func:`default_folder`.
     """
     root = default_folder() if folder is None else Path(folder)
     entries = json.loads((root / "manifest.json").read_text())["cases"]
@@ -139,7 +141,7 @@ def load_cases(folder: str | os.PathLike[str] | None = None) -> list[GoldenCase]
 
 
 def load_trajectories(folder: str | os.PathLike[str] | None = None) -> list[GoldenTrajectory]:
-    """Load every trajectory; `folder` as for :func:`load_cases`, with ``trajectories.json``."""
+    """Load every trajectory, from ``trajectories.json`` in a folder as in :func:`load_cases`."""
     root = default_folder() if folder is None else Path(folder)
     entries = json.loads((root / "trajectories.json").read_text())
     arrays = _load_arrays(root, entries)
@@ -160,13 +162,13 @@ def load_trajectories(folder: str | os.PathLike[str] | None = None) -> list[Gold
 def _load_arrays(
     root: Path, entries: list[dict[str, Any]]
 ) -> dict[str, dict[str, npt.NDArray[Any]]]:
-    """Load the arrays of all entries, stored as ``ID/NAME`` in the files that they name."""
+    """Load the arrays of all entries, which are stored as ``ID/NAME`` in the entries' files."""
     arrays: dict[str, dict[str, npt.NDArray[Any]]] = {entry["id"]: {} for entry in entries}
     for file in sorted({entry["file"] for entry in entries}):
         with np.load(root / file) as archive:
             for key in archive.files:
                 entry_id, name = key.split("/")
-                # A file may also hold what another manifest, or none, lists.
+                # A file may also contain arrays that this manifest does not list.
                 if entry_id in arrays:
                     arrays[entry_id][name] = archive[key]
     return arrays
@@ -179,7 +181,7 @@ def _config(recorded: Mapping[str, Any]) -> GoldenConfig:
     )
     shared = recorded.get("shared_stride", False)
     return GoldenConfig(
-        # Given two strides, the authors' shared layer keeps the first.
+        # If the authors' shared layer is given two strides, it keeps the first.
         strides=tuple(strides[:1] if shared else strides),
         smoothness=recorded.get("smoothness_factor"),
         cropping=recorded.get("cropping", True),

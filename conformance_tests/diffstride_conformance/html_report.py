@@ -19,7 +19,7 @@ from diffstride_conformance.verify import (
 )
 
 DECADES = 4
-"""Below 1, how many powers of ten the colours tell apart."""
+"""Number of powers of ten below 1 that the colours distinguish."""
 
 
 class Strip(NamedTuple):
@@ -28,9 +28,9 @@ class Strip(NamedTuple):
     Attributes
     ----------
     cases : dict of str
-        The columns, in their order.
+        Columns, in order.
     rows : dict of (str, str) to dict of str to Comparison
-        Per subject and dtype, the worst comparison of each case that there is one for.
+        For each subject and dtype, the worst comparison of each case that has one.
     """
 
     cases: dict[str, None]
@@ -71,7 +71,7 @@ def strips(report: Report) -> dict[str, Strip]:
 
 
 def colour(comparison: Comparison) -> str:
-    """Return the attributes that colour a comparison: by the logarithm of its error."""
+    """Return the attributes that colour a comparison by the logarithm of its error."""
     if comparison.failure is not None:
         return 'class="failed"'
     if comparison.units == 0:

@@ -1,4 +1,4 @@
-"""What the kit asks of an implementation under test, and how a third party's is found."""
+"""The interface of an implementation under test, and how to load a third party's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HostArray: TypeAlias = npt.NDArray[Any]
 Pullback: TypeAlias = Callable[[Any], tuple[Any, ...]]
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-"""The dtypes that an input may have."""
+"""Dtypes that an input may have."""
 
 OPERATIONS = (
     "diff_stride",
@@ -25,30 +25,31 @@ OPERATIONS = (
     "output_sizes",
     "authors_strides",
 )
-"""The functions of an implementation, any of which it may leave out."""
+"""Functions of an implementation. It may leave out any of them."""
 
 
 class Implementation(Protocol):
-    """An implementation of the operators, on the arrays of whatever framework it has.
+    """An implementation of the operators on the arrays of some framework.
 
-    Beside the members below it has the functions of the adapters, under the same names and with
-    the same arguments: ``diff_stride``, ``conv_diff_stride``, ``spectral_resize``,
-    ``spectral_pool`` and ``complexity``, each returning a pair of the value and its pullback, which
-    maps a cotangent to a tuple of gradients (of x, then of the strides; of x, weight, strides and,
-    if there is one, bias for ``conv_diff_stride``; of each layer's strides for ``complexity``);
-    ``output_sizes`` and ``authors_strides``, which return tuples of numbers. What each computes is
-    said in `diffstride_backends.functional.Functional` and, as plain sums, in
-    `diffstride_conformance.oracle`. A function that is missing, or None, is reported as not
-    offered; so are the methods ``"fused"`` and ``"separate"`` of ``conv_diff_stride`` that are not
-    in ``conv_methods``, where there is such an attribute.
+    Besides the members below, it has the functions of the adapters, under the same names and with
+    the same arguments. ``diff_stride``, ``conv_diff_stride``, ``spectral_resize``,
+    ``spectral_pool`` and ``complexity`` each return a pair of the value and its pullback. The
+    pullback maps a cotangent to a tuple of gradients: of x, then of the strides; for
+    ``conv_diff_stride``, of x, weight, strides and, if there is one, bias; for ``complexity``, of
+    each layer's strides. ``output_sizes`` and ``authors_strides`` return tuples of numbers.
+    `diffstride_backends.functional.Functional` documents what each function computes, and
+    `diffstride_conformance.oracle` gives it as plain sums. A function that is missing or None is
+    reported as not offered. If there is an attribute ``conv_methods``, the methods ``"fused"`` and
+    ``"separate"`` of ``conv_diff_stride`` that it lacks are also reported as not offered.
 
     Attributes
     ----------
     name, version : str
-        As the tables call it.
+        Name and version for the tables.
     plain_autodiff : callable or None
-        Returns a context in which the implementation does without the derivatives it attaches, and
-        lets its framework differentiate the forward pass; None if there is no such thing.
+        Function that returns a context in which the implementation does not use the derivatives
+        that it attaches, and lets its framework differentiate the forward pass. None if there is no
+        such context.
     """
 
     name: str
@@ -56,25 +57,25 @@ class Implementation(Protocol):
     plain_autodiff: Callable[[], AbstractContextManager[Any]] | None
 
     def devices(self) -> Sequence[Any]:
-        """Return the devices there are to compute on, the default one first."""
+        """Return the devices to compute on, the default one first."""
 
     def dtypes(self, device: Any) -> Sequence[str]:
-        """Return which of the `DTYPES` an input may have on a device from `devices`."""
+        """Return the `DTYPES` that an input may have on a device from `devices`."""
 
     def double_precision(self) -> AbstractContextManager[Any]:
         """Return a context in which float64 arrays can be made."""
 
     def from_host(self, array: HostArray, dtype: str, device: Any = None) -> Any:
-        """Return a copy of a NumPy array in the dtype named, on a device from `devices`."""
+        """Return a copy of a NumPy array in the given dtype, on a device from `devices`."""
 
     def to_host(self, array: Any) -> HostArray:
-        """Return an array's values as a NumPy array of its own dtype; bfloat16 as float32."""
+        """Return an array's values as a NumPy array of the same dtype, or float32 for bfloat16."""
 
     def dtype_name(self, array: Any) -> str:
-        """Return the name of an array's dtype, as NumPy or ml_dtypes spell it."""
+        """Return the name of an array's dtype, spelled as in NumPy or ml_dtypes."""
 
     def device_of(self, array: Any) -> Any:
-        """Return the device of an array, comparable with ``==``; None if it has none."""
+        """Return the device of an array, comparable with ``==``, or None if it has no device."""
 
 
 class ImplementationError(ValueError):
@@ -82,7 +83,7 @@ class ImplementationError(ValueError):
 
 
 def offers(implementation: Implementation, operation: str, method: str = "auto") -> bool:
-    """Return whether an implementation has one of the `OPERATIONS`, and that by a method."""
+    """Return whether an implementation has one of the `OPERATIONS`, with the given method."""
     if getattr(implementation, operation, None) is None:
         return False
     methods = getattr(implementation, "conv_methods", None)
@@ -95,13 +96,13 @@ def load(location: str) -> Implementation:
     Parameters
     ----------
     location : str
-        ``"package.module:name"`` of an `Implementation`, or of a class whose instances, made
-        without arguments, are.
+        ``"package.module:name"`` of an `Implementation`, or of a class that makes one if it is
+        called without arguments.
 
     Raises
     ------
     ImplementationError
-        If there is none at that place, it cannot be made, or it lacks a member.
+        If there is no implementation of this name, if it cannot be made, or if it lacks a member.
     """
     module_name, colon, name = location.partition(":")
     if not (module_name and colon and name):
@@ -131,11 +132,11 @@ _METHODS = tuple(name for name in vars(Implementation) if not name.startswith("_
 
 
 def rounded(array: npt.ArrayLike, dtype: str) -> npt.NDArray[np.float64]:
-    """Return an array rounded to a dtype, in float64, which holds every value of the others."""
+    """Return an array rounded to a dtype, as float64, which can hold the values of all dtypes."""
     values = np.asarray(array, dtype=np.float64)
     if dtype != "bfloat16":
         return values.astype(dtype).astype(np.float64)
-    # The upper half of a float32, rounded to nearest, ties to even.
+    # bfloat16 is the upper half of a float32. Round to nearest, ties to even.
     bits = values.astype(np.float32).view(np.uint32)
     bits = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
     return (bits & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)

@@ -12,7 +12,7 @@ from diffstride_conformance.verify import Report
 
 
 def write(report: Report, path: Path) -> None:
-    """Write a report; an error that is no number is null."""
+    """Write a report. Errors that are not finite become null."""
     content: dict[str, Any] = {"passed": report.passed, **asdict(report)}
     for comparison in content["comparisons"]:
         if not math.isfinite(comparison["units"]):

@@ -10,17 +10,17 @@ DiffStride computes. It follows the equations one by one and never uses an FFT:
 5. multiply the input by the matrices, and the cotangent by their transposes
    (:func:`diff_stride`).
 
-A convolution before it is a sum over its taps, at full resolution
+A convolution before the resize is a sum over its taps, at full resolution
 (:func:`conv_diff_stride`).
 
-The names are those of the paper: ``N`` is an axis's input size, ``M`` its output size, ``S`` the
+The names follow the paper: ``N`` is the input size of an axis, ``M`` its output size, ``S`` the
 stride, ``R`` the smoothness, ``k`` a frequency and ``mu(k)`` its weight in the mask. ``rho`` is the
 smoothness of the nominal convention, a fraction.
 
-There are three conventions. ``"nominal"``, the default, counts the stride to the outer edge of the
-window, so that about ``N/S`` samples are left, as of a strided convolution. ``"paper"`` is the
-paper's [1]_: the stride counts to the inner edge, and the output is larger. ``"tensorflow"`` is
-what the paper's code computes.
+There are three conventions. In ``"nominal"``, the default, the stride sets the outer edge of the
+window, so that about ``N/S`` samples are left, as after a strided convolution. ``"paper"`` is the
+convention of the paper [1]_: the stride sets the inner edge, and the output is larger.
+``"tensorflow"`` is what the paper's code computes.
 
 References
 ----------
@@ -55,29 +55,29 @@ DEFAULT_NORM: dict[Convention, Norm] = {
 }
 
 TIE = 1e-4
-"""How near the mask's corners a bin counts as lying on them (tau); see :func:`mask`."""
+"""Distance from a corner of the mask within which a bin counts as on it (tau), see :func:`mask`."""
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What an operator returns and what its backward pass returns, in float64.
+    """Results of an operator and of its backward pass, in float64.
 
     Attributes
     ----------
     output : ndarray
-        The resized array.
+        Resized array.
     dx : ndarray or None
-        Gradient of ``<cotangent, output>`` in the input; None without a cotangent.
+        Gradient of ``<cotangent, output>`` with respect to the input. None without a cotangent.
     dstrides : ndarray or None
-        Its gradient in the strides, of the strides' own shape; None without a cotangent and for
+        Gradient with respect to the strides, in their shape. None without a cotangent, and for
         operators that have no stride to learn.
     bound : ndarray or None
-        An upper bound ``B`` of ``|dstrides|``, of the same shape. Errors of `dstrides` are measured
-        in units of it, since the derivative is a sum that may cancel to almost nothing.
+        Upper bound ``B`` of ``|dstrides|``, in the same shape. Errors of `dstrides` are measured in
+        units of ``B``, because the derivative is a sum that may cancel to almost nothing.
     dweight, dbias : ndarray or None
-        Its gradients in a convolution's weight and bias; None without them.
+        Gradients with respect to the weight and the bias of a convolution. None without them.
     """
 
     output: FloatArray
@@ -90,7 +90,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class _Axis:
-    """One resized axis: its operator, the operator's derivative in S, and max_k |d mu/dS|."""
+    """One resized axis: its operator, the derivative of the operator in S, and max_k |d mu/dS|."""
 
     matrix: npt.NDArray[Any]
     derivative: npt.NDArray[Any]
@@ -103,10 +103,10 @@ class _Axis:
 def stride_floor(size: int, *, smoothness: float, convention: Convention = "nominal") -> float:
     """Return the smallest stride that is used, so that the stride keeps a gradient.
 
-    In the paper's convention that is ``N/(N - R)``: there the edge bin ``k = N/2`` of an axis with
-    offset ``o = 0`` sits in the middle of the ramp, and towards 1 it would leave it. Where the
-    ramp is wider than the axis there is no floor. The nominal window ramps its last bin at
-    ``S = 1`` already, so its floor is 1.
+    In the paper's convention, this is ``N/(N - R)``. At this stride, the edge bin ``k = N/2`` of an
+    axis with offset ``o = 0`` is in the middle of the ramp; towards stride 1, it would leave the
+    ramp. If the ramp is wider than the axis, there is no floor. The nominal window has its last bin
+    on the ramp already at ``S = 1``, so its floor is 1.
     """
     if convention == "nominal":
         return 1.0
@@ -123,34 +123,34 @@ def used_strides(
 ) -> tuple[float, ...]:
     """Return the bounded stride of each axis, ``S = min(max(parameter, lower), upper)``.
 
-    The built-in bounds are :func:`stride_floor`, at least 1, and ``N/2``, at least 1. In the
-    nominal convention a stride of an axis of 2 or more has a gradient at both of them.
+    The built-in bounds are :func:`stride_floor` and ``N/2``, both at least 1. In the nominal
+    convention, the stride of an axis of size 2 or more has a gradient at both bounds.
 
     Parameters
     ----------
     sizes_in : sequence of int
-        The input size ``N`` of each resized axis.
+        Input size ``N`` of each resized axis.
     strides : array_like
-        One stride per axis, or a single one shared by all: then every axis uses the same value,
-        bounded by the largest lower and the smallest upper bound of its axes.
+        One stride per axis, or a single stride that all axes share. With a shared stride, every
+        axis uses the same value, bounded by the largest lower bound and the smallest upper bound of
+        the axes.
     smoothness : float, optional
-        ``R`` (``rho``, a fraction of the band, for ``"nominal"``); the convention's default if
-        None.
+        ``R``, or for ``"nominal"`` ``rho``, a fraction of the band. Default: the convention's.
     limits : (lower, upper) or None
-        The user's own limits, None where there is none. ``limits=None`` switches the built-in
-        floor and upper bound off too, and only ``S >= 1`` remains.
+        The user's own limits. None means no limit. ``limits=None`` also switches off the built-in
+        floor and upper bound, so that only ``S >= 1`` remains.
     convention : {"nominal", "paper", "tensorflow"}
-        Where the formulas differ, whose to follow.
+        Convention whose formulas are used.
 
     Returns
     -------
     tuple of float
-        One stride per axis, also where the parameter is shared.
+        One stride per axis, even if the parameter is shared.
 
     Raises
     ------
     ValueError
-        If the lower limit is greater than the upper one.
+        If the lower limit is greater than the upper limit.
     """
     smoothness = _smoothness(smoothness, convention)
     strides = _strides(strides, len(sizes_in))
@@ -172,7 +172,7 @@ def used_strides(
         lowest = [max(lowest) for N in sizes_in]
         highest = [min(highest) for N in sizes_in]
     parameters = np.broadcast_to(strides, len(sizes_in))
-    # The upper bound is applied last, so it wins where the two cross on a small axis.
+    # The upper bound is applied last, so it wins if the two cross on a small axis.
     return tuple(
         min(max(float(S), low), high)
         for S, low, high in zip(parameters, lowest, highest, strict=True)
@@ -192,42 +192,42 @@ def ramp(
 ) -> tuple[FloatArray, FloatArray]:
     """Evaluate ``v(k)``, the ramp before it is clipped, and ``dv/dS``.
 
-    Nominal, the same on every axis. The output holds frequencies up to ``q = N/(2S)``, and the
-    ramp ends half a bin beyond::
+    Nominal convention, the same on every axis. The output has frequencies up to ``q = N/(2S)``, and
+    the ramp ends half a bin beyond::
 
         v(k) = (q + 1/2 - k) / R,   R = max(rho q, 1)
 
-    It is a fixed fraction of that band, but always wide enough for one bin. It is evaluated in one
-    of two forms, and no gradient crosses the choice between them. Wide, where
-    ``rho q >= 1 - 1e-6``; its second derivative is 0::
+    The ramp is a fixed fraction of that band, but always wide enough for one bin. It is evaluated
+    in one of two forms, and no gradient passes through the choice between them. The wide form, if
+    ``rho q >= 1 - 1e-6``, has the second derivative 0::
 
         v(k) = 1/rho - (2k - 1) S/(rho N),   dv/dS = -(2k - 1)/(rho N)
 
-    Narrow, else; its second derivative is ``N/S^3``::
+    The narrow form, otherwise, has the second derivative ``N/S^3``::
 
         v(k) = q + 1/2 - k,   dv/dS = -N/(2 S^2)
 
-    Where ``rho q = 1`` the two give the same `v` but another derivative: the wide one counts.
+    At ``rho q = 1``, both forms give the same `v` but different derivatives: the wide form counts.
 
-    Paper (Eq. 3, and Eq. 4 on the last axis, with ``o = 1`` there and ``o = 0`` elsewhere)::
+    Paper's convention (Eq. 3, and Eq. 4 on the last axis; ``o`` is 1 there and 0 elsewhere)::
 
         v(k) = (R + N/(2S) + o - k) / R,   dv/dS = -N/(2 R S^2)
 
     Parameters
     ----------
     size, stride : int, float
-        ``N`` and ``S``, the latter already bounded.
+        ``N`` and ``S``. The stride is already bounded.
     smoothness : float, optional
         ``R`` (``"paper"``) or ``rho`` (``"nominal"``).
     last : bool
-        Whether this is the last of the resized axes; ``"nominal"`` treats them all alike.
+        Whether this is the last of the resized axes. ``"nominal"`` treats all axes alike.
     convention : {"nominal", "paper"}
-        Which of the two formulas.
+        Convention whose formula is used.
 
     Returns
     -------
     v, dv : ndarray
-        Both over ``k = 0 .. N//2``; negative frequencies share the values of positive ones.
+        Values for ``k = 0 .. N//2``. Negative frequencies share the values of positive ones.
     """
     N, S = size, stride
     k = np.arange(N // 2 + 1, dtype=np.float64)
@@ -256,16 +256,16 @@ def mask(
 ) -> tuple[FloatArray, FloatArray]:
     """Evaluate the mask ``mu(k) = clip(v(k), 0, 1)`` and its derivative in the stride.
 
-    At the paper's usual first setting (N = 32, S = 2, R = 4) a bin sits exactly on the corner
-    ``v = 1``, where the derivative jumps; so does the nominal convention's bin 5 at N = 24, S = 2.
-    It is defined there as the right-hand one, and "there" is given a width, so that rounding
-    decides nothing: ``d mu/dS = dv/dS`` where ``tau < v <= 1 + tau``, else 0.
+    In the paper's usual first setting (N = 32, S = 2, R = 4), a bin is exactly on the corner
+    ``v = 1``, where the derivative jumps. So is bin 5 of the nominal convention at N = 24, S = 2.
+    On a corner, the right-hand derivative counts, and corners are given a width so that rounding
+    decides nothing: ``d mu/dS = dv/dS`` if ``tau < v <= 1 + tau``, else 0.
 
-    The nominal convention never touches frequency 0: ``mu(0) = 1`` and ``d mu/dS(0) = 0`` at every
-    stride. Without bounds ``q`` may be less than 1/2; then no other frequency is left, and no
-    derivative.
+    The nominal convention never changes frequency 0: ``mu(0) = 1`` and ``d mu/dS(0) = 0`` at every
+    stride. Without bounds, ``q`` may be less than 1/2. Then no other frequency is left, and there
+    is no derivative.
 
-    Parameters and the range of ``k`` are those of :func:`ramp`.
+    Parameters and the range of ``k`` are the same as in :func:`ramp`.
 
     Returns
     -------
@@ -295,42 +295,42 @@ def output_sizes(
 ) -> tuple[int, ...]:
     """Return the output size of each resized axis.
 
-    Nominal, with ``t = N/S``::
+    Nominal convention, with ``t = N/S``::
 
         M = max(1, min(N, floor(t + 3/4 + 1e-5 + 1e-7 t)))
 
-    which may be even or odd. For integer strides up to 4 that is ``ceil(N/S)``, the size that a
-    strided convolution with an odd kernel and padding leaves. Where `M` is even, the unpaired bin
-    ``M/2`` is alive, with ``v <= 5/(8R)``, and is symmetrised (:func:`axis_matrix`). Where `M` is
-    odd there is no such bin, and the bin ``(M + 1)/2`` is cut off, though its ``v`` may be up to
-    ``1/(8R)``. Of a narrow ramp that may be the only bin: the stride has no gradient then.
+    This size may be even or odd. For integer strides up to 4, it is ``ceil(N/S)``, the output size
+    of a strided convolution with an odd kernel and padding. If `M` is even, the unpaired bin
+    ``M/2`` is kept, with ``v <= 5/(8R)``, and symmetrised (:func:`axis_matrix`). If `M` is odd,
+    there is no such bin, and the bin ``(M + 1)/2`` is cut off, although its ``v`` may be up to
+    ``1/(8R)``. On a narrow ramp this may be the only bin: the stride then has no gradient.
 
-    Paper, with ``q = N/(2S) + R``, the first frequency that Eq. 3 silences::
+    Paper's convention, with ``q = N/(2S) + R``, the first frequency that Eq. 3 sets to zero::
 
         M = min(N, 2 ceil(q - 1e-5 - 1e-7 q))
 
-    the smallest even size whose Nyquist frequency ``M/2`` is at or above `q`.
+    This is the smallest even size whose Nyquist frequency ``M/2`` is at or above `q`.
 
-    The guards absorb the rounding of a float32 stride. ``cropping=False`` keeps ``M = N``. Where
-    sizes are to be multiples of `m`, the `M` above becomes ``min(N, m ceil(M/m))``.
+    The small constants absorb the rounding of a float32 stride. ``cropping=False`` keeps ``M = N``.
+    If sizes must be multiples of `m`, the `M` above becomes ``min(N, m ceil(M/m))``.
 
     Parameters
     ----------
     shape : sequence of int
         Shape of the whole input.
     strides, smoothness, limits, convention
-        As for :func:`used_strides`.
+        See :func:`used_strides`.
     axes : sequence of int
-        The resized axes; for ``"tensorflow"`` height, then width.
+        Resized axes. For ``"tensorflow"``: height, then width.
     cropping : bool
-        False for the full size (``"tensorflow"``: the full size with the width made even).
+        False keeps the full size (``"tensorflow"``: the full size with the width made even).
     multiple_of : int
-        ``m``; 1 for ``"tensorflow"``.
+        ``m``. It is 1 for ``"tensorflow"``.
 
     Returns
     -------
     tuple of int
-        In the order of `axes`.
+        Output sizes in the order of `axes`.
     """
     smoothness = _smoothness(smoothness, convention)
     sizes_in = [shape[axis] for axis in _axes(axes, len(shape))]
@@ -370,9 +370,10 @@ def axis_matrix(
 
         A[m, n] = 1/N sum_{k=0..lo//2} c_k mu(k) cos(2 pi k (m/M - n/N))
 
-    ``c_0 = 1`` and ``c_k = 2``, a frequency and its negative together. An even `lo` has a bin
-    ``k = lo/2`` whose negative is not there, or is itself. Keeping one of the two alone would
-    give a complex result, so their mean is kept: the product ``cos(2 pi k m/M) cos(2 pi k n/N)``.
+    ``c_0 = 1``, and ``c_k = 2`` for a frequency and its negative together. If `lo` is even, the
+    negative of the bin ``k = lo/2`` does not exist, or is the bin itself. Keeping only one of the
+    two would give a complex result, so their mean is kept: the product
+    ``cos(2 pi k m/M) cos(2 pi k n/N)``.
 
     Parameters
     ----------
@@ -381,7 +382,7 @@ def axis_matrix(
     weights : ndarray
         ``mu(k)`` for ``k = 0 .. N//2``, or its derivative.
     unpaired : float
-        ``c_k`` of the bin ``k = lo/2`` where `lo` is even.
+        ``c_k`` of the bin ``k = lo/2`` if `lo` is even.
 
     Returns
     -------
@@ -394,9 +395,9 @@ def axis_matrix(
     A = np.zeros((M, N))
     for k in range(lo // 2 + 1):
         if weights[k] == 0:
-            continue  # A frequency that adds nothing costs no cosines.
-        # Whole turns are removed while the phases are still integers, so that the cosine's
-        # argument is small and exact to the last bit.
+            continue  # Compute no cosines for a frequency that adds nothing.
+        # Whole turns are removed while the phases are still integers, so that the argument of the
+        # cosine is small and exact to the last bit.
         out_phase = 2 * np.pi * (((k * m) % M) / M)
         in_phase = 2 * np.pi * (((k * n) % N) / N)
         if 2 * k == lo:
@@ -416,7 +417,7 @@ def _masked_axis(
     last: bool,
     convention: Convention,
 ) -> _Axis:
-    """Build one axis of the nominal and paper conventions; the size is a constant to dA/dS."""
+    """Build one axis of the nominal or paper convention; dA/dS takes the size as a constant."""
     mu, dmu = mask(size, stride, smoothness=smoothness, last=last, convention=convention)
     reached = min(out_size, size) // 2 + 1
     return _Axis(
@@ -453,27 +454,27 @@ def diff_stride(
     Parameters
     ----------
     x : array_like
-        Real, any rank; the axes not named in `axes` are batch axes.
+        Real array of any rank. Axes that are not in `axes` are batch axes.
     strides : array_like
-        One stride per axis of `axes`, or a single one (a scalar, or one entry) for all of them.
+        One stride per axis of `axes`, or a single stride (a scalar, or one entry) for all of them.
     cotangent : array_like, optional
-        ``g``, of the output's shape.
+        ``g``, with the shape of the output.
     sizes : sequence of int, optional
-        Output sizes to use instead of those the strides ask for. ``"tensorflow"`` accepts only
-        those it would have chosen itself.
+        Output sizes to use instead of the sizes that follow from the strides. ``"tensorflow"``
+        accepts only the sizes that it would choose itself.
     axes : sequence of int
-        The resized axes. The paper's mask treats the last one named differently; for
-        ``"tensorflow"`` they are height and width.
+        Resized axes. The paper's mask treats the last one differently. For ``"tensorflow"``, they
+        are height and width.
     smoothness, limits, convention
-        As for :func:`used_strides`. The bound is straight-through for the gradient, except in
+        See :func:`used_strides`. The gradient passes straight through the bounds, except in
         ``"tensorflow"``.
     cropping : bool
-        False to mask only, at the full size.
+        False applies only the mask and keeps the full size.
     multiple_of : int
-        As for :func:`output_sizes`.
+        See :func:`output_sizes`.
     norm : {"forward", "ortho", "backward"}, optional
-        ``"forward"`` keeps a constant constant; ``"ortho"`` is that times ``prod sqrt(N/M)``,
-        ``"backward"`` times ``prod N/M``. The convention's default if None.
+        ``"forward"`` preserves constants. ``"ortho"`` multiplies this by ``prod sqrt(N/M)``,
+        ``"backward"`` by ``prod N/M``. Default: the convention's.
 
     Returns
     -------
@@ -483,8 +484,8 @@ def diff_stride(
     Raises
     ------
     ValueError
-        If the strides do not fit the axes, the limits cross, or ``"tensorflow"`` is asked for
-        anything but two axes of at least two columns.
+        If the strides do not fit the axes, if the limits cross, or if ``"tensorflow"`` is used for
+        anything other than two axes with at least two columns.
     """
     x = np.asarray(x, dtype=np.float64)
     axes = _axes(axes, x.ndim)
@@ -561,34 +562,34 @@ def conv_diff_stride(
 ) -> Reference:
     """Convolve at full resolution, then downsample by learnt strides.
 
-    The convolution is deep learning's, a correlation, and keeps the size of its input. With taps
-    ``i`` counted from the kernel's middle, and ``Z_i`` the shift that sees at ``n`` what is at
-    ``n + dilation i`` (``_shifted``)::
+    The convolution is a correlation, as usual in deep learning, and keeps the size of its input.
+    ``i`` counts the taps from the middle of the kernel, and ``Z_i`` is the shift whose value at
+    ``n`` is the value of its input at ``n + dilation i`` (``_shifted``)::
 
         y = sum_i w_i Z_i x + b
         dw_i = <dy, Z_i x>,   dx = sum_i w_i^T Z_{-i} dy,   db = sum_n dy
 
-    where ``dy`` is the gradient in ``y`` of :func:`diff_stride`, which also gives those in the
-    strides; `bound` is that of ``y``.
+    where ``dy`` is the gradient of :func:`diff_stride` with respect to ``y``. The gradient with
+    respect to the strides, and its `bound`, are those of :func:`diff_stride` for ``y``.
 
     Parameters
     ----------
     x : array_like, shape (..., C, N_1, ..., N_d)
     weight : array_like, shape (O, C / groups, k_1, ..., k_d)
-        With odd kernel sizes.
+        Weight with odd kernel sizes.
     strides, cotangent
-        As for :func:`diff_stride`, along ``N_1 ... N_d``.
+        See :func:`diff_stride`. The resized axes are ``N_1 ... N_d``.
     bias : array_like, shape (O,), optional
     dilation : int or sequence of int
-        Distance of the taps, per axis or for all.
+        Distance between taps, per axis or for all axes.
     groups : int
-        Each of so many parts of the channels is convolved to its own part of the output's.
+        Number of groups. Each group of channels is convolved to its own group of output channels.
     padding_mode : {"zeros", "circular"}
-        What is seen beyond the border: zeros, or the other end.
+        Values beyond the border: zeros, or those at the other end.
     channels_last : bool
-        Whether input and output are (..., N_1, ..., N_d, C) instead.
+        Whether input and output have shape (..., N_1, ..., N_d, C) instead.
     **options
-        As for :func:`diff_stride`, but for `axes`.
+        See :func:`diff_stride`, except for `axes`.
 
     Returns
     -------
@@ -604,7 +605,7 @@ def conv_diff_stride(
     circular = padding_mode == "circular"
 
     def by_group(array: FloatArray) -> FloatArray:
-        """Return an input or output as (groups, channels of one, ..., N_1, ..., N_d)."""
+        """Return an input or output as (groups, channels per group, ..., N_1, ..., N_d)."""
         array = np.moveaxis(array, channel_axis, 0)
         return np.reshape(array, (groups, array.shape[0] // groups, *array.shape[1:]))
 
@@ -650,7 +651,7 @@ def conv_diff_stride(
 
 
 def _shifted(x: FloatArray, offsets: Sequence[int], *, circular: bool) -> FloatArray:
-    """Return what is seen at ``n`` of the last axes: what is at ``n + offset``, if anything is."""
+    """Return the values at ``n + offset`` of the last axes; outside, zeros or the other end."""
     for axis, offset in zip(range(-len(offsets), 0), offsets, strict=True):
         n = np.arange(x.shape[axis]) + offset
         x = np.take(x, n % len(n), axis)
@@ -670,21 +671,21 @@ def spectral_resize(
 ) -> Reference:
     """Resize by cutting or padding the spectrum: ``mu = 1``, any size, up or down.
 
-    The rule of ``scipy.signal.resample``, axis by axis: when an axis shrinks to an even size, the
-    two bins that fall on the new Nyquist frequency are added, where :func:`diff_stride` takes
-    their mean; hence ``c = 2`` there.
+    This follows ``scipy.signal.resample``, axis by axis: when an axis shrinks to an even size, the
+    two bins that fall on the new Nyquist frequency are added, while :func:`diff_stride` takes their
+    mean. Therefore ``c = 2`` there.
 
     Parameters
     ----------
     x, cotangent, axes, norm
-        As for :func:`diff_stride`.
+        See :func:`diff_stride`.
     sizes : sequence of int
-        The output size of each axis of `axes`.
+        Output size of each axis of `axes`.
 
     Returns
     -------
     Reference
-        Without `dstrides` and `bound`.
+        Results without `dstrides` and `bound`.
     """
     x = np.asarray(x, dtype=np.float64)
     axes = _axes(axes, x.ndim)
@@ -706,22 +707,22 @@ def spectral_pool(
     norm: Norm | None = None,
     convention: Convention = "nominal",
 ) -> Reference:
-    """Spectral pooling with a fixed stride (Rippel et al. 2015): ``mu = 1``, no gradient in S.
+    """Pool spectrally with a fixed stride (Rippel et al. 2015): ``mu = 1``, no gradient in S.
 
-    The output size is ``M = min(N, max(2, floor(N/S + 1e-5)))``; the ``"tensorflow"`` form is the
+    The output size is ``M = min(N, max(2, floor(N/S + 1e-5)))``. The ``"tensorflow"`` form is the
     authors' ``FixedSpectralPooling``, see ``_tensorflow_fixed_matrices``.
 
     Parameters
     ----------
     x, cotangent, axes, norm, convention
-        As for :func:`diff_stride`.
+        See :func:`diff_stride`.
     strides : array_like
-        One fixed stride per axis of `axes`, or one for all.
+        One fixed stride per axis of `axes`, or one for all of them.
 
     Returns
     -------
     Reference
-        Without `dstrides` and `bound`.
+        Results without `dstrides` and `bound`.
     """
     x = np.asarray(x, dtype=np.float64)
     axes = _axes(axes, x.ndim)
@@ -747,7 +748,7 @@ def spectral_pool(
 def complexity(strides_per_layer: Sequence[npt.ArrayLike]) -> tuple[float, list[FloatArray]]:
     """Evaluate the paper's penalty on computation (Eq. 5) and its gradient.
 
-    The feature maps after layer `l` have ``prod_{i<=l} 1/(S_h^i S_w^i)`` of the input's points::
+    Feature maps after layer `l` have ``prod_{i<=l} 1/(S_h^i S_w^i)`` times the input's points::
 
         J           = sum_{l=1..L} prod_{i=1..l} 1/prod(S^i)
         dJ/dS_a^j   = -(1/S_a^j) sum_{l>=j} prod_{i<=l} 1/prod(S^i)
@@ -755,13 +756,13 @@ def complexity(strides_per_layer: Sequence[npt.ArrayLike]) -> tuple[float, list[
     Parameters
     ----------
     strides_per_layer : sequence of array_like
-        For each layer, in order, its used strides, one entry per resized axis.
+        Used strides of each layer, in order, with one entry per resized axis.
 
     Returns
     -------
     value : float
     gradients : list of ndarray
-        For each layer ``dJ/dS``, one entry per axis.
+        ``dJ/dS`` for each layer, with one entry per axis.
     """
     layers = [np.asarray(strides, dtype=np.float64) for strides in strides_per_layer]
     points = [
@@ -787,9 +788,9 @@ def _apply_both(
     axes: Sequence[int],
     scale: float,
 ) -> tuple[FloatArray, FloatArray | None]:
-    """Return the output and, given a cotangent, the gradient in `x`.
+    """Return the output and, if there is a cotangent, the gradient with respect to `x`.
 
-    The transposes serve complex matrices too: ``y = Re(A x G^T)`` has ``dx = Re(A^T g G)``.
+    Transposes are also right for complex matrices: ``y = Re(A x G^T)`` has ``dx = Re(A^T g G)``.
     """
     output = scale * _apply(matrices, x, axes)
     if cotangent is None:
@@ -809,10 +810,10 @@ def _scale(norm: Norm, sizes_in: Sequence[int], sizes_out: Sequence[int]) -> flo
 
 # --- The tensorflow convention: what the authors' code computes -------------------------------
 #
-# That code works on X = rfft2(x): all H rows of frequencies, but only the columns 0 .. W//2. It
-# masks rows and columns, keeps those whose mask is not zero and calls irfft2 on what is left. The
-# rows' mask is not symmetric in the frequency, so a row's matrix is complex: y = Re(A x G^T).
-# Strides, thresholds and masks are in float32 because that decides ties, and through them sizes.
+# Their code works on X = rfft2(x): all H rows of frequencies, but only the columns 0 .. W//2. It
+# masks rows and columns, keeps those whose mask is not zero, and calls irfft2 on the rest. The mask
+# of the rows is not symmetric in the frequency, so their matrix is complex: y = Re(A x G^T).
+# Strides, thresholds and masks are in float32, because its rounding decides ties and thus sizes.
 
 
 def tensorflow_written_back(
@@ -824,9 +825,9 @@ def tensorflow_written_back(
 ) -> npt.NDArray[np.float32]:
     """Return the strides that the authors' layer holds after it has been called once.
 
-    A call raises each stride to at least ``N/(N - R)``, for good (a shared one to the larger of
-    the two floors). Where ``N <= R`` the authors' floor is infinite or negative; here there is
-    none.
+    A call raises each stride permanently to at least ``N/(N - R)``, and a shared stride to the
+    larger of the two floors. If ``N <= R``, the authors' floor is infinite or negative; here there
+    is no floor then.
 
     Returns
     -------
@@ -865,8 +866,8 @@ def tensorflow_mask(
     """Evaluate the authors' mask in float32, and its derivative in s'.
 
     ``mask = clip((R + thr - pos)/R, 0, 1)`` with ``thr = max(N/s', 2)/2``, plus one for columns.
-    For columns ``pos`` is the frequency; for rows it is the distance to the edge between the rows
-    0 and -1 (`size` even) or to the row -1 (odd), so the positive and the negative frequency of a
+    For columns, ``pos`` is the frequency. For rows, it is the distance to the edge between rows 0
+    and -1 (even `size`) or to row -1 (odd `size`), so the positive and the negative frequency of a
     pair get different weights.
 
     Parameters
@@ -882,7 +883,7 @@ def tensorflow_mask(
     -------
     mask : ndarray of float32
     dmask : ndarray of float64
-        ``1/R`` times ``d thr/ds'`` where the unclipped value is in [0, 1], both ends included.
+        ``1/R`` times ``d thr/ds'`` if the unclipped value is in [0, 1], both ends included, else 0.
     """
     N, s, R = np.float32(size), np.float32(stride), np.float32(smoothness)
     threshold = max(N / s, np.float32(2)) / np.float32(2)
@@ -900,13 +901,13 @@ def tensorflow_mask(
 
 
 def _kept(size: int, stride: float, *, smoothness: float, last: bool, cropping: bool) -> list[int]:
-    """List the rows or columns of the spectrum that survive, in their order."""
+    """List the rows or columns of the spectrum that are kept, in their order."""
     weights, _ = tensorflow_mask(size, stride, smoothness=smoothness, last=last)
     return [k for k, weight in enumerate(weights) if weight > 0 or not cropping]
 
 
 def _row_matrix(size: int, rows: Sequence[int], weights: npt.NDArray[Any]) -> ComplexArray:
-    """Build the complex matrix of the height: FFT, keep `rows`, inverse FFT of what is left.
+    """Build the complex matrix of the height: FFT, keep `rows`, inverse FFT of these.
 
     The kept row ``k`` ends up in slot ``p``, and the inverse transform reads it as frequency
     ``p``: ``A[m, n] = 1/H sum_p mask(k_p) exp(2 pi i (p m/h - k_p n/H))``.
@@ -926,9 +927,9 @@ def _column_matrix(
 ) -> ComplexArray:
     """Build the complex matrix of the width: real FFT, keep `columns`, inverse real FFT.
 
-    ``G[m, n] = 1/W sum_q c_q mask(q) exp(2 pi i q (m/w - n/W))``. A column stands for its
-    conjugate too (``c = 2``), except the first and, for an even width, the last: of those the
-    inverse transform keeps the real part, which is the one taken of ``A x G^T`` as a whole.
+    ``G[m, n] = 1/W sum_q c_q mask(q) exp(2 pi i q (m/w - n/W))``. A column also
+    stands for its conjugate (``c = 2``), except the first and, for an even width, the last. The
+    inverse transform keeps the real part of these, which is taken here of ``A x G^T`` as a whole.
     """
     W, w = size, out_size
     m = np.arange(w)[:, None]
@@ -949,7 +950,7 @@ def _tensorflow_axes(
     limits: Limits | None,
     cropping: bool,
 ) -> list[_Axis]:
-    """Build the height's and the width's operator of the authors' ``DiffStride`` layer."""
+    """Build the operators of height and width of the authors' ``DiffStride`` layer."""
     height, width = _height_and_width(sizes_in)
     used, passes = _tensorflow_strides(sizes_in, strides, smoothness=smoothness, limits=limits)
 
@@ -1008,7 +1009,7 @@ def _axes(axes: Sequence[int], ndim: int) -> tuple[int, ...]:
 
 
 def _strides(strides: npt.ArrayLike, number_of_axes: int) -> FloatArray:
-    """Return the strides in float64, in their own shape."""
+    """Return the strides as float64, with their shape unchanged."""
     values = np.asarray(strides, dtype=np.float64)
     if values.shape not in ((), (1,), (number_of_axes,)):
         raise ValueError(f"{number_of_axes} axes, but strides of shape {values.shape}")
@@ -1016,7 +1017,7 @@ def _strides(strides: npt.ArrayLike, number_of_axes: int) -> FloatArray:
 
 
 def _checked_limits(limits: Limits | None) -> Limits:
-    """Return the user's limits, (None, None) where bounds are off."""
+    """Return the user's limits, or (None, None) if the bounds are off."""
     lower, upper = (None, None) if limits is None else limits
     if lower is not None and upper is not None and lower > upper:
         raise ValueError(f"lower limit {lower} is greater than upper limit {upper}")
@@ -1024,7 +1025,7 @@ def _checked_limits(limits: Limits | None) -> Limits:
 
 
 def _smoothness(smoothness: float | None, convention: Convention) -> float:
-    """Return the smoothness, the convention's default where it is None."""
+    """Return the smoothness, or the convention's default if it is None."""
     return DEFAULT_SMOOTHNESS[convention] if smoothness is None else float(smoothness)
 
 

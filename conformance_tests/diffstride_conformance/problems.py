@@ -1,4 +1,4 @@
-"""A case in one dtype: the arrays to compute with, and every result that is owed for them."""
+"""A case in one dtype: the arrays to compute with, and all results that are expected for them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STRIDE_DTYPE = {
     "bfloat16": "float32",
     "float16": "float32",
 }
-"""The dtype of strides for a dtype of x: strides are never half."""
+"""Dtype of the strides for each dtype of x. Strides are never in half precision."""
 
 SCIPY = "spectral_resize as scipy"
 OUTPUT_SIZES = "output sizes"
@@ -32,23 +32,23 @@ OUTPUT_SIZES = "output sizes"
 
 @dataclass(frozen=True)
 class Owed:
-    """One array that is owed.
+    """One array that an implementation must return.
 
     Attributes
     ----------
     quantity : str
-        What the tables call it.
+        Name in the tables.
     kind : {"output", "dx", "dstrides"}
-        Which tolerance it has.
+        Kind, which decides the tolerance.
     position : int
-        0 for the value, then the gradients in their order.
+        0 for the value, then 1, 2, ... for the gradients in their order.
     reference : ndarray of float64
     dtype : str
-        Of the result.
+        Dtype of the result.
     precision : str
-        Of the input, where that limits what the result can be.
+        Dtype of the input, which limits the accuracy of the result.
     bound : ndarray or None
-        As for `comparison.check`.
+        See `comparison.check`.
     """
 
     quantity: str
@@ -62,22 +62,22 @@ class Owed:
 
 @dataclass(frozen=True)
 class Problem:
-    """What an implementation is given for a case, and what it owes.
+    """Arrays that an implementation is given for a case, and results that it must return.
 
     Attributes
     ----------
     case : Case
     dtype : str
-        Of x.
+        Dtype of x.
     arrays : tuple of (ndarray, str)
-        The arrays that are differentiated, in float64 but rounded already to the dtype named: x
-        and, for ``"diff_stride"``, the strides; x, weight, strides and bias, if there is one, for
-        ``"conv_diff_stride"``; each layer's strides for ``"complexity"``.
+        Arrays that are differentiated and their dtypes. The arrays are float64, but already rounded
+        to these dtypes: x and, for ``"diff_stride"``, the strides; for ``"conv_diff_stride"``, x,
+        weight, strides and, if there is one, bias; for ``"complexity"``, each layer's strides.
     cotangent : (ndarray, str)
-        Of the value, likewise.
+        Cotangent of the value, in the same form.
     owed : tuple of Owed
     sizes : tuple of int or None
-        What ``output_sizes`` owes; None where it does not apply.
+        Expected result of ``output_sizes``, or None if it does not apply.
     """
 
     case: Case
@@ -89,7 +89,7 @@ class Problem:
 
     @property
     def quantities(self) -> tuple[str, ...]:
-        """The names of all that is compared, each once."""
+        """Names of all compared quantities, each once."""
         sizes = () if self.sizes is None else (OUTPUT_SIZES,)
         return (*dict.fromkeys(owed.quantity for owed in self.owed), *sizes)
 
@@ -97,15 +97,16 @@ class Problem:
 def is_posed(case: Case, dtype: str) -> bool:
     """Return whether a case is a problem in a dtype.
 
-    A framework's own convolution rounds half precision as it does, so that what comes of it owes no
-    accuracy: there only ``conv_diff_stride`` by the method ``"fused"`` does.
+    A framework's own convolution rounds half precision in its own way, so no accuracy is required
+    of results that depend on it. In half precision, ``conv_diff_stride`` is therefore a problem
+    only with the method ``"fused"``.
     """
     is_half = TOLERANCES[dtype].significand_bits is not None
     return not (is_half and case.operation == "conv_diff_stride" and case.method != "fused")
 
 
-# Every implementation is given the same problem, and the sums of the oracle take longer than all
-# of them.
+# Cached, because all implementations are given the same problem, and the sums of the oracle take
+# longer than all of them together.
 @lru_cache(maxsize=64)
 def pose(case: Case, dtype: str) -> Problem:
     """Return the problem of a case in a dtype.
@@ -113,7 +114,7 @@ def pose(case: Case, dtype: str) -> Problem:
     Raises
     ------
     ValueError
-        Unless it `is_posed`.
+        If `is_posed` is false for it.
     """
     if not is_posed(case, dtype):
         raise ValueError(f"{case.name} is no problem in {dtype}")
@@ -126,8 +127,8 @@ def pose(case: Case, dtype: str) -> Problem:
 
 def _complexity(case: Case, dtype: str) -> Problem:
     arrays = [rounded(strides, dtype) for strides in case.strides]
-    # The oracle is given the strides in use: those below 1 are bounded, their gradient straight
-    # through.
+    # The oracle is given the strides in use: strides below 1 are raised to 1, and their gradient
+    # passes straight through.
     value, gradients = oracle.complexity([np.maximum(1, strides) for strides in arrays])
     g = -1.25
     owed = [Owed("complexity", "output", 0, np.array(value), dtype, dtype)]
@@ -189,7 +190,7 @@ def _resampling(case: Case, dtype: str) -> Problem:
 
 def _convolution(case: Case, dtype: str) -> Problem:
     random = case.random()
-    # So that neither the output nor its gradients grow with the kernel.
+    # With this scale, neither the output nor its gradients grow with the kernel.
     scale = 1 / math.sqrt(math.prod(case.weight_shape[1:]))
     drawn: dict[str, tuple[FloatArray, str]] = {
         "x": (random.standard_normal(case.shape), dtype),
@@ -240,7 +241,7 @@ def _output_shape(case: Case, sizes: tuple[int, ...] | None) -> tuple[int, ...]:
 
 
 def sizing_options(case: Case) -> dict[str, Any]:
-    """Return the axes, and those options of a case that ``output_sizes`` has too."""
+    """Return the axes of a case, and its options that ``output_sizes`` also has."""
     names = ("smoothness", "limits", "cropping", "multiple_of", "convention")
     known = {name: case.options[name] for name in names if name in case.options}
     return {"axes": case.axes, **known}

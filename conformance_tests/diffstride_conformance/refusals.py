@@ -1,4 +1,4 @@
-"""Making a wrong call, and judging how it is refused."""
+"""Making a wrong call, and checking how it is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffstride_core import NothingToCropWarning
 
 
 def possible_calls(implementation: Implementation) -> list[BadCall]:
-    """Return the wrong calls whose function and arrays an implementation has."""
+    """Return the wrong calls whose function and dtypes an implementation has."""
     missing = set(DTYPES) - set(implementation.dtypes(implementation.devices()[0]))
     return [
         call
@@ -25,16 +25,16 @@ def possible_calls(implementation: Implementation) -> list[BadCall]:
 
 
 def refusal(implementation: Implementation, call: BadCall) -> str:
-    """Make a wrong call and return the message of its refusal, in neutral words.
+    """Make a wrong call and return its error message, in words that fit any framework.
 
     Raises
     ------
     Mismatch
-        If the call is accepted, refused with another error, or not with what its message must
-        mention; or if it changes its arguments.
+        If the call is accepted or raises another error, if the message does not mention what it
+        must, or if the call changes its arguments.
     """
     with warnings.catch_warnings(), implementation.double_precision():
-        # Where a warning is an error, it must not be what stops a wrong call.
+        # If warnings are errors, a warning must not be what stops a wrong call.
         warnings.simplefilter("ignore", NothingToCropWarning)
         arguments, options = call.build(implementation)
         before = _bits(call, arguments, options, implementation)
@@ -52,19 +52,19 @@ def refusal(implementation: Implementation, call: BadCall) -> str:
         raise Mismatch(f"the message {message!r} does not mention {missing}")
     if after != before:
         raise Mismatch("the call changed its arguments")
-    message = re.sub(r", one of (b?float\d+, )+", ", ", message)  # which dtypes a framework has
+    message = re.sub(r", one of (b?float\d+, )+", ", ", message)  # the dtypes that a framework has
     return re.sub(r"(x|weight|bias) must be a [\w.]+,", r"\1 must be a ARRAY,", message)
 
 
 def _neutral(message: str) -> str:
-    """Drop the framework's name where it stands before a dtype's."""
+    """Remove the framework's name before the name of a dtype."""
     return re.sub(r"\b\w+\.(?=(?:u?int|b?float|complex)\d+\b|bool\b)", "", message)
 
 
 def _bits(
     call: BadCall, arguments: tuple[Any, ...], options: dict[str, Any], implementation: Any
 ) -> list[Any]:
-    """Describe the arguments of a call down to the bits of their arrays."""
+    """Describe the arguments of a call, down to the bits of the arrays."""
 
     def described(template: Any, value: Any) -> Any:
         if isinstance(template, FrameworkArray):

@@ -1,4 +1,4 @@
-"""Comparing an implementation with what was recorded from the authors' own TensorFlow code."""
+"""Comparing an implementation with recordings of the authors' own TensorFlow code."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from diffstride_conformance.run import Outcome, outcomes_of, precision
 from diffstride_core import NothingToCropWarning
 
 TOLERANCES = {"float64": (5e-7, 5e-6, 2e-7), "float32": (2e-6, 5e-6, 1e-6)}
-"""What a precision owes to the float32 recording (``golden/README.md``): outputs and dx relative to
-the largest magnitude, dstrides to the sum of the absolute terms."""
+"""Tolerances of a precision against the float32 recording (``golden/README.md``): outputs and dx
+relative to the largest magnitude, dstrides relative to the sum of the absolute terms."""
 
 TRAJECTORY_DTYPE = "float32"
 TRAJECTORY_TOLERANCES = {"strides": 2e-5, "gradients": 5e-5}
-"""Absolute, for twelve steps that an implementation takes on its own strides in float32."""
+"""Absolute tolerances for twelve steps that an implementation takes on its own float32 strides."""
 
 AT_INFINITY = "082_D_8x8"
-"""Here the authors' floor is 8/(8 - 8), and their stride becomes infinite. Here there is no floor
-then, and the largest stride there is gives what theirs gives at infinity."""
+"""A case in which the authors' floor is 8/(8 - 8) and their stride becomes infinite. This project
+has no floor then, and the largest finite stride gives the same results as theirs at infinity."""
 
 
 @cache
@@ -52,8 +52,8 @@ def recorded_trajectories() -> tuple[GoldenTrajectory, ...]:
 def is_reproducible(implementation: Implementation, case: GoldenCase, dtype: str) -> bool:
     """Return whether an implementation can be compared with a recorded call in a dtype.
 
-    It must offer the function, and what float32 decides in the recording comes out the same only
-    where everything else is computed in float64.
+    The implementation must offer the function. If float32 rounding decides a recorded result, the
+    result is the same only if everything else is computed in float64.
     """
     precise = dtype == "float64" or (dtype == "float32" and case.special is None)
     return precise and offers(implementation, _operation(case))
@@ -66,9 +66,9 @@ def reproduce(implementation: Implementation, case: GoldenCase, dtype: str) -> l
     ----------
     implementation : Implementation
     case : GoldenCase
-        Which `is_reproducible`.
+        Call that `is_reproducible`.
     dtype : {"float64", "float32"}
-        Of input and strides.
+        Dtype of input and strides.
     """
     arrays = case.arrays
     with warnings.catch_warnings(), precision(implementation, dtype):
@@ -97,12 +97,12 @@ def reproduce(implementation: Implementation, case: GoldenCase, dtype: str) -> l
 
 
 def follow(implementation: Implementation, trajectory: GoldenTrajectory) -> list[Outcome]:
-    """Take the steps of a trajectory in float32, on the strides that come of them.
+    """Take the steps of a trajectory in float32, each with the strides of the step before.
 
     Parameters
     ----------
     implementation : Implementation
-        Offers ``diff_stride`` and ``authors_strides``.
+        Implementation that offers ``diff_stride`` and ``authors_strides``.
     trajectory : GoldenTrajectory
     """
     return outcomes_of([("golden trajectory", partial(_follow, implementation, trajectory))])
@@ -180,7 +180,7 @@ def _strides(case: GoldenCase) -> HostArray:
 
 
 def _terms(case: GoldenCase) -> npt.NDArray[np.float64]:
-    """Return what the accuracy of the recorded dstrides is relative to."""
+    """Return the scale that the accuracy of the recorded dstrides is relative to."""
     if case.dstrides_sum_abs_terms is not None:
         return case.dstrides_sum_abs_terms
     bound = oracle.diff_stride(

@@ -1,4 +1,4 @@
-"""Having an implementation solve a problem, and judging what it returns."""
+"""Solving a problem with an implementation, and judging the results."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from diffstride_core import NothingToCropWarning
 
 
 class Outcome(NamedTuple):
-    """What a comparison found.
+    """Outcome of a comparison.
 
     Attributes
     ----------
     quantity : str
     units : float
-        The worst error in units of its tolerance; infinite where there is no number to give.
+        Worst error in units of its tolerance. It is infinite if there is no number.
     failure : str or None
-        What is wrong, None if the comparison passed.
+        Description of the failure, or None if the comparison passed.
     """
 
     quantity: str
@@ -38,16 +38,16 @@ class Outcome(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """What an implementation returned for a problem.
+    """Results of an implementation for a problem.
 
     Attributes
     ----------
     results : tuple of Result or None
         The value, then the gradients.
     device : object
-        Of the arrays that it was given.
+        Device of the input arrays.
     sizes : tuple or None
-        What ``output_sizes`` returned; None where it was not asked.
+        Result of ``output_sizes``, or None if it was not called.
     """
 
     results: tuple[Result | None, ...]
@@ -56,33 +56,33 @@ class Solution(NamedTuple):
 
 
 def precision(implementation: Implementation, dtype: str) -> AbstractContextManager[Any]:
-    """Return the context that a dtype is computed in: double precision for float64 alone."""
+    """Return the context to compute a dtype in: double precision only for float64."""
     return implementation.double_precision() if dtype == "float64" else nullcontext()
 
 
 def run_case(
     subject: Implementation | Framework, case: Case, dtype: str, *, device: Any = None
 ) -> dict[str, float]:
-    """Evaluate a case, pull a random cotangent back, and compare all with the oracle.
+    """Evaluate a case, pull back a random cotangent, and compare all results with the oracle.
 
     Parameters
     ----------
     subject : Implementation or Framework
     case : Case
     dtype : str
-        Of the input: ``"float64"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        Dtype of the input: ``"float64"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
     device : object, optional
-        One of the implementation's devices; its default if None.
+        One of the implementation's devices. None: its default device.
 
     Returns
     -------
     dict of str to float
-        Per quantity compared, the worst error in units of its tolerance.
+        For each compared quantity, the worst error in units of its tolerance.
 
     Raises
     ------
     Mismatch
-        If a dtype, device, shape or value is not what it must be.
+        If a dtype, device, shape or value is wrong.
     """
     problem = pose(case, dtype)
     outcomes = judge(problem, solve(as_implementation(subject), problem, device))
@@ -93,14 +93,14 @@ def run_case(
 
 
 def solve(implementation: Implementation, problem: Problem, device: Any = None) -> Solution:
-    """Have an implementation compute a problem.
+    """Solve a problem with an implementation.
 
     Raises
     ------
     Mismatch
-        If a host array does not come back as it was sent.
+        If a host array changes when it is sent to the implementation and back.
     Exception
-        Whatever the implementation raises.
+        Any error that the implementation raises.
     """
     with warnings.catch_warnings(), precision(implementation, problem.dtype):
         warnings.simplefilter("ignore", NothingToCropWarning)
@@ -153,7 +153,7 @@ def _fetched(implementation: Implementation, array: Any) -> Result | None:
 
 
 def judge(problem: Problem, solution: Solution) -> list[Outcome]:
-    """Compare what an implementation returned with what it owes, quantity by quantity."""
+    """Compare the results of an implementation with the expected ones, quantity by quantity."""
     checks = [
         (
             owed.quantity,
@@ -178,14 +178,14 @@ def judge(problem: Problem, solution: Solution) -> list[Outcome]:
 def agree(
     problem: Problem, first: Solution, second: Solution, *, gradients_only: bool = False
 ) -> list[Outcome]:
-    """Compare two solutions with each other, by the rule that compares each with the oracle.
+    """Compare two solutions with each other, by the same rule as with the oracle.
 
     Parameters
     ----------
     problem : Problem
     first, second : Solution
     gradients_only : bool
-        Leave the outputs out.
+        Whether to leave out the outputs.
     """
     checks = []
     for owed in problem.owed:
@@ -223,7 +223,7 @@ def _at(solution: Solution, owed: Owed) -> Result | None:
 
 
 def outcomes_of(checks: Iterable[tuple[str, Callable[[], float]]]) -> list[Outcome]:
-    """Return one outcome per quantity: the worst, or the first failure."""
+    """Return one outcome per quantity: the first failure or, without one, the worst."""
     outcomes: dict[str, Outcome] = {}
     for quantity, compute in checks:
         try:

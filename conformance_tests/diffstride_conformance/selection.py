@@ -1,4 +1,4 @@
-"""Which of the cases, recordings and wrong calls are gone through."""
+"""The selection of cases, recordings and wrong calls to run."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from diffstride_conformance.golden import GoldenCase, GoldenTrajectory
 from diffstride_conformance.reproduction import recorded_cases, recorded_trajectories
 
 GOLDEN = "golden-"
-"""Before the identifier of a recording, its name."""
+"""Prefix that makes the identifier of a recording its name."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What is gone through.
+    """Cases, recordings and wrong calls to run.
 
     Attributes
     ----------
     cases : tuple of Case
-        Compared with the oracle, on the default device.
+        Cases that are compared with the oracle, on the default device.
     autodiff : tuple of Case
-        Those of them whose attached gradients are compared with plain automatic differentiation.
+        Cases whose attached gradients are also compared with plain automatic differentiation.
     elsewhere : tuple of Case
-        Those of them that every other device computes too.
+        Cases that are also computed on every other device.
     recorded : tuple of GoldenCase
     trajectories : tuple of GoldenTrajectory
     calls : tuple of BadCall
@@ -43,7 +43,7 @@ class Selection:
 
 
 def everything() -> Selection:
-    """Return all there is."""
+    """Return the selection of everything."""
     cases = all_cases()
     return Selection(
         cases, cases, cases, recorded_cases(), recorded_trajectories(), all_bad_calls()
@@ -51,7 +51,7 @@ def everything() -> Selection:
 
 
 def representative() -> Selection:
-    """Return a fixed selection that a traced framework, which compiles each case, has time for."""
+    """Return a fixed selection, small enough for a traced framework, which compiles each case."""
     cases = representative_cases()
     return replace(
         everything(),
@@ -64,19 +64,19 @@ def representative() -> Selection:
 
 
 def only(names: Iterable[str]) -> Selection:
-    """Return what has one of the names, with all that is compared for it.
+    """Return the selection of some names, with everything that is compared for them.
 
     Raises
     ------
     ValueError
-        If a name is unknown; the message has the ones most like it.
+        If a name is unknown. The message has the most similar names.
     """
     whole = everything()
     wanted = set(names)
     known = {case.name for case in (*whole.cases, *whole.calls)}
     known |= {GOLDEN + entry.id for entry in (*whole.recorded, *whole.trajectories)}
     if unknown := sorted(wanted - known):
-        # Names begin with what their cases are about.
+        # Names begin with the subject of their cases.
         alike = {name: len(commonprefix([unknown[0], name])) for name in known}  # noqa: RUF071
         similar = sorted(known, key=lambda name: (-alike[name], name))
         raise ValueError(f"there is no case {unknown[0]!r}; similar: {', '.join(similar[:3])}")
@@ -84,9 +84,9 @@ def only(names: Iterable[str]) -> Selection:
 
 
 def with_methods(selection: Selection, methods: Sequence[str]) -> Selection:
-    """Return a selection without the cases that ask for another method than these.
+    """Return a selection without the cases that ask for other methods than these.
 
-    Of an operation that has none of these all cases stay.
+    If an operation has none of these methods, all its cases stay.
     """
     left_out = {
         operation: {*of_operation} - {*methods}
@@ -113,13 +113,13 @@ def _filtered(selection: Selection, keep: Callable[[str], bool]) -> Selection:
 
 @cache
 def representative_cases() -> tuple[Case, ...]:
-    """Return few cases that have every value of every option, and every pair of the main ones."""
+    """Return few cases that cover every value of every option, and every pair of main options."""
     return _covering({case: _features(case) for case in all_cases()})
 
 
 @cache
 def paired_cases() -> tuple[Case, ...]:
-    """Return fewer still: of those, some with every pair of convention, method, norm and rank."""
+    """Return fewer of these cases, with every pair of convention, method, norm and rank."""
     main = ("convention", "method", "norm", "axes")
 
     def pairs(case: Case) -> set[frozenset[str]]:
@@ -133,7 +133,7 @@ def paired_cases() -> tuple[Case, ...]:
 
 
 def _covering(features: dict[Case, set[frozenset[str]]]) -> tuple[Case, ...]:
-    """Choose cases one by one, each of those that add most for what the oracle's sums take."""
+    """Choose cases one by one: always one that adds most for the cost of its sums in the oracle."""
     missing = set[frozenset[str]]().union(*features.values())
     chosen = set()
     while missing:
@@ -150,12 +150,12 @@ def _price(case: Case) -> float:
 
 
 def _features(case: Case) -> set[frozenset[str]]:
-    """Return what a case is an example of: a value of an option or a pair of them."""
+    """Return the features of a case: values of options, and pairs of them."""
     options = case.options
     if case.operation == "complexity":
         return {frozenset({case.name})}
     sizes = [case.shape[axis] for axis in case.axes]
-    # Where there is next to nothing to compute, an option decides next to nothing.
+    # If there is next to nothing to compute, options make next to no difference.
     if 0 in case.shape:
         return {frozenset({f"{case.operation} without entries"})}
     if min(sizes) < 4:

@@ -1,4 +1,4 @@
-"""Going through a selection with several implementations, and what was found."""
+"""Running a selection with several implementations, and the report on it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from diffstride_conformance.run import Outcome, Solution, agree, judge, solve
 from diffstride_conformance.selection import GOLDEN, Selection
 
 PAIR = " / "
-"""Between the names of two implementations that are compared with each other."""
+"""Separator of the names of two implementations that are compared with each other."""
 
 RUNS = "runs"
 REFUSALS = "refusals"
@@ -32,7 +32,7 @@ AUTODIFF = "gradients as autodiff"
 ELSEWHERE = "on other devices"
 
 REFUSALS_DTYPE = "float64"
-"""That of the input of the wrong calls, which do not depend on it."""
+"""Dtype of the input of the wrong calls, which do not depend on it."""
 
 Step: TypeAlias = Callable[[str], object]
 
@@ -44,14 +44,14 @@ class Comparison:
     Attributes
     ----------
     subject : str
-        An implementation's name; ``"first / second"`` for two compared with each other.
+        Name of an implementation, or ``"first / second"`` for two compared with each other.
     dtype : str
-        Of the input.
+        Dtype of the input.
     case, quantity : str
     units : float
-        The worst error in units of the tolerance; infinite where there is no number to give.
+        Worst error in units of the tolerance. It is infinite if there is no number.
     failure : str or None
-        What is wrong, None if the comparison passed.
+        Description of the failure, or None if the comparison passed.
     """
 
     subject: str
@@ -69,7 +69,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run found.
+    """Findings of a run.
 
     Attributes
     ----------
@@ -77,13 +77,14 @@ class Report:
         Versions, devices, threads and the like.
     comparisons : tuple of Comparison
     absent : dict of str to str
-        Why an implementation that nobody asked for was not there.
+        For each implementation that was not requested and not found, the reason.
     missing : dict of str to str
-        Why one that was asked for was not: a failure.
+        For each implementation that was requested but not found, the reason. It counts as a
+        failure.
     not_offered : dict of str to tuple of str
-        Per implementation, what it does not have and could not be compared for.
+        For each implementation, the parts that it does not have and that were not compared.
     options : dict of str to str
-        Per implementation, the option of the command that names it.
+        For each implementation, the option of the command that names it.
     seconds : float
     """
 
@@ -97,12 +98,12 @@ class Report:
 
     @property
     def failures(self) -> tuple[Comparison, ...]:
-        """The comparisons that did not pass."""
+        """Comparisons that did not pass."""
         return tuple(each for each in self.comparisons if each.failure is not None)
 
     @property
     def passed(self) -> bool:
-        """Whether everything that was asked for was compared, and passed."""
+        """Whether everything that was requested was compared and passed."""
         return bool(self.comparisons) and not self.failures and not self.missing
 
     def rerun(self, comparison: Comparison) -> str:
@@ -116,9 +117,9 @@ Table: TypeAlias = dict[str, dict[str, Comparison]]
 
 
 def worst(report: Report, dtype: str, *, pairs: bool) -> Table:
-    """Return the worst comparison per quantity, then subject: of pairs, or of single subjects.
+    """Return the worst comparison per quantity and subject, for pairs or for single subjects.
 
-    Every row has the subjects in the same order; one without the quantity is left out.
+    All rows have the subjects in the same order. Subjects without the quantity are left out.
     """
     table: Table = {}
     for each in report.comparisons:
@@ -128,7 +129,7 @@ def worst(report: Report, dtype: str, *, pairs: bool) -> Table:
 
 
 def keep_worst(row: dict[str, Comparison], key: str, comparison: Comparison) -> None:
-    """Enter a comparison into a row unless one as bad is there already."""
+    """Put a comparison into a row unless the row has one that is as bad."""
     before = row.get(key)
     if before is None or comparison.units > before.units:
         row[key] = comparison
@@ -140,14 +141,14 @@ def subjects(table: Table) -> tuple[str, ...]:
 
 
 def dtypes_of(report: Report) -> tuple[str, ...]:
-    """Return the dtypes that comparisons were made in."""
+    """Return the dtypes of the comparisons."""
     return tuple(dict.fromkeys(each.dtype for each in report.comparisons))
 
 
 def not_offered(
     implementation: Implementation, selection: Selection, dtypes: Sequence[str]
 ) -> tuple[str, ...]:
-    """Return what of a run an implementation has no part in."""
+    """Return the parts of a run that an implementation does not offer."""
     there = implementation.dtypes(implementation.devices()[0])
     lacking = [name for name in OPERATIONS if not offers(implementation, name)]
     asked = {(case.operation, case.method): None for case in selection.cases}
@@ -169,7 +170,7 @@ def not_offered(
 def count_steps(
     implementations: Sequence[Implementation], selection: Selection, dtypes: Sequence[str]
 ) -> int:
-    """Return how many steps `verify` reports."""
+    """Return the number of steps that `verify` reports."""
     cases = sum(is_posed(case, dtype) for case in selection.cases for dtype in dtypes)
     recorded = len(selection.recorded) * len(dtypes)
     trajectories = len(selection.trajectories) if TRAJECTORY_DTYPE in dtypes else 0
@@ -187,12 +188,12 @@ def verify(
     Parameters
     ----------
     implementations : sequence of Implementation
-        Of different names.
+        Implementations with different names.
     selection : Selection
     dtypes : sequence of str
-        Of the inputs; an implementation is spared those it does not have.
+        Dtypes of the inputs. Dtypes that an implementation does not have are skipped for it.
     step : callable
-        Called with a text before each step, `count_steps` times.
+        Function that is called with a text before each step, `count_steps` times.
 
     Yields
     ------
@@ -231,7 +232,7 @@ def verify(
 def _compare(
     implementation: Implementation, problem: Problem, selection: Selection, others: Sequence[Any]
 ) -> tuple[Solution | None, list[Outcome]]:
-    """Return what an implementation returned, and all that its result alone is compared with."""
+    """Return the solution of an implementation, and the outcomes of comparing it on its own."""
     try:
         solution = solve(implementation, problem)
         outcomes = judge(problem, solution)
@@ -321,7 +322,7 @@ def _guarded(compute: Callable[..., list[Outcome]], *arguments: Any) -> list[Out
 
 
 def _raised(error: Exception) -> Outcome:
-    """Return what it is to raise an error: a finding like others, with the place it came from."""
+    """Return an error as an outcome, with the place that it came from."""
     where = traceback.extract_tb(error.__traceback__)[-1]
     failure = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
     return Outcome(RUNS, math.inf, failure)

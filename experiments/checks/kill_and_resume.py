@@ -1,10 +1,10 @@
-"""Kill a training again and again; resumed, it must end as if nothing had happened.
+"""Kill a training again and again. When resumed, it must end as if nothing had happened.
 
     python experiments/checks/kill_and_resume.py --kills 20
 
-Trains on digits once undisturbed, and once killed (SIGKILL) at random moments and started anew. A
-checkpoint is written after every step, so that many kills fall into the writing of one. Then the
-metrics must be equal byte for byte, and weights and optimiser bit for bit.
+The script trains on digits twice: once undisturbed, and once killed (SIGKILL) at random moments and
+restarted. A checkpoint is written after every step, so many kills happen while one is being
+written. In the end, the metrics must be equal byte for byte, and weights and optimiser bit for bit.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ OPTIONS = [
 
 
 def start(folder: Path, epochs: int) -> subprocess.Popen[bytes]:
-    """Start the training, or go on with it."""
+    """Start or continue the training."""
     command = [sys.executable, "-m", "diffstride_experiments.train", "--run-dir", str(folder)]
     command += [*OPTIONS, "--training.epochs", str(epochs)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    """Wait for the training's end; raise if it failed."""
+    """Wait for the end of the training; raise if it failed."""
     output, _ = process.communicate()
     if process.returncode:
         raise RuntimeError(f"exit {process.returncode}:\n{output.decode(errors='replace')}")
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint written last, of any method."""
+    """Return the checkpoint that was written last, by any method."""
     paths = folder.glob("checkpoints/*/*.pt")
     return max(paths, key=lambda path: (METHODS.index(path.parent.name), path.name), default=None)
 
 
 def kill_at_random(folder: Path, epochs: int, random_: random.Random) -> bool:
-    """Start the training and kill it a random time after its next checkpoint; False: it ended."""
+    """Start the training and kill it after its next checkpoint; return False if it had ended."""
     before = newest_checkpoint(folder)
     process = start(folder, epochs)
     while process.poll() is None and newest_checkpoint(folder) == before:
@@ -69,7 +69,7 @@ def kill_at_random(folder: Path, epochs: int, random_: random.Random) -> bool:
 
 
 def same(a: object, b: object) -> bool:
-    """Compare states bit for bit; the times that training took may differ."""
+    """Compare states bit for bit, except for the times that training took."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(key == "seconds" or same(a[key], b[key]) for key in a)
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
@@ -105,10 +105,10 @@ def main(kills: int, epochs: int, seed: int) -> None:
 if __name__ == "__main__":
 
     class Arguments(Options):
-        """Kill a training again and again; resumed, it must end as if nothing had happened."""
+        """Kill a training again and again. When resumed, it must end as if nothing had happened."""
 
         kills: PositiveInt = 20
-        """How often."""
+        """Number of kills."""
 
         epochs: PositiveInt = 10
         """Length of the training."""

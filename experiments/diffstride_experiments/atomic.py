@@ -1,4 +1,4 @@
-"""Writing files that are either complete or untouched."""
+"""Atomic writing: a file is either complete or unchanged."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ __all__ = ["naming", "replacing"]
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name a file in errors of the operating system that do not, such as that of a full disk."""
+    """Add a file's name to operating-system errors that have none, such as for a full disk."""
     try:
         yield
     except OSError as error:
@@ -22,20 +22,20 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary neighbour of a file and put it in the file's place at the end.
+    """Open a temporary file beside a file, and replace the file with it at the end.
 
-    A crash, a full disk or a power cut leaves the old file as it was. Several processes may write
+    A crash, a full disk or a power cut leaves the old file unchanged. Several processes may write
     the same file: the last one to finish wins.
 
     Parameters
     ----------
     path : Path
-        File to write; its folder is made if need be.
+        File to write. Its folder is created if necessary.
 
     Yields
     ------
     file
-        Where to write the bytes. After an exception nothing is replaced.
+        Binary file to write to. After an exception, nothing is replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":
-        # The new name is on the disk only when its folder is.
+        # The new name is on the disk only once its folder is.
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

@@ -14,7 +14,7 @@ __all__ = ["Checkpoints"]
 
 FORMAT = "diffstride_experiments checkpoint 2"
 
-# The last one, and the one before it in case that the last is damaged.
+# The last checkpoint, and the one before it in case the last is damaged.
 KEPT = 2
 
 
@@ -24,9 +24,10 @@ class Checkpoints:
     Parameters
     ----------
     folder : Path
-        Where they are; made when the first is saved.
+        Folder of the checkpoints. It is created when the first one is saved.
     owner : str
-        What the training is, with all that decides its results. A checkpoint of another is refused.
+        Description of the training, with everything that affects its results. Checkpoints of other
+        trainings are refused.
     """
 
     def __init__(self, folder: Path, owner: str) -> None:
@@ -51,26 +52,26 @@ class Checkpoints:
             path.unlink()
 
     def load(self) -> tuple[dict[str, Any] | None, list[str]]:
-        """Read the newest checkpoint that is sound, without running any code from the file.
+        """Read the newest valid checkpoint, without running any code from the file.
 
         Returns
         -------
         state : dict or None
-            The state that was saved, its tensors on the host; None if there is no checkpoint.
+            The saved state, with its tensors on the CPU. None if there is no checkpoint.
         refused : list of str
             Why newer files were not used. They have been renamed.
 
         Raises
         ------
         ExperimentError
-            If there are checkpoints, but no sound one.
+            If there are checkpoints, but no valid one.
         """
         refused: list[str] = []
         for path in self._paths():
             try:
                 return self._read(path), refused
             except ExperimentError as error:
-                # Out of the way, so that it does not count as one of those that are kept.
+                # Moved out of the way, so that it does not count as one of the kept checkpoints.
                 aside = path.with_suffix(".refused")
                 refused.append(f"{error} It is now {aside.name}.")
                 path.replace(aside)
@@ -81,19 +82,19 @@ class Checkpoints:
         return None, refused
 
     def _paths(self) -> list[Path]:
-        # By this name only: others in the folder may be anybody's.
+        # Only files with such names: other files in the folder may belong to someone else.
         return sorted(self._folder.glob("[0-9]" * 8 + ".pt"), reverse=True)
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
-            # torch.load does not look at the checksums.
+            # torch.load does not check the checksums.
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
             if damaged is not None:
                 raise ValueError(f"checksum of {damaged}")
             content = torch.load(path, weights_only=True, map_location="cpu")
-        # What they raise depends on where the damage is: RuntimeError, EOFError, KeyError, OSError,
-        # BadZipFile, UnpicklingError and more were seen.
+        # The error depends on where the damage is: RuntimeError, EOFError, KeyError, OSError,
+        # BadZipFile, UnpicklingError and others have been seen.
         except Exception as error:
             raise ExperimentError(
                 f"{path} is damaged or not a checkpoint ({type(error).__name__}: {error})."

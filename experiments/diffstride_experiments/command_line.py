@@ -23,10 +23,10 @@ __all__ = ["explanations", "read_arguments", "read_options", "run_script", "simi
 Values = dict[str, Any]
 OptionsT = TypeVar("OptionsT", bound=Options)
 
-# The longest value that an error shows.
+# Characters of a value that an error shows.
 SHOWN = 80
 
-# What the checks of types expect.
+# What each of pydantic's type checks expects, by type of error.
 EXPECTED = {
     "model_type": "a table of options",
     "model_attributes_type": "a table of options",
@@ -38,7 +38,7 @@ EXPECTED = {
 
 @dataclass(frozen=True)
 class _Option:
-    """An option. Each kind of its group may have its own field for it."""
+    """An option. If its group has several kinds, each kind may have its own field for it."""
 
     name: str
     fields: Mapping[str, FieldInfo]
@@ -50,12 +50,12 @@ class _Option:
 
     @property
     def types(self) -> list[Any]:
-        """The types that it may have, in any kind."""
+        """Types that its value may have, over all kinds."""
         return [kind for field in self.fields.values() for kind in _types(field)]
 
     @property
     def choices(self) -> list[Any]:
-        """The values allowed for it, or for each entry of a list; empty if any value is allowed."""
+        """Allowed values, or allowed entries of a list; empty if any value is allowed."""
         entries = [get_args(kind)[0] if get_origin(kind) is tuple else kind for kind in self.types]
         literals = [get_args(entry) for entry in entries if get_origin(entry) is Literal]
         return list(dict.fromkeys(choice for literal in literals for choice in literal))
@@ -107,7 +107,7 @@ def _types(field: FieldInfo) -> tuple[Any, ...]:
 def _metavar(kind: Any) -> str:
     if StrideSpelling in getattr(kind, "__metadata__", ()):
         return "S|HxW"
-    kind = getattr(kind, "__origin__", kind)  # of an annotated type
+    kind = getattr(kind, "__origin__", kind)  # the type inside Annotated
     return {int: "INT", float: "FLOAT", Path: "PATH"}.get(kind, "TEXT")
 
 
@@ -125,7 +125,7 @@ def _spelled(value: Any, between: str = "x") -> str:
 
 
 def _options(groups: Mapping[str, type[BaseModel]], prefix: str = "") -> Iterator[_Option]:
-    """Return the options of groups. If there are several groups, a name chooses one of them."""
+    """Yield the options of groups. If there are several groups, a name chooses one of them."""
     for name in dict.fromkeys(name for group in groups.values() for name in group.model_fields):
         fields = {kind: group.model_fields.get(name) for kind, group in groups.items()}
         found = {kind: field for kind, field in fields.items() if field is not None}
@@ -160,9 +160,9 @@ def read_arguments(
     arguments : sequence of str
         The command line.
     usage : str
-        How the command is called.
+        Usage line of the help.
     values : dict
-        Values of options that are not given, to show in the help.
+        Values of the options that are not given, to show in the help.
 
     Returns
     -------
@@ -174,7 +174,7 @@ def read_arguments(
     UsageError
         If an option does not exist or has the wrong number of values.
     SystemExit
-        After the help, if that was asked for.
+        After showing the help, if it was asked for.
     """
     parser = _Parser(
         usage=usage,
@@ -215,14 +215,14 @@ def read_options(group: type[OptionsT], arguments: Sequence[str], usage: str) ->
     group : type
         The options. A first argument that is not an option is the value of ``name``.
     arguments, usage : sequence of str, str
-        As for `read_arguments`.
+        See `read_arguments`.
 
     Raises
     ------
     UsageError
-        For options that are unknown or not allowed.
+        If options are unknown or not allowed.
     SystemExit
-        After the help, if that was asked for.
+        After showing the help, if it was asked for.
     """
     if "name" in group.model_fields and arguments and not arguments[0].startswith("-"):
         arguments = ["--name", *arguments]
@@ -234,14 +234,14 @@ def read_options(group: type[OptionsT], arguments: Sequence[str], usage: str) ->
 
 
 def run_script(group: type[Options], main: Callable[..., object]) -> None:
-    """Run a script, with each error on one line, see `run_command`.
+    """Run a script and report each error on one line, see `run_command`.
 
     Parameters
     ----------
     group : type
-        Its options.
+        Options of the script.
     main : callable
-        Called with the options by name.
+        Main function. It is called with the options as keyword arguments.
     """
 
     def run() -> None:
@@ -259,7 +259,7 @@ def explanations(
     Parameters
     ----------
     error : ValidationError
-        What was found.
+        Errors that validation found.
     group : type
         All options.
     given : dict
@@ -270,7 +270,7 @@ def explanations(
     found: dict[str, str] = {}
     for detail in error.errors():
         name, text = _explanation(detail, group)
-        # Without a recipe, what is not given is an option too.
+        # Without a recipe, every value is one of a command-line option, given or not.
         if not source or _is_given(given, name):
             entry = re.sub(r"\.\d+$", "", name).replace("_", "-")
             found.setdefault(f"--{entry}", text)
@@ -294,7 +294,7 @@ def _explanation(detail: Any, group: type[BaseModel]) -> tuple[str, str]:
     """Return the name of an option and an explanation of its error."""
     place = list(detail["loc"])
     if place[:1] == ["data"]:
-        del place[1:2]  # the kind of data, which is no option
+        del place[1:2]  # the kind of data, which is not part of the option's name
     name = ".".join(map(str, place))
     options = {option.name: option for option in _options({"": group})}
     context, value = detail.get("ctx", {}), detail["input"]
@@ -322,7 +322,7 @@ def _explanation(detail: Any, group: type[BaseModel]) -> tuple[str, str]:
     message = re.sub(r", (unable to|got a number with) .*", "", message)
     if not isinstance(value, dict):
         return name, f": {message}, got {_shown(value)}"
-    # It is about options of a group, of which it names the first.
+    # The message is about several options of a group and begins with the name of the first one.
     first = message.partition(" ")[0]
     if re.fullmatch(r"[a-z_.]+", first) and ("_" in first or " must " in message):
         name = f"{name}.{first}" if name else first

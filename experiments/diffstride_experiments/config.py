@@ -51,11 +51,11 @@ if TYPE_CHECKING:
 
 RECIPES = Path(__file__).parent / "recipes"
 
-# Entries that the strides of each network may have: those of its last places. The networks check
-# their arguments themselves, but to import them takes seconds.
+# Numbers of strides that each network accepts; fewer strides belong to its last places. The
+# networks check their arguments too, but importing them takes seconds.
 ENTRIES = {"preact_resnet18": (3, 4, 5), "preact_resnet56": (4,), "resnet18": (3, 4, 5)}
 
-# What a run that goes on may change: nothing of it decides a result.
+# Options that may change when a run continues. None of them affects results.
 FREE = frozenset({"run_dir", "data.cache", "training.workers", "training.checkpoint_seconds"})
 
 
@@ -66,8 +66,8 @@ class Model(Options):
     """Network from diffstride_torch.models."""
 
     strides: tuple[Stride, ...] = (2.0, 2.0, 2.0)
-    """Strides of the places that downsample, from the input to the output: S, or HxW for height and
-    width. Learnt strides start from them; strided convolution rounds them."""
+    """Strides of the layers that downsample, from input to output: S, or HxW for height and width.
+    Learnt strides start from these values. Strided convolution rounds them."""
 
     placement: Literal["method", "before", "after"] = "method"
     """Whether the resizing layer comes before or after the first convolution of its block. method:
@@ -75,9 +75,9 @@ class Model(Options):
     layer."""
 
     smoothness: PositiveFloat | None = None
-    """Width of the window's ramp for learnt strides: rho, a fraction of the band that the output
-    holds; for diffstride-paper and diffstride-tensorflow R, in frequencies. None: the default of
-    the convention."""
+    """Width of the window's ramp for learnt strides: rho, a fraction of the output's band. For
+    diffstride-paper and diffstride-tensorflow: R, in frequencies. None: the default of the
+    convention."""
 
     lower_limit: float | None = Field(None, ge=1)
     """Smallest learnt stride, in addition to the built-in bounds."""
@@ -86,7 +86,7 @@ class Model(Options):
     """Largest learnt stride, in addition to the built-in bounds."""
 
     channels: tuple[PositiveInt, ...] = ()
-    """Channels of the stem and of each stage. If none are given, those of the network."""
+    """Channels of the stem and of each stage. If left out, the network's defaults."""
 
     stem: Literal["small", "imagenet"] = "small"
     """small: a 3x3 convolution. imagenet: a 7x7 convolution of stride 2, then max pooling."""
@@ -106,7 +106,7 @@ class Model(Options):
 
     @model_validator(mode="after")
     def _check_places(self) -> Self:
-        # Where no channels are given, those of the small network are four.
+        # By default the small network has four entries of channels.
         strides, channels = len(self.strides), len(self.channels)
         if self.name == "small_resnet":
             if not strides or strides != (channels or 4) - 1:
@@ -182,7 +182,7 @@ class Optimizer(Options):
     """Epochs over which the constant, cosine and steps schedules rise linearly from 0."""
 
     boundaries: tuple[PositiveInt, ...] = ()
-    """Where the steps schedule moves to its next factor."""
+    """Steps or epochs at which the steps schedule moves to its next factor."""
 
     boundary_unit: Literal["steps", "epochs"] = "steps"
     """Unit of the boundaries."""
@@ -223,27 +223,28 @@ class Training(Options):
     """Passes over the training samples."""
 
     batch_size: int = Field(100, ge=2)
-    """Samples in a batch over all processes. An incomplete last batch is left out."""
+    """Samples per batch, over all processes. An incomplete last batch is left out."""
 
     evaluation_batch_size: PositiveInt = 250
-    """Samples in an evaluation batch of each process."""
+    """Samples per evaluation batch in each process."""
 
     penalty: NonNegativeFloat = 1.0
     """Weight λ of the complexity penalty J for diffstride-penalised. Larger values make the network
     cheaper."""
 
     budget: Budget = "initial"
-    """Multiply-adds per sample that diffstride-budget holds. initial: those of the initial strides.
-    """
+    """Multiply-adds per sample that diffstride-budget keeps to. initial: the multiply-adds at the
+    initial strides."""
 
     budget_weight: NonNegativeFloat = 1.0
-    """Weight of the loss term that holds the budget."""
+    """Weight of the loss term that keeps the network to its budget."""
 
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of each label that is spread over all classes."""
 
     mixup: NonNegativeFloat = 0.0
-    """Parameter a of mixup, which mixes pairs of samples by shares from Beta(a, a). 0: no mixup."""
+    """Parameter a of mixup, which mixes pairs of samples with shares from Beta(a, a). 0: no mixup.
+    """
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of convolutions and matrix products (autocast). float16 also scales the loss."""
@@ -285,15 +286,15 @@ class Config(Options):
     """Methods to train, in this order."""
 
     data: DataOptions = Digits()
-    """Samples, of the kind data.name."""
+    """Samples. data.name chooses their kind."""
 
     model: Model = Model(strides=(3.0, 2.0, 3.0), channels=(8, 16, 32, 32))
     optimizer: Optimizer = Optimizer()
     training: Training = Training()
 
     evaluate_on: EvaluateOn = "test"
-    """Samples to evaluate on. validation holds out training samples, to choose options without the
-    test samples."""
+    """Samples to evaluate on. validation holds out training samples, so that options can be chosen
+    without the test samples."""
 
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the initial weights, the order of the samples and their augmentation. It does not
@@ -327,7 +328,7 @@ class Config(Options):
         Raises
         ------
         UsageError
-            If they do not; it names the option.
+            If they do not. The message names the option.
         """
         import torch
 
@@ -349,7 +350,7 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(path: Path) -> Config:
-    """Read a recipe, or the options that a run folder keeps.
+    """Read a recipe, or the options in a run folder.
 
     Parameters
     ----------
@@ -366,7 +367,8 @@ def read_recipe(path: Path) -> Config:
     Raises
     ------
     UsageError
-        If the file cannot be read, or if options are unknown or not allowed; it names each.
+        If the file cannot be read, or if options are unknown or not allowed. The message names each
+        of them.
     """
     return _validated(_read_values(path), {}, f"recipe {path}: ")
 
@@ -393,7 +395,7 @@ def _find_recipe(recipe: str, folder: Path = Path()) -> Path:
 
 def _read_values(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
-        # Editors on Windows may begin UTF-8 with a mark.
+        # Editors on Windows may begin UTF-8 files with a byte order mark.
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"recipe {path} cannot be read: {error.strerror}.") from error
@@ -415,7 +417,7 @@ def _read_values(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, An
 def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return values with changes, table by table.
 
-    If the changes choose another kind of data, no options for the previous kind are kept.
+    If the changes choose another kind of data, the options of the previous kind are dropped.
     """
     result = dict(base)
     for name, value in changes.items():
@@ -444,8 +446,8 @@ def parse(arguments: Sequence[str]) -> Config:
     Raises
     ------
     UsageError
-        As for `read_recipe`; if options are unknown or not allowed; or if the run folder cannot be
-        made.
+        If the recipe cannot be read (see `read_recipe`), if options are unknown or not allowed, or
+        if the run folder cannot be created.
     SystemExit
         After showing the help or the list of recipes.
     """
@@ -455,7 +457,7 @@ def parse(arguments: Sequence[str]) -> Config:
     base, source, options = Config().model_dump(), "", list(arguments)
     if options and not options[0].startswith("-"):
         path = _find_recipe(options.pop(0))
-        # Tables that a recipe has are its own, the others are as they are without one.
+        # A table in the recipe replaces the whole default table. Other tables keep their defaults.
         base, source = base | _read_values(path), f"recipe {path}: "
     misplaced = [option for option in options[1:] if option.endswith(".toml")]
     if misplaced := [option for option in options[:1] if not option.startswith("-")] + misplaced:
@@ -489,7 +491,7 @@ def fingerprint(config: Config) -> str:
     """
     deciding = _deciding(config)
     if all(METHODS[name].pooling != "diffstride" for name in config.methods):
-        deciding["model.smoothness"] = None  # no window has it
+        deciding["model.smoothness"] = None  # there is no window
     methods = [asdict(METHODS[name]) for name in config.methods]
     deciding["methods"] = [{**method, "label": None} for method in methods]
     if config.data.reading:

@@ -1,4 +1,4 @@
-"""What a network costs: multiply-adds and feature-map sizes."""
+"""The cost of a network: multiply-adds and feature-map sizes."""
 
 import math
 from collections.abc import Iterable
@@ -11,8 +11,8 @@ __all__ = ["feature_map_sizes", "multiply_adds"]
 
 
 def _batch_size(input_shape: tuple[int, ...]) -> int:
-    # What a layer computes once a batch, such as DiffStride's matrices, is shared by so many
-    # samples; fewer where they are large.
+    # The samples of a batch share the work that a layer does once per batch, such as computing
+    # DiffStride's matrices. Batches of large samples are smaller.
     return max(1, min(100, 2**18 // math.prod(input_shape[1:])))
 
 
@@ -26,10 +26,10 @@ def _run(model: nn.Module, input_shape: tuple[int, ...]) -> None:
 
 
 def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """Count a forward pass's multiply-adds per sample.
+    """Count the multiply-adds per sample of a forward pass.
 
-    Counted are convolutions and matrix products: linear layers and the resizing matrices of
-    spectral pooling and DiffStride. Norms, nonlinearities and means are not.
+    Convolutions and matrix products are counted, including linear layers and the resizing matrices
+    of spectral pooling and DiffStride. Norms, nonlinearities and means are not counted.
 
     Parameters
     ----------
@@ -41,26 +41,26 @@ def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     Returns
     -------
     int
-        Multiply-adds, the mean over a batch of 100 samples of up to 2621 pixels, of fewer larger
-        ones.
+        Multiply-adds, averaged over a batch. The batch has 100 samples of up to 2621 pixels, or
+        fewer samples if they are larger.
     """
     with FlopCounterMode(display=False) as counter:
         _run(model, input_shape)
-    # The counter takes a multiply-add for two operations.
+    # The counter counts a multiply-add as two operations.
     return round(counter.get_total_flops() / 2 / _batch_size(input_shape))
 
 
 def feature_map_sizes(
     model: nn.Module, layers: Iterable[nn.Module], input_shape: tuple[int, ...]
 ) -> list[tuple[int, int]]:
-    """Find the sizes of some layers' outputs.
+    """Find the sizes of the outputs of some layers.
 
     Parameters
     ----------
     model : torch.nn.Module
         Network, run in evaluation mode.
     layers : iterable of torch.nn.Module
-        Layers inside it that give tensors of shape (N, C, H, W).
+        Layers of the network whose outputs have shape (N, C, H, W).
     input_shape : tuple of int
         Shape of one sample, (C, H, W).
 

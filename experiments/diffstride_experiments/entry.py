@@ -1,4 +1,4 @@
-"""What all console commands do with errors. It imports nothing that is not Python's own."""
+"""Error handling of all console commands. This module imports no third-party package."""
 
 import io
 import os
@@ -18,12 +18,12 @@ INSTALL = "pip install 'diffstride[experiments]'"
 
 @contextmanager
 def importing(install: str = INSTALL) -> Iterator[None]:
-    """Import what a script needs: a package that is missing is an error of one line.
+    """Import what a script needs, and report a missing package on one line.
 
     Parameters
     ----------
     install : str
-        Command that installs all of it.
+        Command that installs all the packages.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def importing(install: str = INSTALL) -> Iterator[None]:
 
 
 def run_command(command: Callable[[], object], go_on: str) -> None:
-    """Run a console command: errors are one line each.
+    """Run a console command and report each error on one line.
 
     The exit status is 2 for an option or a recipe that is not allowed, 1 for any other failure and
     130 for an interruption.
@@ -47,10 +47,10 @@ def run_command(command: Callable[[], object], go_on: str) -> None:
     Parameters
     ----------
     command : callable
-        Does the work. What it needs is imported in it, so that an import that fails is reported
+        Function that does the work. It contains its imports, so that a failed import is reported
         too.
     go_on : str
-        What the same command does after an interruption.
+        What the same command will do after an interruption, for the message.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def run_command(command: Callable[[], object], go_on: str) -> None:
         After an error or an interruption.
     """
     for stream in (sys.stdout, sys.stderr):
-        # Names of files may hold what the terminal's encoding does not.
+        # File names may contain characters that the terminal's encoding lacks.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     threading.excepthook = _leaving_out_errors_of_writing(threading.excepthook)
@@ -69,7 +69,7 @@ def run_command(command: Callable[[], object], go_on: str) -> None:
         line = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         _end(130, f"\nInterrupted. {go_on} with the same command:\n  {line}")
     except BrokenPipeError:
-        # Whoever read the output has left; what is still in the buffer goes nowhere.
+        # The reader of the output has gone. The rest of the buffer is discarded.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except UsageError as error:
@@ -88,7 +88,7 @@ def _leaving_out_errors_of_writing(
     report: Callable[[threading.ExceptHookArgs], object],
 ) -> Callable[[threading.ExceptHookArgs], None]:
     def report_others(failure: threading.ExceptHookArgs) -> None:
-        # TensorBoard writes in a thread, and raises what fails there again where it was called.
+        # TensorBoard writes in a thread, and raises that thread's errors again in its caller.
         if not issubclass(failure.exc_type, OSError):
             report(failure)
 

@@ -1,10 +1,10 @@
-"""The errors that a console command reports in a line, without a traceback."""
+"""The errors that a console command reports on one line, without a traceback."""
 
 __all__ = ["ExperimentError", "UsageError"]
 
 
 class ExperimentError(RuntimeError):
-    """A run cannot start or go on; the message says why and what to do."""
+    """A run cannot start or continue; the message says why and what to do."""
 
 
 class UsageError(ExperimentError):

@@ -1,4 +1,4 @@
-"""Keeping a folder to one run at a time."""
+"""Locks that keep a folder to one run at a time."""
 
 import os
 from collections.abc import Iterator
@@ -16,22 +16,22 @@ NAME = ".lock"
 
 @contextmanager
 def locked(folder: Path, option: str) -> Iterator[None]:
-    """Keep others from running in a folder.
+    """Keep other runs out of a folder.
 
-    The operating system holds the lock, so that a process that was killed leaves none. A folder
-    that was made here and is empty at the end is removed.
+    The operating system holds the lock, so a killed process leaves none behind. A folder that was
+    created here and is empty at the end is removed.
 
     Parameters
     ----------
     folder : Path
-        Folder to run in; it is made if need be.
+        Folder to run in. It is created if necessary.
     option : str
-        Name of the option that the folder is from.
+        Name of the option that gives the folder.
 
     Raises
     ------
     ExperimentError
-        If another process runs in the folder, or it cannot be made or written.
+        If another process uses the folder, or if it cannot be created or written.
     """
     check_folder(folder, option)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -50,7 +50,7 @@ def locked(folder: Path, option: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # While the lock is held: whoever opened the file before finds that it has gone.
+        # Remove the file while the lock is held: another process that has it open finds it gone.
         with suppress(OSError):
             (folder / NAME).unlink()
         lock.release()
@@ -58,22 +58,22 @@ def locked(folder: Path, option: str) -> Iterator[None]:
 
 
 def check_folder(folder: Path, option: str) -> None:
-    """Check that a folder is there, or could be made.
+    """Check that a folder exists or can be created.
 
     Parameters
     ----------
     folder : Path
         Folder to write in.
     option : str
-        Name of the option that it is from.
+        Name of the option that gives the folder.
 
     Raises
     ------
     ExperimentError
-        If it or what it is to be made in is no folder, or may not be written.
+        If the path, or its nearest existing parent, is not a folder or cannot be written.
     """
     try:
-        # Of a link to nothing, the link itself.
+        # A broken link counts as existing.
         nearest = next(path for path in (folder, *folder.absolute().parents) if _is_there(path))
         if not nearest.is_dir():
             raise ExperimentError(f"{option}: {folder} must be a folder, but {nearest} is not one.")
@@ -92,7 +92,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """Remove folders, innermost first, up to one that holds something."""
+    """Remove folders, innermost first, until one of them is not empty."""
     with suppress(OSError):
         for folder in folders:
             folder.rmdir()

@@ -35,13 +35,13 @@ class Method:
     label : str
         Name in tables and plots.
     pooling, convention, placement : str
-        Arguments of the networks of `diffstride_torch.models`.
+        Arguments for the networks of `diffstride_torch.models`.
     held : bool
-        Whether the strides of its layers stay as they are.
+        Whether the strides of the layers stay fixed in training.
     penalised : bool
-        Whether the loss adds the complexity penalty.
+        Whether the loss includes the complexity penalty.
     budgeted : bool
-        Whether the loss adds the term that holds the multiply-adds at a budget.
+        Whether the loss includes the term that keeps the multiply-adds at a budget.
     """
 
     name: MethodName
@@ -55,7 +55,7 @@ class Method:
 
     @property
     def learns_strides(self) -> bool:
-        """Whether training moves the strides."""
+        """Whether training changes the strides."""
         return self.pooling == "diffstride" and not self.held
 
 

@@ -14,23 +14,23 @@ __all__ = ["MetricsWriter"]
 
 
 class MetricsWriter:
-    """Writer of a run's metrics, as JSON lines and, where it is installed, for TensorBoard.
+    """Writer of a run's metrics as JSON lines and, if TensorBoard is installed, as its events.
 
     Parameters
     ----------
     folder : Path
-        Folder of the run: ``metrics.jsonl`` holds one line for each epoch of each method,
-        ``tensorboard/METHOD`` the same as curves.
+        Folder of the run. ``metrics.jsonl`` has one line for each epoch of each method;
+        ``tensorboard/METHOD`` has the same metrics as curves.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def write_lines(self, histories: Iterable[Sequence[dict[str, Any]]]) -> None:
-        """Write all epochs' metrics as JSON lines.
+        """Write the metrics of all epochs as JSON lines.
 
-        The whole file is written each time. Lines that were appended could be lost or doubled when
-        a run is stopped between its checkpoint and its metrics.
+        The whole file is written each time. Appended lines could be lost or duplicated when a run
+        is stopped between its checkpoint and its metrics.
         """
         lines = (json.dumps(metrics) + "\n" for history in histories for metrics in history)
         with replacing(self._folder / "metrics.jsonl") as file:
@@ -39,8 +39,8 @@ class MetricsWriter:
     def write_events(self, metrics: dict[str, Any]) -> None:
         """Append one epoch's metrics to its method's curves.
 
-        Each epoch has an event file of its own, which tells TensorBoard to forget what a run that
-        was stopped had written of this epoch already. Without TensorBoard there are none.
+        Each epoch has its own event file, which tells TensorBoard to discard what an interrupted
+        run has already written for this epoch. Without TensorBoard, nothing is written.
         """
         if find_spec("tensorboard") is None:
             return

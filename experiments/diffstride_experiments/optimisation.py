@@ -15,19 +15,19 @@ __all__ = ["build_optimizer", "build_schedule"]
 
 
 def build_optimizer(network: nn.Module, options: Optimizer) -> torch.optim.Optimizer:
-    """Make the optimiser of a network, with a separate group for the strides.
+    """Make the optimiser for a network, with a separate group for the strides.
 
     Parameters
     ----------
     network : torch.nn.Module
         Network to train.
     options : Optimizer
-        Which optimiser, and its rates.
+        Kind of optimiser and its rates.
 
     Returns
     -------
     torch.optim.Optimizer
-        At its peak learning rates.
+        Optimiser at its peak learning rates.
     """
     groups = param_groups(
         network,
@@ -43,14 +43,14 @@ def build_optimizer(network: nn.Module, options: Optimizer) -> torch.optim.Optim
 def build_schedule(
     optimizer: torch.optim.Optimizer, options: Optimizer, steps_per_epoch: int, epochs: int
 ) -> LRScheduler:
-    """Make the schedule of the learning rates; it takes one step after each of the optimiser's.
+    """Make the learning-rate schedule, which takes one step after each step of the optimiser.
 
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
         Optimiser at its peak learning rates.
     options : Optimizer
-        Which schedule.
+        Kind of schedule and its parameters.
     steps_per_epoch, epochs : int
         Length of the training.
 
@@ -78,7 +78,7 @@ def build_schedule(
 def _factor(
     options: Optimizer, steps_per_epoch: int, warmup: int, total: int
 ) -> Callable[[int], float]:
-    """Return the factor of the peak learning rates that a step takes, numbered from 0."""
+    """Return a function from a step, counted from 0, to the factor of the peak learning rates."""
     if options.schedule == "steps":
         unit = steps_per_epoch if options.boundary_unit == "epochs" else 1
         boundaries = [boundary * unit for boundary in options.boundaries]

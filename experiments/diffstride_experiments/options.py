@@ -1,4 +1,4 @@
-"""What all groups of options share, and option types that TOML does not have."""
+"""Base class of all groups of options, and option types that TOML does not have."""
 
 from typing import Annotated, Any, Literal
 
@@ -19,7 +19,7 @@ class Options(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
-        """Make one line of each docstring: the terminal wraps it."""
+        """Join each docstring into one line; the terminal wraps it."""
         super().__pydantic_init_subclass__(**options)
         for field in cls.model_fields.values():
             field.description = field.description and " ".join(field.description.split())
@@ -62,4 +62,4 @@ def _read_budget(value: Any) -> float | str:
 
 
 Budget = Annotated[float | Literal["initial"], BeforeValidator(_read_budget)]
-"""Multiply-adds per sample, or those at the initial strides."""
+"""Multiply-adds per sample, or ``"initial"`` for the multiply-adds at the initial strides."""

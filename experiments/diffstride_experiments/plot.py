@@ -97,7 +97,7 @@ def _draw_curves(
             color=COLOURS[result.method],
             label=result.label,
         )
-    # The first epochs are far below the rest and would press it flat.
+    # The accuracies of the first epochs are far below the rest and would flatten the curves.
     final = [100 * result.accuracy for result in results]
     axes.set_ylim(max(0, min(final) - 12), min(100.5, max(final) + 1.5))
     axes.set_xlabel("epoch")

@@ -21,7 +21,7 @@ class Processes:
     Attributes
     ----------
     device : torch.device
-        Where this process computes.
+        Device that this process computes on.
     rank, count : int
         Number of this process, and how many there are.
     """
@@ -38,7 +38,7 @@ class Processes:
         Parameters
         ----------
         device : {"auto", "cpu", "cuda"}
-            Where to compute. Each process of a machine takes its own GPU.
+            Device to compute on. Each process on a machine takes its own GPU.
 
         Yields
         ------
@@ -47,7 +47,7 @@ class Processes:
         Raises
         ------
         ExperimentError
-            If there is no GPU for ``"cuda"``, or more processes on this machine than GPUs.
+            If there is no GPU for ``"cuda"``, or if this machine has more processes than GPUs.
         """
         if device == "cuda" and not torch.cuda.is_available():
             raise ExperimentError("device: cuda is not available here; give auto or cpu.")
@@ -74,7 +74,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes the files and talks to the terminal."""
+        """Whether this process writes the files and prints to the terminal."""
         return self.rank == 0
 
     def total(self, values: torch.Tensor) -> list[float]:
@@ -84,19 +84,19 @@ class Processes:
         return values.tolist()
 
     def share(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Give all processes the first one's values."""
+        """Copy the first process's values to all processes."""
         if self.count > 1:
             for tensor in tensors:
                 distributed.broadcast(tensor, src=0)
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes have reached this point."""
         if self.count > 1:
             distributed.barrier()
 
 
 def _repeat_exactly() -> None:
-    # What cuBLAS asks for, see torch.use_deterministic_algorithms.
+    # cuBLAS needs this, see torch.use_deterministic_algorithms.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

@@ -1,4 +1,4 @@
-"""Results of a run, as a table for the terminal, as Markdown and as JSON values."""
+"""Results of a run as a table for the terminal, as Markdown and as JSON values."""
 
 import math
 import platform
@@ -35,13 +35,13 @@ __all__ = [
 
 
 MODULES = {"scikit-learn": "sklearn"}
-# Files left out that the terminal shows.
+# Number of left-out files that the terminal lists.
 SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the strides of a network amount to.
+    """Strides of a network, and the sizes and cost that follow from them.
 
     Attributes
     ----------
@@ -65,14 +65,14 @@ class Result:
     Attributes
     ----------
     method, label : str
-        Key and name.
+        Key and name of the method.
     accuracy, standard_error : float
-        Share of evaluation samples classified rightly after the last epoch, and the binomial
-        standard error of that share.
+        Share of evaluation samples classified correctly after the last epoch, and its binomial
+        standard error.
     before, after : Shape
-        The network at its first and at its last strides.
+        The network at its initial and at its final strides.
     trained_multiply_adds : int
-        Multiply-adds of the forward passes of the whole training.
+        Multiply-adds of all forward passes over the whole training.
     seconds : float
         Time of training and evaluation.
     trajectory : list of dict
@@ -128,7 +128,7 @@ def summarise(trainer: Trainer) -> Result:
 
 
 def comparisons(results: Sequence[Result]) -> list[str]:
-    """Say in words what the table means for the methods.
+    """Compare the methods in words.
 
     Parameters
     ----------
@@ -138,8 +138,8 @@ def comparisons(results: Sequence[Result]) -> list[str]:
     Returns
     -------
     list of str
-        One sentence for each comparison whose two methods are both there. The standard error of a
-        difference takes the two accuracies as independent, which is on the safe side: they come
+        One sentence for each comparison of which both methods were run. The standard error of a
+        difference treats the two accuracies as independent. This is conservative, because they come
         from the same samples.
     """
     by_name = {result.method: result for result in results}
@@ -219,7 +219,7 @@ def terminal_table(results: Sequence[Result], config: Config) -> Table:
     Returns
     -------
     rich.table.Table
-        One row for each method; strides and feature maps have one line for each place.
+        One row per method. Strides and feature maps have one line per place.
     """
     # No vertical lines and little padding, so that 80 columns are enough.
     table = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0), show_lines=True)
@@ -233,7 +233,7 @@ def terminal_table(results: Sequence[Result], config: Config) -> Table:
 
 
 def data_notes(data: Data) -> list[str]:
-    """Return what must be said of the samples before they are trained on, in paragraphs.
+    """Return notes on the samples, to show before training, as paragraphs.
 
     Parameters
     ----------
@@ -243,7 +243,7 @@ def data_notes(data: Data) -> list[str]:
     Returns
     -------
     list of str
-        Unreadable files, all by name; other files that are not used, the first of them by name; and
+        The names of all unreadable files; the names of the first other files that are not used; and
         the remarks.
     """
     notes = []
@@ -292,7 +292,7 @@ def markdown(results: Sequence[Result], config: Config, data: Data) -> str:
     Returns
     -------
     str
-        Table, comparisons, what the columns mean, and an account of the samples.
+        Table, comparisons, an explanation of the columns, and an account of the samples.
     """
     header = [name.replace("\n", " ") for name in _header(config)]
     lines = [header, ["---"] + ["---:"] * 5]
@@ -315,7 +315,7 @@ the outputs there after training. Multiply-adds are those of one sample's forwar
 
 
 def _placement(config: Config) -> str:
-    """Return a sentence where the methods do not have their own placement."""
+    """Return a sentence on the placement if the methods do not use their own."""
     placement = config.model.placement
     if placement == "method":
         return ""
@@ -326,7 +326,7 @@ def _placement(config: Config) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what decides results, of that which is installed."""
+    """Return the versions of Python and of the installed packages that affect results."""
     packages = ("torch", "torchvision", "numpy", "scikit-learn", "mlxtend", "librosa")
     installed = (name for name in packages if find_spec(MODULES.get(name, name)) is not None)
     return {
@@ -339,7 +339,7 @@ def versions() -> dict[str, str]:
 def results_record(
     results: Sequence[Result], config: Config, data: Data, processes: Processes
 ) -> dict[str, Any]:
-    """Collect the results and all that is needed to repeat them.
+    """Collect the results and everything needed to repeat them.
 
     Parameters
     ----------
@@ -350,7 +350,7 @@ def results_record(
     data : Data
         Samples that were used.
     processes : Processes
-        What trained.
+        Processes that did the training.
 
     Returns
     -------

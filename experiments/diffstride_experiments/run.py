@@ -1,4 +1,4 @@
-"""A run: every method trained, and what is written of it."""
+"""A run: train every method and write the results."""
 
 import json
 import time
@@ -39,18 +39,20 @@ def run(config: Config, console: Console) -> list[Result]:
     config : Config
         Options.
     console : Console
-        Where the table is printed.
+        Console to print the table on.
 
     Returns
     -------
     list of Result
-        Outcomes in the order of the methods. Only the first of several processes has them.
+        Outcomes in the order of the methods. If there are several processes, the first one returns
+        them and the others return an empty list.
 
     Raises
     ------
     ExperimentError
-        If samples cannot be read, another run goes on in the folder, it holds one with other
-        options or nothing but damaged checkpoints, memory is too small, or a loss is not finite.
+        If samples cannot be read, if another run uses the folder, if the folder has a run with
+        other options or only damaged checkpoints, if there is not enough memory, or if a loss is
+        not finite.
     """
     config.check_networks()
     torch.set_num_threads(config.threads)
@@ -61,7 +63,7 @@ def run(config: Config, console: Console) -> list[Result]:
     ):
         if not processes.is_first:
             console = Console(quiet=True)
-            # The first process makes the folder and the caches of the data.
+            # The first process creates the folder and the caches of the data.
             processes.wait()
         data = config.data.load(config.evaluate_on, config.training.workers)
         if processes.is_first:
@@ -93,45 +95,45 @@ def run(config: Config, console: Console) -> list[Result]:
 def train_methods(
     config: Config, data: Data, folder: RunFolder, processes: Processes, console: Console
 ) -> list[Trainer]:
-    """Train every method that is not trained yet; quiet consoles show no progress.
+    """Train every method that has not been trained yet.
 
     Parameters
     ----------
     config : Config
         Options.
     data : Data
-        Samples, those of the options.
+        Samples that the options describe.
     folder : RunFolder
-        Where metrics and checkpoints are, and from which runs that were stopped go on.
+        Folder for metrics and checkpoints. Interrupted runs continue from its checkpoints.
     processes : Processes
         The processes that share the work.
     console : Console
-        Where damaged checkpoints are reported.
+        Console to report damaged checkpoints on. If it is quiet, no progress is shown.
 
     Returns
     -------
     list of Trainer
-        Finished, in the order of the methods.
+        Finished trainings, in the order of the methods.
 
     Raises
     ------
     ExperimentError
-        If a budget is out of reach, nothing but damaged checkpoints is there, or a loss is not
+        If a budget is out of reach, if all checkpoints of a method are damaged, or if a loss is not
         finite.
     """
-    # All of them first: what one method refuses is refused before another is trained.
+    # Make all trainers first, so that no method is trained if the options of another are refused.
     trainers = [Trainer(METHODS[name], config, data, processes) for name in config.methods]
     writer = MetricsWriter(folder.path)
     for count in range(1, len(trainers) + 1):
         _train(trainers[:count], folder, writer, console)
     if processes.is_first:
-        # Again, for a run that was stopped between its last checkpoint and its metrics.
+        # Written again, in case the run was stopped between its last checkpoint and its metrics.
         writer.write_lines([trainer.history for trainer in trainers])
     return trainers
 
 
 def write_results(trainers: Sequence[Trainer], folder: RunFolder) -> list[Result]:
-    """Write results.json, with all that is needed to repeat the run, and return the outcomes."""
+    """Write results.json, with everything needed to repeat the run, and return the outcomes."""
     first = trainers[0]
     results = [summarise(trainer) for trainer in trainers]
     record = results_record(results, first.config, first.data, first.processes)
@@ -142,7 +144,7 @@ def write_results(trainers: Sequence[Trainer], folder: RunFolder) -> list[Result
 def _train(
     trainers: Sequence[Trainer], folder: RunFolder, writer: MetricsWriter, console: Console
 ) -> None:
-    """Train with the last trainer from its last checkpoint on; the others have finished."""
+    """Continue the last trainer from its last checkpoint; the others have finished."""
     trainer = trainers[-1]
     checkpoints = folder.checkpoints(trainer.method, trainer.processes)
     state, refused = checkpoints.load()
@@ -153,7 +155,7 @@ def _train(
         if trainer.processes.is_first:
             folder.claim()
     if trainer.history and trainer.processes.is_first:
-        # Again, for a run that was stopped between its last checkpoint and its metrics.
+        # Written again, in case the run was stopped between its last checkpoint and its metrics.
         writer.write_events(trainer.history[-1])
     saved = time.monotonic()
     for ended_epoch in trainer.steps(show=not console.quiet):

@@ -1,4 +1,4 @@
-"""The folder that keeps a run: what is in it, and whether a run may go on in it."""
+"""The folder of a run: its files, and whether a run may continue in it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,14 +30,14 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other runs out of the folder, in which this one may run.
+        """Keep other runs out of the folder, and check that this one may run in it.
 
         Raises
         ------
         UsageError
-            If it holds a run of an earlier version, or its options cannot be read.
+            If the folder has a run of an earlier version, or if its options cannot be read.
         ExperimentError
-            If a run goes on in the folder, it holds one with other options, or it cannot be
+            If another run uses the folder, if it has a run with other options, or if it cannot be
             written.
         """
         with locked(self.path, "run_dir"):
@@ -49,17 +49,18 @@ class RunFolder:
                 self._withdraw()
 
     def claim(self) -> None:
-        """Write the options to the folder, as a recipe, unless they are there.
+        """Write the options to the folder as a recipe, unless they are already there.
 
-        From then on a run with other options is refused. To be called before the first checkpoint
-        is written: a start that fails before it leaves nothing that others could be mixed with.
+        From then on, a run with other options is refused. Call this just before the first
+        checkpoint is written: a start that fails earlier leaves nothing that could be mixed with
+        another run.
         """
         if not (self.path / "config.toml").exists():
             self._claimed = True
             self.write_text("config.toml", self._config.to_toml())
 
     def _withdraw(self) -> None:
-        """Remove the options again if the first checkpoint could not be written after them."""
+        """Remove the options again if the first checkpoint could not be written."""
         if self._claimed and not any(self.path.glob("checkpoints/*/*.pt")):
             (self.path / "config.toml").unlink(missing_ok=True)
 
@@ -74,7 +75,7 @@ class RunFolder:
                 f"run_dir: {self.path} holds a run with options that this version does not accept "
                 f"({str(error).rstrip('.')}); choose another --run-dir."
             ) from error
-        # Every run says where its layers stand; before that was an option, they stood elsewhere.
+        # Every run records the placement of its layers. Before that was an option, it was another.
         has_network = "model" in earlier.model_fields_set
         if has_network and "placement" not in earlier.model.model_fields_set:
             raise UsageError(
@@ -89,13 +90,13 @@ class RunFolder:
             )
 
     def _remove_unfinished(self) -> None:
-        # What a run that was killed had begun to write, and nothing else: the folder may hold more.
+        # Files that a killed run had begun to write. Other files in the folder are left alone.
         for name in ("config.toml", "metrics.jsonl", "results.*", "checkpoints/*/*.pt"):
             for unfinished in self.path.glob(f"{name}.[0-9]*.tmp"):
                 unfinished.unlink()
 
     def checkpoints(self, method: Method, processes: Processes) -> Checkpoints:
-        """Return where a method's checkpoints are kept, for these processes."""
+        """Return the checkpoints of a method, for these processes."""
         owner = (
             f"{method.name} with options {fingerprint(self._config)} in {processes.count} "
             f"processes on {processes.device.type}"

@@ -1,4 +1,4 @@
-"""Which samples a step sees, and what is random about them."""
+"""The samples of each step, and their randomness."""
 
 from collections.abc import Iterator
 
@@ -11,16 +11,16 @@ __all__ = ["STEP", "SeededSamples", "StepSampler", "random_seed"]
 
 Key = tuple[int, int]
 
-# Tells the seeds of steps from those of samples.
+# Last integer of a step's key, which keeps the seeds of steps apart from the seeds of samples.
 STEP = 1
 
 
 def random_seed(*key: int) -> int:
     """Mix integers into a seed for torch.
 
-    Every random number of a run comes from a seed like this of what it is for, none from what was
-    drawn before. So a run that goes on needs no states of generators, and its results do not depend
-    on the number of worker processes.
+    Each random number of a run comes from a seed that stands for its purpose, never from earlier
+    draws. A run can therefore continue without stored generator states, and its results do not
+    depend on the number of worker processes.
 
     Parameters
     ----------
@@ -30,18 +30,18 @@ def random_seed(*key: int) -> int:
     Returns
     -------
     int
-        From 0 to 2**63 - 1.
+        Seed from 0 to 2**63 - 1.
     """
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
 
 
 class SeededSamples(Dataset[tuple[Tensor, int]]):
-    """Samples whose augmentation is decided by seed, epoch and index.
+    """Samples whose augmentation depends only on seed, epoch and index.
 
     Parameters
     ----------
     samples : Dataset
-        Samples by index; what is random about them comes from torch's generator.
+        Samples by index. Their augmentation draws from torch's default generator.
     seed : int
         Seed of the run.
     """
@@ -57,22 +57,22 @@ class SeededSamples(Dataset[tuple[Tensor, int]]):
 
 
 class StepSampler:
-    """The keys of each step's samples in one process, in a random order in every epoch.
+    """Sampler of the keys of each step's samples in one process, with a random order per epoch.
 
     Parameters
     ----------
     count : int
         Number of samples.
     steps : range
-        Steps to be done.
+        Steps to do.
     steps_per_epoch : int
-        Steps of an epoch.
+        Steps in an epoch.
     batch_size : int
-        Samples of a step, over all processes.
+        Samples per step, over all processes.
     seed : int
         Seed of the run.
     rank, processes : int
-        This process and how many there are: each takes an equal part of each batch.
+        Number of this process, and number of processes. Each takes an equal part of each batch.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Names of files as text that can be written anywhere."""
+"""File names as text that can be written anywhere."""
 
 import re
 import unicodedata
@@ -9,23 +9,23 @@ from pydantic import BeforeValidator, PlainSerializer
 
 __all__ = ["AnyPath", "one_line", "printable"]
 
-# What `printable` makes of one byte of a name that is not UTF-8.
+# Text that `printable` returns for one byte of a name that is not UTF-8.
 ESCAPED = re.compile(r"\\u(dc[89a-f][0-9a-f])")
 
 
 def printable(text: str) -> str:
-    r"""Return a text without what cannot be encoded.
+    r"""Return a text with the characters escaped that cannot be encoded.
 
-    Python reads a byte of a file's name that is not UTF-8 as a lone surrogate, which neither
-    terminals nor TOML nor JSON's readers take. It becomes ``\udcXX`` here, XX being the byte.
+    Python reads a byte of a file name that is not UTF-8 as a lone surrogate. Terminals, TOML and
+    JSON readers do not accept lone surrogates. Here the byte XX becomes ``\udcXX``.
     """
     return text.encode(errors="backslashreplace").decode()
 
 
 def one_line(text: str) -> str:
-    r"""Return a text as `printable` does, and what would end a line or steer a terminal escaped.
+    r"""Return a `printable` text on one line, with line breaks and control characters escaped.
 
-    Names of files may hold newlines and escape characters. They become ``\n`` and ``\x1b``.
+    File names may contain newlines and escape characters. These become ``\n`` and ``\x1b``.
     """
     return "".join(
         character.encode("unicode_escape").decode()
@@ -48,4 +48,4 @@ AnyPath = Annotated[
     BeforeValidator(_as_named),
     PlainSerializer(lambda path: printable(str(path)), return_type=str, when_used="json"),
 ]
-"""Path of an option. Names that are not UTF-8 are written as by `printable` and read back."""
+"""Path in an option. Names that are not UTF-8 are written with `printable` and can be read back."""

@@ -14,7 +14,7 @@ def main() -> None:
 
 
 def _train() -> None:
-    # Imported once it is known that there is something to train: torch takes seconds.
+    # Imports are as late as possible: torch takes seconds, and help and errors do not need it.
     from diffstride_experiments.config import parse
 
     config = parse(sys.argv[1:])
@@ -24,7 +24,7 @@ def _train() -> None:
     from diffstride_core import NothingToCropWarning
     from diffstride_experiments.run import run
 
-    # Of maps that got as small as two samples: the report has the sizes of all.
+    # The warning is about feature maps as small as two samples. The report has all their sizes.
     warnings.simplefilter("ignore", NothingToCropWarning)
     run(config, Console())
 

@@ -38,10 +38,10 @@ def build_network(method: Method, config: Config, data: Data) -> ResidualNetwork
     method : Method
         How to downsample.
     config : Config
-        Options. The seed is set for every network, so that all methods begin with the same
-        weights.
+        Options. The seed is set before each network is built, so that all methods begin with the
+        same weights.
     data : Data
-        Samples, whose channels and classes it is for.
+        Samples. The network has their channels and classes.
 
     Returns
     -------
@@ -53,7 +53,7 @@ def build_network(method: Method, config: Config, data: Data) -> ResidualNetwork
 
 
 class Trainer:
-    """Training of one method, which can stop after any step and go on in another process.
+    """Training of one method, which can stop after any step and continue in another process.
 
     Parameters
     ----------
@@ -69,25 +69,26 @@ class Trainer:
     Attributes
     ----------
     network : ResidualNetwork
-        What is trained.
+        Network that is trained.
     history : list of dict
         Metrics of each finished epoch.
     step : int
         Steps done.
     trajectory : list of dict
-        Where strides are learnt: ``step``, ``strides`` and ``multiply_adds`` per sample, before the
-        first step and several times an epoch.
+        If strides are learnt: ``step``, ``strides`` and ``multiply_adds`` per sample, before the
+        first step and several times per epoch.
     trained_multiply_adds : int
-        Multiply-adds of the forward passes so far, of all samples trained on.
+        Multiply-adds of all forward passes in training so far.
     loss : float
-        Loss of the last step's samples, without penalty or budget; NaN before it.
+        Loss of the last step, without penalty and budget term; NaN before the first step.
     seconds : float
-        Time that they took, evaluations included.
+        Time that the steps took, including evaluations.
 
     Raises
     ------
     ExperimentError
-        If the batch size does not fit the samples or the processes, or the budget the network.
+        If the batch size does not fit the samples or the processes, or if the budget does not fit
+        the network.
     """
 
     def __init__(self, method: Method, config: Config, data: Data, processes: Processes) -> None:
@@ -104,7 +105,7 @@ class Trainer:
         self.processes = processes
         self._steps_per_epoch = _steps_per_epoch(config, data, processes)
         self._steps_between_notes = -(-self._steps_per_epoch // NOTES_PER_EPOCH)
-        # Sums over the epoch so far: loss, right answers, samples.
+        # Sums over the epoch so far: loss, correct answers, samples.
         self._sums = [0.0, 0.0, 0.0]
         self._format = torch.channels_last if training.channels_last else torch.contiguous_format
         self.network = build_network(method, config, data).to(
@@ -127,7 +128,7 @@ class Trainer:
             self._model = DistributedDataParallel(self.network)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the steps to come depend on, and the metrics so far."""
+        """Return everything that later steps depend on, and the metrics so far."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -142,7 +143,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to where `state_dict` was called."""
+        """Restore a state that `state_dict` returned."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
@@ -155,18 +156,19 @@ class Trainer:
         self.seconds = state["seconds"]
 
     def steps(self, *, show: bool = True) -> Iterator[bool]:
-        """Train the steps that are left.
+        """Train the remaining steps.
 
         Parameters
         ----------
         show : bool
-            Show a progress bar, with the training loss of the epoch so far, the accuracy after the
-            epoch before and the strides of all places.
+            Whether to show a progress bar, with the training loss of the epoch so far, the accuracy
+            after the previous epoch, and the strides of all places.
 
         Yields
         ------
         bool
-            After each step, whether it ended an epoch, whose metrics are in `history` then.
+            After each step, whether it ended an epoch. The metrics of the epoch are then in
+            `history`.
 
         Raises
         ------
@@ -213,11 +215,11 @@ class Trainer:
 
     @property
     def learning_rates(self) -> list[float]:
-        """Learning rates of the next step: of the weights and, where they are learnt, strides."""
+        """Learning rates of the next step, for the weights and, if they are learnt, the strides."""
         return [group["lr"] for group in self._optimizer.param_groups]
 
     def sampler(self, steps: range) -> StepSampler:
-        """Return the epoch and index of each sample that this process has in some steps."""
+        """Return a sampler of the epochs and indices of this process's samples in some steps."""
         return StepSampler(
             count=len(self.data.train),
             steps=steps,
@@ -235,7 +237,7 @@ class Trainer:
             raise UsageError(f"training.budget: {error} ({self.method.name}).") from error
 
     def _build_counter(self) -> Callable[[], int]:
-        """Return a function that counts the multiply-adds per sample at the present strides."""
+        """Return a function that counts the multiply-adds per sample at the current strides."""
         if self.method.learns_strides:
             return flops_penalty(self.network, self._sample()).multiply_adds
         fixed = multiply_adds(self.network, self.data.input_shape)
@@ -248,7 +250,7 @@ class Trainer:
         backend = self.config.training.compile
         if backend == "off":
             return self._model
-        # A module that has run before is compiled once for its first sizes, else twice.
+        # A module that has run before is compiled once for its first sizes; otherwise twice.
         self._model.eval()
         with torch.no_grad(), self._autocast():
             self._model(self._sample())
@@ -279,7 +281,7 @@ class Trainer:
             loss = cross_entropy(
                 logits, targets, label_smoothing=self.config.training.label_smoothing
             )
-        # Of mixed samples, the label with the larger share.
+        # For mixed samples, take the label with the larger share.
         self._count(loss, logits, labels if targets.ndim == 1 else targets.argmax(dim=1))
         self._update(loss)
 
@@ -342,7 +344,7 @@ class Trainer:
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
-        # Each process has the running statistics of its own samples since its last step.
+        # After its last step, each process has the running statistics of its own samples.
         self.processes.share(self.network.buffers())
         self.network.eval()
         count = len(self.data.evaluation)
@@ -367,14 +369,14 @@ class Trainer:
     def _show(self, progress: tqdm) -> None:
         if progress.disable:
             return
-        # Short, so that a line of 80 columns holds it.
+        # Short enough for a line of 80 columns.
         parts = []
         if self._sums[2]:
             parts.append(f"loss {self._sums[0] / self._sums[2]:.2f}")
         if self.history:
             parts.append(f"acc {self.history[-1]['accuracy']:.1%}")
         parts += [f"{h:.1f}x{w:.1f}" for h, w in self.network.strides]
-        # refresh=False: drawn at the bar's own pace.
+        # refresh=False: the bar redraws at its own pace.
         progress.set_postfix_str(" ".join(parts), refresh=False)
 
 

@@ -1,11 +1,11 @@
 """Learn the strides of a small network on handwritten digits, with Accelerate.
 
     python experiments/examples/accelerate_digits.py --epochs 2
-    python experiments/examples/accelerate_digits.py --epochs 4  # goes on where that ended
+    python experiments/examples/accelerate_digits.py --epochs 4  # continues that run
 
-On several devices or in several processes: `accelerate launch` in place of `python`.
-`tensorboard --logdir` of the folder shows the strides on their way. Needs the extra experiments,
-and accelerate.
+On several devices or in several processes, use `accelerate launch` instead of `python`.
+`tensorboard --logdir` with the folder shows the strides during training. This example needs the
+extra experiments, and accelerate.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ BATCH = 64
 
 
 class Progress:
-    """How far a run is, saved with the rest of its state."""
+    """Progress of a run, saved with the rest of its state."""
 
     def __init__(self) -> None:
         self.epochs = self.steps = 0
 
     def state_dict(self) -> dict[str, int]:
-        """Return what `load_state_dict` takes."""
+        """Return the state for `load_state_dict`."""
         return {"epochs": self.epochs, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
         self.epochs, self.steps = state["epochs"], state["steps"]
 
 
@@ -50,7 +50,7 @@ class Progress:
 def accuracy(
     accelerator: Accelerator, model: nn.Module, loader: DataLoader[tuple[Tensor, Tensor]]
 ) -> float:
-    """Return the share of images that the network classifies rightly."""
+    """Return the share of images that the network classifies correctly."""
     model.eval()
     right = []
     for images, labels in loader:
@@ -60,12 +60,12 @@ def accuracy(
 
 
 def main(epochs: int, stride: float, folder: Path, seed: int) -> dict[str, float]:
-    """Train the network, or go on, and return accuracy, strides and sizes."""
+    """Train the network, anew or from a saved state; return accuracy, strides and sizes."""
     accelerator = Accelerator(log_with="tensorboard", project_dir=folder)
     accelerator.init_trackers("curves")
     set_seed(seed)
     model = small_resnet(strides=(stride, 2.0, 2.0), channels=(8, 8, 16, 32))
-    # From the strides as they are made, before a state is loaded: the same in every run.
+    # Made at the initial strides, before a state is loaded, so that it is the same in every run.
     budget = FlopsBudget(model, torch.zeros(1, 1, 28, 28))
     optimizer = torch.optim.AdamW(param_groups(model, lr=3e-3, weight_decay=1e-2, stride_lr=3e-2))
     project_after_step(optimizer, model)
@@ -110,15 +110,15 @@ if __name__ == "__main__":
         """Learn the strides of a small network on handwritten digits, with Accelerate."""
 
         epochs: PositiveInt = 3
-        """Passes over the training images, those of an earlier run in the folder included."""
+        """Passes over the training images, including those of an earlier run in the folder."""
 
         stride: float = Field(3.0, ge=1)
-        """Stride of the first layer, to begin with."""
+        """Initial stride of the first layer."""
 
         folder: Path = Path("runs/accelerate-digits")
-        """Folder of the state and of the curves; what it holds is gone on with."""
+        """Folder of the state and the curves. A run in the folder is continued."""
 
         seed: int = Field(0, ge=0, lt=2**32)
-        """Seed of weights and order."""
+        """Seed of the weights and of the order of the images."""
 
     run_script(Arguments, main)

@@ -2,8 +2,8 @@
 
     python experiments/examples/digits_nnx.py
 
-The training step is compiled: once for every combination of output sizes that the strides take, and
-not again while they move without changing a size. Needs the extras flax and experiments, and optax.
+The training step is compiled once for each combination of output sizes. It is not recompiled while
+the strides change without changing a size. It needs the extras flax and experiments, and optax.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def main(epochs: int, stride: float, penalty: float, seed: int) -> list[float]:
         for i in range(0, len(x) - BATCH + 1, BATCH):
             batch = order[i : i + BATCH]
             train_step(model, optimizer, jnp.asarray(x[batch]), jnp.asarray(y[batch]))
-            # The one thing that cannot be compiled: the strides decide the sizes of the next step.
+            # This cannot be compiled, because the strides decide the sizes of the next step.
             project_strides(model)
         accuracies.append(float(np.mean(np.asarray(predict(model, jnp.asarray(test_x))) == test_y)))
         strides = " and ".join(
@@ -89,18 +89,18 @@ def main(epochs: int, stride: float, penalty: float, seed: int) -> list[float]:
 if __name__ == "__main__":
 
     class Arguments(Options):
-        """Learn the strides of a small network on handwritten digits, in Flax NNX."""
+        """Learn the strides of a small network on handwritten digits, with Flax NNX."""
 
         epochs: PositiveInt = 5
         """Passes over the training images."""
 
         stride: float = Field(3.0, ge=1)
-        """Stride of every layer, to begin with."""
+        """Initial stride of every layer."""
 
         penalty: NonNegativeFloat = 0.0
         """Weight of the complexity J."""
 
         seed: int = Field(0, ge=0, lt=2**32)
-        """Seed of weights and order."""
+        """Seed of the weights and of the order of the images."""
 
     run_script(Arguments, main)

@@ -1,11 +1,11 @@
-"""Learn the strides of a small network on handwritten digits, in Lightning.
+"""Learn the strides of a small network on handwritten digits, with Lightning.
 
     python experiments/examples/lightning_digits.py --epochs 2
-    python experiments/examples/lightning_digits.py --epochs 4  # goes on where that ended
+    python experiments/examples/lightning_digits.py --epochs 4  # continues that run
 
-The loop is Lightning's: what DiffStride needs is in `configure_optimizers` and in the two calls
-that log. `tensorboard --logdir` of the folder shows the strides on their way. Needs the extra
-experiments, and lightning.
+Lightning runs the loop. The code for DiffStride is in `configure_optimizers` and `training_step`.
+`tensorboard --logdir` with the folder shows the strides during training. This example needs the
+extra experiments, and lightning.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Shuffled(Sampler[int]):
-    """An order of samples that follows from the epoch alone: a run that is resumed has the same.
+    """A random order that depends only on the epoch, so that a resumed run has the same order.
 
     Lightning calls `set_epoch`.
     """
@@ -46,7 +46,7 @@ class Shuffled(Sampler[int]):
         self._count, self._epoch = count, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin another epoch."""
+        """Begin an epoch."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -58,18 +58,19 @@ class Shuffled(Sampler[int]):
 
 
 class Classifier(lightning.LightningModule):
-    """A residual network that learns its strides at the multiply-adds that it begins with.
+    """A residual network that learns its strides at its initial number of multiply-adds.
 
     Parameters
     ----------
     stride : float
-        Of every layer, to begin with.
+        Initial stride of the first layer.
     """
 
     def __init__(self, stride: float) -> None:
         super().__init__()
         self.network = small_resnet(strides=(stride, 2.0, 2.0), channels=(8, 8, 16, 32))
-        # From the strides as they are made, before a checkpoint is loaded: the same in every run.
+        # Made at the initial strides, before a checkpoint is loaded, so it is the same in every
+        # run.
         self.budget = FlopsBudget(self.network, torch.zeros(1, 1, 28, 28))
         self.data = Digits().load("test")
 
@@ -82,14 +83,14 @@ class Classifier(lightning.LightningModule):
         return DataLoader(self.data.evaluation, 500)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """Return the loss of some images, with the budget's term."""
+        """Return the loss on a batch, including the budget term."""
         images, labels = batch
         loss = cross_entropy(self.network(images), labels)
         self.log_dict({"loss": loss, **stride_metrics(self.network, self.budget)})
         return loss + self.budget()
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        """Log the accuracy on some images."""
+        """Log the accuracy on a batch."""
         images, labels = batch
         right = (self.network(images).argmax(1) == labels).float().mean()
         self.log("accuracy", right, batch_size=len(labels))
@@ -103,7 +104,7 @@ class Classifier(lightning.LightningModule):
 
 
 def main(epochs: int, stride: float, folder: Path, seed: int) -> dict[str, float]:
-    """Train the network, or go on, and return accuracy, strides and sizes."""
+    """Train the network, anew or from a checkpoint; return accuracy, strides and sizes."""
     lightning.seed_everything(seed, verbose=False)
     model = Classifier(stride)
     last = folder / "checkpoints" / "last.ckpt"
@@ -125,16 +126,16 @@ def main(epochs: int, stride: float, folder: Path, seed: int) -> dict[str, float
 if __name__ == "__main__":
 
     class Arguments(Options):
-        """Learn the strides of a small network on handwritten digits, in Lightning."""
+        """Learn the strides of a small network on handwritten digits, with Lightning."""
 
         epochs: PositiveInt = 3
-        """Passes over the training images, those of an earlier run in the folder included."""
+        """Passes over the training images, including those of an earlier run in the folder."""
 
         stride: float = Field(3.0, ge=1)
-        """Stride of the first layer, to begin with."""
+        """Initial stride of the first layer."""
 
         folder: Path = Path("runs/lightning-digits")
-        """Folder of the checkpoint and of the curves; what it holds is gone on with."""
+        """Folder of the checkpoint and the curves. A run in the folder is continued."""
 
         seed: int = Field(0, ge=0, lt=2**32)
         """Seed of the weights."""

@@ -1,10 +1,10 @@
-"""Swap DiffStride into torchvision's ResNet-18, train it within a budget, freeze it, ship it.
+"""Swap DiffStride into torchvision's ResNet-18, train it within a budget, freeze it and ship it.
 
     python experiments/examples/swap_train_ship.py
 
-Trains the strided network and the one with learnt strides on the same handwritten digits, holds the
-second at the multiply-adds of the first, freezes its strides, exports both to ONNX and runs them in
-onnxruntime. Needs the extra experiments.
+The script trains the strided network and the one with learnt strides on the same handwritten
+digits. It keeps the second at the multiply-adds of the first, freezes its strides, exports both to
+ONNX and runs them in onnxruntime. This example needs the extra experiments.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ THREADS = 2
 
 
 Samples = tuple[Tensor, Tensor]
-"""Images of three channels, and their labels."""
+"""Images with three channels, and their labels."""
 
 
 def colour_digits(count: int) -> tuple[Samples, Samples]:
-    """Return digits to train and to test on, a quarter of them, as the network takes them."""
+    """Return three-channel digits to train and to test on. A quarter of them are for testing."""
     test_count = count // 4
     options = Digits(
         test_fraction=0.25, train_count=count - test_count, evaluation_count=test_count
@@ -91,14 +91,14 @@ def train(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, samples: Samples) -> float:
-    """Return the share of images that a network classifies rightly."""
+    """Return the share of images that a network classifies correctly."""
     images, labels = samples
     logits = torch.cat([model(part) for part in images.split(BATCH)])
     return float((logits.argmax(1) == labels).float().mean())
 
 
 def to_onnxruntime(model: nn.Module, x: Tensor, folder: Path) -> onnxruntime.InferenceSession:
-    """Export a network with any batch size, and load it."""
+    """Export a network for any batch size, and load it."""
     path = folder / f"{id(model)}.onnx"
     exported = torch.onnx.export(
         model, (x,), dynamo=True, dynamic_shapes=({0: Dim("batch")},), verbose=False
@@ -110,25 +110,25 @@ def to_onnxruntime(model: nn.Module, x: Tensor, folder: Path) -> onnxruntime.Inf
 
 
 def run_onnx(session: onnxruntime.InferenceSession, x: Tensor) -> np.ndarray:
-    """Return a loaded network's output."""
+    """Return the output of a loaded network."""
     (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     return output
 
 
 def seconds(sessions: list[onnxruntime.InferenceSession], x: Tensor) -> list[float]:
-    """Return each network's median time for a batch, alternating between them."""
+    """Return each network's median time for a batch, measured alternately."""
     times: list[list[float]] = [[] for _ in sessions]
     for repeat in range(23):
         for session, mine in zip(sessions, times, strict=True):
             start = time.perf_counter()
             run_onnx(session, x)
-            if repeat >= 3:  # The first ones warm up.
+            if repeat >= 3:  # The first repeats warm up.
                 mine.append(time.perf_counter() - start)
     return list(map(statistics.median, times))
 
 
 def main(images: int, epochs: int, weight: float, seed: int) -> dict[str, float]:
-    """Run the whole loop, print its table, and return what it measured."""
+    """Run all steps, print the table and return the measurements."""
     torch.set_num_threads(THREADS)
     training, test = colour_digits(images)
     x = test[0][:20].contiguous()
@@ -195,22 +195,22 @@ def main(images: int, epochs: int, weight: float, seed: int) -> dict[str, float]
 
 
 if __name__ == "__main__":
-    # Digits are small: the last maps become too small for any stride to crop them, as reported.
+    # Digits are small: the last feature maps are too small to crop at any stride, as reported.
     warnings.simplefilter("ignore", NothingToCropWarning)
 
     class Arguments(Options):
-        """Put DiffStride in torchvision's ResNet-18, train it on digits and ship it."""
+        """Put DiffStride into torchvision's ResNet-18, train it on digits and ship it."""
 
         images: int = Field(1200, ge=100, le=5000)
-        """Digits, a quarter for testing."""
+        """Number of digits. A quarter of them are for testing."""
 
         epochs: PositiveInt = 3
         """Passes over the training images."""
 
         weight: NonNegativeFloat = 1.0
-        """Weight of the budget's term in the loss."""
+        """Weight of the budget term in the loss."""
 
         seed: int = Field(0, ge=0, lt=2**63)
-        """Seed of weights and order."""
+        """Seed of the weights and of the order of the images."""
 
     run_script(Arguments, main)

@@ -1,28 +1,28 @@
-"""Train the demo's network in PyTorch and in Flax NNX: the first steps are the same ones.
+"""Train the demo's network in PyTorch and in Flax NNX: the first steps are the same.
 
     python experiments/examples/torch_jax_parity.py --figure parity.png
 
-The network, its optimiser and its schedule are rebuilt with Flax and Optax. From the same initial
-weights and with the same batches, the losses and strides of every step are compared with two
-bounds. Needs the extras flax and experiments, and optax.
+The network, its optimiser and its schedule are rebuilt with Flax and Optax. Both frameworks use the
+same initial weights and the same batches. The differences of the losses and strides in every step
+are compared with two bounds. This example needs the extras flax and experiments, and optax.
 
 float64
-    Losses and strides agree to 1e-10, relatively: the algorithms are the same. Rounding alone
-    leaves less than 1e-13.
+    Losses and strides agree to a relative 1e-10: the algorithms are the same. Rounding alone leaves
+    less than 1e-13.
 
 float32
-    The difference in losses, and in strides, after step t of T is at most ``4 D t/T``, plus four
-    float32 roundings of the value. D is the largest distance, in all T steps, between two float32
-    runs of PyTorch and its float64 run. The second of them starts with all weights one rounding
-    off. So PyTorch's own rounding is the measure, and JAX's has no part in it: a bound by JAX's
-    distance to float64 would hold for any run, by the triangle inequality.
+    The difference in losses, and in strides, after step t of T is at most ``4 D t/T`` plus four
+    float32 roundings of the value. D is the largest distance, over all T steps, between either of
+    two float32 runs of PyTorch and its float64 run. The second float32 run starts with all weights
+    one rounding off. The bound thus depends only on PyTorch's own rounding, not on JAX's: a bound
+    that used JAX's distance from float64 would hold for any run, by the triangle inequality.
 
 Rounding errors do not grow smoothly. A batch gives the ReLUs one to five million inputs, and often
-one of them is so close to 0 that rounding decides its sign. One such flip can put the gradient of a
-stride, a small sum of large terms, off by 0.5 %, in PyTorch as in JAX; AdamW divides gradients by
-their size and so makes that 0.5 % of a full step, however small the gradient is. Flips come in any
-step. That is why the bound grows in proportion to the steps instead of following the jumps of one
-run, and why it says little of fewer than ten steps.
+one of them is so close to 0 that rounding decides its sign. One such flip can change the gradient
+of a stride, which is a small sum of large terms, by 0.5 %, in PyTorch as in JAX. AdamW divides
+gradients by their size, which makes this 0.5 % of a full step, however small the gradient is. Flips
+happen in any step. This is why the bound grows in proportion to the steps instead of following the
+jumps of one run, and why it says little about fewer than ten steps.
 """
 
 from __future__ import annotations
@@ -64,18 +64,18 @@ CONFIG = Config(device="cpu")
 CHANNELS, STRIDES = CONFIG.model.channels, CONFIG.model.strides
 
 FLOAT64_BOUND = 1e-10
-# How many times PyTorch's rounding errors: room for flips, but far from enough for products in
-# tensor-float-32, which are thousands of times coarser.
+# Multiple of PyTorch's rounding errors. It leaves room for flips, but far too little for products
+# in TensorFloat-32, which are thousands of times coarser.
 FLOAT32_FACTOR = 4
 
 
-# Both placements, and those of the demo whose loss JAX knows as well.
+# Both placements, and the demo's methods whose loss also exists in JAX.
 NAMES: tuple[MethodName, ...] = ("diffstride", "diffstride-penalised", "diffstride-paper")
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What a run went through.
+    """Losses and strides of a run.
 
     Attributes
     ----------
@@ -141,11 +141,11 @@ def train_torch(method: Method, steps: int, dtype: torch.dtype, nudge: bool = Fa
     ----------
     method : Method
     steps : int
-        At most an epoch, 40. The schedule is that of all 10 epochs.
+        Number of steps, at most one epoch (40). The schedule is the one for all 10 epochs.
     dtype : torch.dtype
-        Of all numbers. Weights and images are those of float32.
+        Dtype of all numbers. Weights and images are converted from float32.
     nudge : bool
-        Put every initial weight one rounding off.
+        Whether to put every initial weight one rounding off.
 
     Returns
     -------
@@ -181,9 +181,9 @@ def convolution(in_channels: int, out_channels: int, size: int, rngs: nnx.Rngs) 
 
 
 def batch_norm(channels: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """Return the normalisation of PyTorch, whose variance is that of the centred values.
+    """Return a batch norm like PyTorch's, which takes the variance of the centred values.
 
-    The running averages, which training does not use, differ: PyTorch's are of the unbiased
+    The running averages, which training does not use, differ: PyTorch averages the unbiased
     variance.
     """
     return nnx.BatchNorm(channels, momentum=0.9, use_fast_variance=False, rngs=rngs)
@@ -241,7 +241,7 @@ FLAX_AXES = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
 
 
 def load(model: PreActResNet, state: dict[str, np.ndarray]) -> None:
-    """Give a model the weights, strides and dtype of a PyTorch network's state."""
+    """Load the weights and strides of a PyTorch network's state into a model, in their dtype."""
     for name, array in state.items():
         *path, last = name.split(".")
         if last in ("num_batches_tracked", "_extra_state"):
@@ -258,7 +258,7 @@ def load(model: PreActResNet, state: dict[str, np.ndarray]) -> None:
     nnx_modules.replan(model)
 
 
-# One object for equal rates: the compiled step is that of its optimiser.
+# Equal rates give the same object, because the compiled step belongs to its optimiser.
 @functools.cache
 def adamw(
     weight_rates: tuple[float, ...], stride_rates: tuple[float, ...]
@@ -301,13 +301,13 @@ def train_step(
 
 
 def train_jax(method: Method, run: TorchRun) -> Trajectory:
-    """Repeat a run of PyTorch, in the dtype of its initial state.
+    """Repeat a PyTorch run in JAX, in the dtype of its initial state.
 
     Parameters
     ----------
     method : Method
     run : TorchRun
-        In float64, call this within ``jax.enable_x64(True)``.
+        Run to repeat. If it is in float64, call this function within ``jax.enable_x64(True)``.
 
     Returns
     -------
@@ -321,7 +321,7 @@ def train_jax(method: Method, run: TorchRun) -> Trajectory:
     for x, y in run.batches:
         loss = train_step(model, optimizer, x.transpose(0, 2, 3, 1), y, penalty)
         losses.append(loss.item())
-        # Outside the compiled step: the strides decide the sizes of the next one.
+        # Not in the compiled step, because the strides decide the sizes of the next one.
         nnx_modules.project_strides(model)
         strides.append([pool.strides[...].tolist() for pool in model.pools])
     return Trajectory(np.array(losses), np.array(strides))
@@ -329,14 +329,14 @@ def train_jax(method: Method, run: TorchRun) -> Trajectory:
 
 @dataclass(frozen=True)
 class Difference:
-    """What is compared of losses or of strides, after each step.
+    """Differences of losses or of strides after each step, and their bounds.
 
     Attributes
     ----------
     float32, float64 : ndarray, shape (steps,)
         Largest difference between PyTorch and JAX.
     float32_bound, float64_bound : ndarray, shape (steps,)
-        What they may be.
+        Bounds of these differences.
     """
 
     float32: np.ndarray
@@ -362,9 +362,9 @@ class Comparison:
     Attributes
     ----------
     torch_runs : tuple of TorchRun, length 3
-        In float32, again with nudged weights, and in float64.
+        Runs in float32, in float32 with nudged weights, and in float64.
     jax_trajectories : tuple of Trajectory, length 2
-        In float32 and float64.
+        Runs in float32 and float64.
     """
 
     method: Method
@@ -444,7 +444,7 @@ def table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def draw(comparisons: Sequence[Comparison]) -> plotting.Figure:
-    """Draw losses and strides of both frameworks, and below each their differences."""
+    """Draw the losses and strides of both frameworks, each with the differences below."""
     figure = plotting.make_figure(1.6 + 3.2 * len(comparisons), 9)
     grid = figure.subplots(
         4,
@@ -528,10 +528,10 @@ if __name__ == "__main__":
         """Methods to compare."""
 
         figure: Path | None = None
-        """PNG to draw."""
+        """PNG file to draw."""
 
     def compare_all(**options: Any) -> None:
-        """Compare the methods, and end with status 1 if one is beyond its bounds."""
+        """Compare the methods, and exit with status 1 if one exceeds its bounds."""
         if options["figure"] is not None:
             check_folder(options["figure"].parent, "--figure")
         if not all(comparison.holds for comparison in main(**options)):

@@ -2,10 +2,10 @@
 
 Usage: ``python experiments/scripts/cifar10_to_images.py FOLDER``
 
-Takes ``FOLDER/cifar-10-python.tar.gz``, which is downloaded if it is not there, and writes its
-images without loss as FOLDER/train/CLASS/NNNNN.png and FOLDER/test/CLASS/NNNNN.png, for every
-program that reads folders of images. The commands of this project also read the archive's own
-files, unpacked: then ``--data.name cifar``.
+The script reads ``FOLDER/cifar-10-python.tar.gz``, which it downloads if necessary. It writes the
+images losslessly to FOLDER/train/CLASS/NNNNN.png and FOLDER/test/CLASS/NNNNN.png, for any program
+that reads folders of images. The commands of this project can also read the files of the unpacked
+archive, with ``--data.name cifar``.
 """
 
 from __future__ import annotations

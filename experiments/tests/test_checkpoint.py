@@ -34,7 +34,7 @@ def damage(content, how):
     if isinstance(how, float):
         return content[: int(how * len(content))]
     if how == "flipped":
-        # One bit of a weight: nothing but a checksum shows that.
+        # One bit of a weight is flipped: only a checksum shows that.
         place = content.index(torch.full((4,), 3.0).numpy().tobytes())
         return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
     return how
@@ -48,7 +48,7 @@ def test_damaged_checkpoint_is_refused_and_the_last_good_one_used(checkpoints, t
     assert state["step"] == 2
     assert reason.startswith(f"{path} is damaged or not a checkpoint (")
     assert reason.endswith("It is now 00000003.refused.")
-    # It does not take the place of a sound one.
+    # It does not take the place of a valid checkpoint.
     checkpoints.save(4, {"step": 4})
     assert sorted(kept.name for kept in path.parent.iterdir()) == [
         "00000002.pt",

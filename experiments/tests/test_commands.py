@@ -1,4 +1,4 @@
-"""What the console commands say, and what they import to say it."""
+"""What the console commands print, and what they import for that."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ from pydantic import PositiveInt
 
 from diffstride_core import NothingToCropWarning
 
-# What takes seconds to import, or is not needed to read options.
+# Packages that take seconds to import, or that are not needed to read options.
 HEAVY = {
     "torch",
     "torchvision",

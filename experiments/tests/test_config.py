@@ -86,7 +86,7 @@ def test_options_survive_the_file_that_keeps_them(tmp_path):
 
 
 def test_every_option_has_a_help_text():
-    # Groups are explained by their class.
+    # The docstrings of their classes explain the groups.
     for group in (Model, Optimizer, Training, type(Config().data)):
         for name, field in group.model_fields.items():
             assert field.description or name == "name", name

@@ -19,7 +19,7 @@ def test_resizing_is_counted_as_its_matrix_products():
     assert layer.output_sizes((28, 28)) == (7, 7)
     count = multiply_adds(layer, (4, 28, 28))
     exact = 4 * (7 * 28 * 28 + 7 * 28 * 7)
-    # The matrices themselves are made once a batch.
+    # The matrices themselves are computed once per batch.
     assert exact <= count <= 1.05 * exact
 
 

@@ -23,10 +23,10 @@ def labels(samples):
 
 
 def which(samples, everything):
-    """Return the indices of samples, found by their content: all digits differ."""
+    """Return the indices of samples. They are found by content, because all digits differ."""
     images = stacked(samples).reshape(len(samples), -1)
     places = {row.tobytes(): index for index, row in enumerate(everything)}
-    # Back from standardised to whole numbers: black and white are the extremes.
+    # Convert standardised values back to whole numbers: black and white are the extremes.
     low, high = images.min(), images.max()
     rows = np.rint(255 * (images - low) / (high - low)).astype(everything.dtype)
     return [places[row.tobytes()] for row in rows]
@@ -154,5 +154,5 @@ def test_shifts_and_mirror_images_are_equally_likely_and_black_comes_in():
     augment = ShiftFlip(1)
     for _ in range(3600):
         possible[augment(image).numpy().tobytes()] += 1
-    # 200 of each are expected, give or take a standard deviation of 14.
+    # 200 of each are expected, with a standard deviation of 14.
     assert 140 < min(possible.values()) <= max(possible.values()) < 260

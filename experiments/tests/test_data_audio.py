@@ -31,7 +31,7 @@ def write(path, samples=None, rate=4000):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes, three speakers, two clips each: class/speaker_index."""
+    """Folder with two classes, three speakers and two clips each: class/speaker_index.wav."""
     root = tmp_path / "sounds"
     for label in ("no", "yes"):
         for speaker in ("ada", "bob", "cleo"):
@@ -110,7 +110,7 @@ def test_channels_are_averaged_and_long_clips_cut(tmp_path):
     left, right = np.random.default_rng(0).standard_normal((2, 9000)) / 10
     stereo = log_mel()(write(tmp_path / "stereo.flac", np.stack([left, right], axis=1), 8000))
     mono = log_mel()(write(tmp_path / "mono.flac", (left + right)[:8000] / 2, 8000))
-    # Only the last window reaches beyond the end, into zeros in both.
+    # Only the last window reaches beyond the end, where both are padded with zeros.
     np.testing.assert_allclose(stereo, mono, atol=0.02)
 
 
@@ -161,7 +161,7 @@ def test_fractions_are_held_out_stratified(options):
 
 
 def speakers(folder, options, evaluate_on):
-    """Return who is in the training and the evaluation part, told by the loudness of the clips."""
+    """Return the speakers of the training and the evaluation part, told apart by loudness."""
     for level, speaker in enumerate(("ada", "bob", "cleo")):
         for path in folder.glob(f"*/{speaker}_*.wav"):
             write(path, sine(1000) * 100.0**-level)
@@ -176,7 +176,7 @@ def speakers(folder, options, evaluate_on):
 
 def test_groups_are_held_out_whole(folder, options):
     grouped = options(pattern=BY_SPEAKER, test_groups=("bob",), validation_groups=("cleo",))
-    # Test: trained on Ada (loudest) and Cleo. Validation: on Ada, and Bob is unseen.
+    # Test: training on Ada (loudest) and Cleo. Validation: training on Ada, and Bob is unseen.
     assert speakers(folder, grouped, "test") == [[0] * 4 + [2] * 4, [1] * 4]
     assert speakers(folder, grouped, "validation") == [[0] * 4, [1] * 4]
 
@@ -322,7 +322,7 @@ def test_cached_spectrograms_are_read_again_only_if_files_or_features_change(
     first = options().load("test")
     assert len(reads) == 12
     reads.clear()
-    # Neither the split nor the pattern is a matter of the spectrograms.
+    # The spectrograms depend neither on the split nor on the pattern.
     again = options(test_groups=("bob",), pattern=BY_SPEAKER).load("test")
     assert reads == []
     assert (len(again.train), again.input_shape) == (8, first.input_shape)
@@ -393,7 +393,7 @@ def test_empty_class_folder_is_named(folder, options):
     (folder / "maybe").mkdir()
     with pytest.raises(ExperimentError, match=f"class maybe has no .* file in {folder}"):
         options().load("test")
-    # Where the pattern takes the class from elsewhere, a folder is just a folder.
+    # With a pattern other than the default, folders need not be classes and may be empty.
     by_speaker = options(pattern=BY_SPEAKER, test_groups=("ada",))
     assert by_speaker.load("test").classes == ("no", "yes")
 
@@ -467,7 +467,7 @@ def test_sound_that_ends_between_pages_or_after_others_is_told_apart(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_sphere_file_that_is_cut_off_is_unreadable(tmp_path, channels):
-    path = tmp_path / "a.wav"  # as speech corpora call them
+    path = tmp_path / "a.wav"  # the suffix that speech corpora use
     soundfile.write(path, np.zeros((999, channels)), 8000, format="NIST", subtype="PCM_16")
     assert read_sound(str(path))[0].shape == (999, channels)
     path.write_bytes(path.read_bytes()[:-4])

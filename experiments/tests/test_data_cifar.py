@@ -23,7 +23,7 @@ def write(path, content):
 
 @pytest.fixture(params=[10, 100])
 def cifar(request, tmp_path, monkeypatch):
-    """Options and pixels of small batches in the format of the real ones, with their checksums."""
+    """Options and pixels of small batches in the real format, with matching checksums."""
     classes = request.param
     kind = {10: datasets.CIFAR10, 100: datasets.CIFAR100}[classes]
     folder = tmp_path / {10: "cifar-10-batches-py", 100: "cifar-100-python"}[classes]
@@ -101,7 +101,7 @@ def test_validation_holds_out_training_images(cifar):
     assert sorted(label for _, label in data.evaluation) == list(range(options.classes))
     assert len(data.train) == 3 * options.classes
 
-    # Mirrored or not, an image has the same sum.
+    # Mirroring does not change the sum of an image.
     sums = normalised(train, options.classes).double().sum((1, 2, 3))
     found = [
         int((sums - image.double().sum()).abs().argmin())

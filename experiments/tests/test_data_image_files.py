@@ -20,7 +20,7 @@ def smooth(width=12, height=8):
 
 
 def png(path, width, height, depth, colour, rows, transparent=None):
-    """Write a PNG of a depth that Pillow does not write; rows are bytes."""
+    """Write a PNG of a bit depth that Pillow does not write; rows are bytes."""
 
     def chunk(name, content):
         body = name + content

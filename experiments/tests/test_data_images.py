@@ -14,7 +14,7 @@ PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 def write(path, width=12, height=8, seed=None):
-    """Write a smooth image, so that JPEG keeps it, whose colours depend on the path."""
+    """Write an image whose colours depend on the path. It is smooth, so JPEG preserves it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(list(path.as_posix().encode()) if seed is None else seed)
     corners = Image.fromarray(random.integers(0, 256, (2, 2, 3), dtype=np.uint8))
@@ -226,7 +226,7 @@ def test_cache_that_cannot_be_written_is_refused_before_reading(folder, options,
             options(cache=cache).load("test")
     options().load("test")
     monkeypatch.setattr(image_files, "check_folder", None)
-    options().load("test")  # a cache that has all need not be written
+    options().load("test")  # a complete cache need not be written
 
 
 def test_long_list_of_unreadable_images_is_cut(folder, options):
@@ -422,7 +422,7 @@ def test_another_way_of_reading_reuses_nothing(folder, options, monkeypatch):
 
 @pytest.fixture
 def classes(folder):
-    """Folder that holds the classes themselves."""
+    """Folder that contains the classes directly."""
     return folder / "train"
 
 

@@ -37,9 +37,9 @@ def names(found, root):
     [
         ("a/up", "top"),
         ("a/up", "top/a"),
-        ("a/up", ""),  # above all
+        ("a/up", ""),  # above all folders
         ("latest", "top/b"),
-        ("0", "top/a"),  # before what it leads to
+        ("0", "top/a"),  # sorted before its target
         ("a/0.x", "top/b/1.x"),
     ],
 )

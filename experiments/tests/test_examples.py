@@ -89,7 +89,7 @@ def test_swap_train_ship(capsys):
     assert "DiffStride, frozen" in out
 
 
-# Their own, of PyTorch's names and of the number of cores.
+# The libraries' own warnings, about names in PyTorch and the number of cores.
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")

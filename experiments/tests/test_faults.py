@@ -1,4 +1,4 @@
-"""Whatever write fails, and wherever a run is killed, it goes on to the same result."""
+"""A run continues to the same result, no matter which write fails or where it is killed."""
 
 import os
 import runpy
@@ -15,17 +15,17 @@ CHECK = Path(__file__).resolve().parents[1] / "checks" / "kill_and_resume.py"
 
 
 class Killed(BaseException):
-    """Nothing may catch it: what a kill leaves is what is on the disk."""
+    """A kill. Nothing may catch it: only what is on the disk is left."""
 
 
 class FaultyDisk:
-    """Counts the steps of writing files and dies at one of them.
+    """A disk that counts the steps of writing files and dies at one of them.
 
     Parameters
     ----------
     monkeypatch : pytest.MonkeyPatch
     deadly : int or None
-        The step, from 0, in which to die; a write dies half way.
+        Step, counted from 0, at which to die. A write dies halfway.
     """
 
     def __init__(self, monkeypatch, deadly):
@@ -110,8 +110,8 @@ def test_a_fault_at_any_step_of_writing_costs_nothing(short_config, tmp_path, mo
         assert_runs_ended_alike(config, short_config)
         assert not list(config.run_dir.rglob("*.tmp"))
         step += 1
-    # Four checkpoints, the options, metrics of two epochs and at the end, three files of results,
-    # each opened, written, flushed, put in place and made safe.
+    # Four checkpoints, the options, the metrics of two epochs and at the end, and three result
+    # files. Each is opened, written, flushed, moved into place and synced.
     assert step == disk.steps + 1 >= 6 * 11 + 1
 
 

@@ -1,4 +1,4 @@
-"""A folder is one run's at a time, and one whose start failed is nobody's."""
+"""A folder belongs to one run at a time, and to no run if its start failed."""
 
 import errno
 import os
@@ -94,7 +94,7 @@ def test_folder_that_cannot_be_is_refused_by_name(tmp_path):
 
 
 def test_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
-    # Whoever may write everywhere is refused nowhere.
+    # Patched, because a user who may write everywhere is never refused.
     monkeypatch.setattr(locking.os, "access", lambda path, mode: False)
     with pytest.raises(ExperimentError, match=r"run_dir: .*run cannot be written: no permission"):
         check_folder(tmp_path / "run", "run_dir")

@@ -15,7 +15,7 @@ def network():
 
 
 def factors(network, options):
-    """Return the factors of the learning rates of all steps; those of weights and strides agree."""
+    """Return the learning-rate factors of all steps, which agree for weights and strides."""
     optimizer = build_optimizer(network, options)
     schedule = build_schedule(optimizer, options, STEPS_PER_EPOCH, EPOCHS)
     found = []

@@ -1,4 +1,4 @@
-"""Training by several processes."""
+"""Training in several processes."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Every recipe parses, builds its networks and takes its first steps, on data made here."""
+"""Every recipe parses, builds its networks and takes its first steps on generated data."""
 
 import itertools
 import pickle
@@ -77,7 +77,7 @@ def write_speech(folder):
 
 
 def on_made_up_data(config, folder, monkeypatch):
-    """Return the configuration for tiny data, on which its first steps are the same code."""
+    """Return the configuration for tiny data, for which the first steps run the same code."""
     options = {}
     if config.data.name == "cifar":
         write_cifar(folder / "data", config.data.classes, monkeypatch)
@@ -94,7 +94,7 @@ def on_made_up_data(config, folder, monkeypatch):
         run_dir=folder / "run",
         training__batch_size=4,
         training__workers=0,
-        # A step in bfloat16 takes a minute on a CPU that has no such arithmetic.
+        # A step in bfloat16 takes a minute on a CPU without such arithmetic.
         training__precision="float32",
         threads=1,
         device="cpu",

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class Noise(Dataset):
-    """Samples that are random themselves."""
+    """Samples that are random numbers themselves."""
 
     def __len__(self):
         return 10

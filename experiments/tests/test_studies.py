@@ -29,7 +29,7 @@ QUIET = Console(quiet=True)
 
 
 def made_up(case, accuracy=None):
-    """An outcome such as a run of the case could have, without running it."""
+    """Return an outcome that a run of the case could have, without running it."""
     method = case.config.methods[0]
     pairs = tuple(s if isinstance(s, tuple) else (s, s) for s in case.config.model.strides)
     learnt = METHODS[method].learns_strides
@@ -51,7 +51,7 @@ def made_up(case, accuracy=None):
 
 
 def base_of(study, tmp_path):
-    """The options that a study starts from, with what looks like its data."""
+    """Return the options that a study starts from, with a folder that looks like its data."""
     (tmp_path / "train").mkdir(exist_ok=True)
     (tmp_path / "0_george_0.wav").touch()
     return base(study.data, None if study.data == "digits" else tmp_path)
@@ -141,7 +141,7 @@ def test_wider_networks_cost_what_the_learnt_one_ended_with(tmp_path):
     first = [replace(made_up(c), multiply_adds=8_000_000) for c in study.cases(config, (0,))]
     for case in study.follow_up(config, (0,), first):
         assert case.config.methods[0] in ("conv", "spectral")
-        # One channel of the narrowest layer more or less is up to a quarter of the cost there.
+        # One channel more or less in the narrowest layer is up to a quarter of the cost there.
         assert cost(case.config, INPUT_SHAPES["images"]) == pytest.approx(8e6, rel=0.13)
 
 
@@ -166,7 +166,7 @@ def test_grid_of_fixed_strides_costs_what_is_searched(tmp_path):
 def test_differences_are_taken_seed_by_seed():
     reference = group(outcomes_with([0.50, 0.52, 0.54, 0.90]))["row",]
     row = group(outcomes_with([0.52, 0.55, 0.58]))["row",]
-    # 2, 3 and 4 points; the seed that only one has does not count.
+    # Differences of 2, 3 and 4 points. The seed that only one row has does not count.
     assert str(Difference.of(row, reference)) == "+3.0 ± 0.6"
     assert str(Difference.of(group(outcomes_with([0.4]))["row",], reference)) == "-10.0"
 
@@ -196,7 +196,7 @@ def outcomes_with(accuracies, label="row"):
 def test_comparison_names_the_rows_that_differ():
     before = outcomes_with([0.50, 0.52, 0.54]) + outcomes_with([0.1, 0.2, 0.3], "wide")
     assert comparison(before, before) == "2 of 2 rows agree within both standard deviations."
-    # Standard deviations 2 and 2 points: 2.83 together.
+    # Standard deviations of 2 and 2 points combine to 2.83.
     near = outcomes_with([0.528, 0.548, 0.568]) + before[3:]
     assert comparison(near, before).startswith("2 of 2 rows agree")
     far = outcomes_with([0.529, 0.549, 0.569]) + outcomes_with([0.5], "other")
@@ -265,7 +265,7 @@ def test_comparison_of_single_seeds():
 
 
 def tiny_study(config):
-    """Two methods, two seeds, and a follow-up run."""
+    """Return a study of two methods and two seeds, with a follow-up run."""
 
     def cases(base, seeds):
         return [
@@ -295,7 +295,7 @@ def test_study_runs_once_and_goes_on_where_it_was_stopped(
     bars = capfd.readouterr().err
     assert "4/4" in bars
     assert "1/1" in bars
-    assert "conv 100%" not in bars  # none of the runs' own
+    assert "conv 100%" not in bars  # no progress bars of the runs
     folder = tmp_path / "studies" / "robustness-digits"
     assert {path.name for path in folder.iterdir()} == {
         "config.toml",
@@ -316,13 +316,13 @@ def test_study_runs_once_and_goes_on_where_it_was_stopped(
     assert "run_dir" not in shared
     assert shared["training"]["epochs"] == 2
 
-    # Just as diffstride-train would have it.
+    # The result is the same as that of diffstride-train.
     single = changed(tiny_config, methods=("diffstride",), seed=1)
     (result,) = run(single, QUIET)
     assert result.accuracy == outcomes[3].accuracy
     assert tuple(map(tuple, result.after.strides)) == outcomes[3].strides
 
-    # Stopped in one of its runs: that one alone is run again, to the same end.
+    # After a stop in one of the runs, only that run is repeated, with the same result.
     stamps = {path: path.stat().st_mtime_ns for path in folder.parent.glob("runs/*/results.json")}
     assert len(stamps) == 5
     lost = next(path for path in stamps if path.parent.name.startswith("conv-1"))

@@ -29,7 +29,7 @@ def test_the_bounds_hold_in_every_step(comparison, quantity):
     assert difference.float64.shape == difference.float32.shape == (20,)
     assert (difference.float64 <= difference.float64_bound).all()
     assert (difference.float32 <= difference.float32_bound).all()
-    # The bounds mean something: far less than what training changes.
+    # The bounds are meaningful: far smaller than the changes in training.
     values = getattr(comparison.jax_trajectories[0], quantity)
     assert difference.float32_bound.max() < np.ptp(values, axis=0).max() / 10
     assert difference.float64_bound.max() < 1e-9

@@ -31,7 +31,7 @@ def metrics(config):
 
 
 def interrupt_after(monkeypatch, steps):
-    """Stop as Ctrl-C does, in the middle of the step after so many finished ones."""
+    """Stop as Ctrl-C does, in the middle of the step after this many finished steps."""
     whole_step = Trainer._train_step
     finished = []
 
@@ -150,12 +150,13 @@ def test_runs_repeat_exactly(tiny_config, tmp_path):
     assert metrics(changed(once, run_dir=tmp_path / "other")) != metrics(once)
 
 
-# With a checkpoint after every step: before the first one, inside an epoch, at its end, between
-# the methods, in the last step.
+# There is a checkpoint after every step. The interruption comes before the first one, inside an
+# epoch, at its end, between the methods, or in the last step.
 @pytest.mark.parametrize("steps", quick_every(2, [3, 0, 8, 4, 13, 15]))
 def test_interrupted_run_goes_on_as_if_it_had_not_been(tiny_config, tmp_path, steps, monkeypatch):
-    # Strides that move fast take the inner maps, and so the strides' bounds, through many sizes;
-    # mixup, momentum and a schedule have states of their own, and a budget is that of the start.
+    # Strides that change fast take the inner feature maps, and so the bounds of the strides,
+    # through many sizes. Mixup, momentum and a schedule have their own states, and the budget
+    # depends on the initial strides.
     whole = changed(
         tiny_config,
         methods=("conv", "diffstride-budget"),
@@ -184,7 +185,7 @@ def test_checkpoints_within_an_epoch_are_as_rare_as_asked(tiny_config, monkeypat
 def test_finished_run_trains_nothing_again(tiny_config, monkeypatch):
     config = changed(tiny_config, methods=("conv",))
     first = run(config)
-    # What a run that was stopped between its last checkpoint and its metrics leaves.
+    # This is the state after a stop between the last checkpoint and its metrics.
     (config.run_dir / "metrics.jsonl").unlink()
     interrupt_after(monkeypatch, 0)
     assert run(config) == first
@@ -443,7 +444,7 @@ def test_compiled_training_gives_the_same_strides(tiny_config, tmp_path):
         tiny_config,
         methods=("diffstride",),
         training__epochs=1,
-        # Few sizes: each is a compilation.
+        # Few sizes, because each needs a compilation.
         optimizer__stride_learning_rate=0.02,
     )
     run(eager)

@@ -1,1 +1,1 @@
-"""Frameworks that the core was never told of, each an implementation in a few lines."""
+"""Frameworks that the core does not know, each implemented in a few lines."""

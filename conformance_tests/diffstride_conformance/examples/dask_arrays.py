@@ -1,4 +1,4 @@
-"""dask.array: every operation is put into a graph, and computed when the host asks for values.
+"""dask.array: every operation goes into a graph, and is computed when the host needs values.
 
 ``diffstride-verify --backend diffstride_conformance.examples.dask_arrays:Backend``
 """
@@ -25,13 +25,13 @@ class DaskBackend(eager.EagerBackend):
         super().__init__(da.empty(1))
         self.xp = SimpleNamespace(**{**vars(self.xp), "reshape": _reshape})
 
-    # Two chunks along the first axis: arrays as small as these would have one.
+    # Two chunks along the first axis: by default, arrays as small as these would have one.
     def from_host(self, array: HostArray, dtype: str, device: Any = None) -> Any:
-        """Return a copy of a NumPy array in the dtype named."""
+        """Return a copy of a NumPy array in the given dtype."""
         chunks = tuple(-(-size // (2 if axis == 0 else 1)) for axis, size in enumerate(array.shape))
         return da.from_array(array.astype(dtype), chunks=chunks)
 
-    # A transform needs all of its axis in one chunk.
+    # A transform needs its whole axis in one chunk.
     def rfft(self, array: Any, axis: int) -> Any:
         """Transform a real array along one axis."""
         return super().rfft(array.rechunk({axis: -1}), axis)
@@ -41,7 +41,7 @@ class DaskBackend(eager.EagerBackend):
         return super().irfft(array.rechunk({axis: -1}), size, axis)
 
 
-# dask refuses to reshape some arrays without entries, and some whose chunks would be torn apart.
+# dask refuses to reshape some arrays without entries, and some whose chunks would be split up.
 def _reshape(array: Any, shape: tuple[int, ...]) -> Any:
     if not array.size:
         return da.zeros(shape, dtype=array.dtype, chunks=-1)

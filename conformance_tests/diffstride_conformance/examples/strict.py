@@ -1,4 +1,4 @@
-"""array-api-strict: nothing beyond the standard is there to be leant on.
+"""array-api-strict, which offers nothing beyond the array API standard.
 
 ``diffstride-verify --backend diffstride_conformance.examples.strict:Backend``
 """
@@ -19,15 +19,15 @@ from diffstride_conformance.implementation import HostArray, Pullback
 
 
 class StrictBackend(eager.EagerBackend):
-    """Arrays on several devices, of which NumPy reads those of the default one alone."""
+    """Arrays on several devices. NumPy reads only those on the default device."""
 
     def __init__(self) -> None:
         super().__init__(xp.empty(0))
 
     def devices(self) -> Sequence[Any]:
-        """Return the devices there are to compute on, the default one first."""
+        """Return the devices to compute on, the default one first."""
         devices: Sequence[Any] = xp.__array_namespace_info__().devices()
-        # On this one its own argmax makes an int64, and then refuses it.
+        # On the device left out here, argmax makes an int64 and then refuses it.
         return [device for device in devices if "no_x64" not in str(device)]
 
     def to_host(self, array: Any) -> HostArray:
@@ -35,7 +35,7 @@ class StrictBackend(eager.EagerBackend):
         return np.asarray(array.to_device(self.devices()[0]))
 
 
-# The flags are the process's own: they are set for as long as the core computes, and no longer.
+# The flags apply to the whole process, so they are set only while the core computes.
 def _strictest() -> Any:
     return xp.ArrayAPIStrictFlags(
         api_version="2025.12",

@@ -24,4 +24,4 @@ DataOptions = Annotated[
     Digits | Cifar | ImageFolder | AudioFolder,
     Field(discriminator="name"),
 ]
-"""Options of one kind of data, told apart by its name."""
+"""Options of one kind of data. The field ``name`` tells the kinds apart."""

@@ -34,21 +34,21 @@ __all__ = ["AudioFolder"]
 
 EXTENSIONS = {".wav", ".flac", ".ogg"}
 
-# By default a class is a folder.
+# By default, the folder of a file is its class.
 CLASS_FOLDERS = r"(?P<label>[^/]+)/[^/]+"
 
-# Files that do not match the pattern that an error lists.
+# Number of files that an error lists if they do not match the pattern.
 SHOWN = 5
 
-# Clips whose mean and standard deviation are added up at a time.
+# Number of clips that are added to the mean and standard deviation at a time.
 CHUNK = 256
 
 
 class AudioFolder(FileSource):
     """Sounds in any folders below path, as log-mel spectrograms.
 
-    A spectrogram is log(mel + 1e-6), standardised in each mel band by the training clips' mean and
-    standard deviation; frequency is its height, time its width.
+    A spectrogram is log(mel + 1e-6), standardised in each mel band with the mean and standard
+    deviation of the training clips. Its height is frequency, its width is time.
     """
 
     name: Literal["audio"] = "audio"
@@ -58,12 +58,12 @@ class AudioFolder(FileSource):
     """Folder with the .wav, .flac and .ogg files, at any depth."""
 
     pattern: str = CLASS_FOLDERS
-    """Regular expression for the path of a file relative to the folder, with / and without the
-    extension. (?P<label>...) is the class. (?P<group>...), which is optional, is what is held out
-    together, for instance a speaker."""
+    """Regular expression for the path of a file relative to the folder, with / as separator and
+    without the extension. (?P<label>...) is the class. The optional (?P<group>...) is the group,
+    for instance the speaker; the files of a group are held out together."""
 
     test_groups: tuple[str, ...] = ()
-    """Groups held out for testing, never trained on."""
+    """Groups held out for testing and never trained on."""
 
     validation_groups: tuple[str, ...] = ()
     """Groups that --evaluate-on validation also holds out and evaluates on, instead of a fraction.
@@ -178,7 +178,7 @@ class AudioFolder(FileSource):
         )
 
     def _check_class_folders(self, classes: Sequence[str], found: Found) -> None:
-        """Check that, where folders are classes, none is empty."""
+        """If folders are classes, check that no folder is empty."""
         empty = sorted(set(map(printable, found.folders[0])) - set(classes))
         if self.pattern == CLASS_FOLDERS and empty:
             raise ExperimentError(
@@ -187,7 +187,7 @@ class AudioFolder(FileSource):
             )
 
     def _match(self, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return label and group of each file; without groups in the pattern, the label twice."""
+        """Return label and group of each file, or the label twice if the pattern has no group."""
         names = [
             printable(Path(path).relative_to(self.path).with_suffix("").as_posix())
             for path in paths
@@ -206,7 +206,7 @@ class AudioFolder(FileSource):
         return np.array(found).T
 
     def _check_held_out(self, groups: np.ndarray, evaluate_on: EvaluateOn) -> None:
-        """Check that held-out groups are given and occur."""
+        """Check that held-out groups are given and exist."""
         known = np.unique(groups).tolist()
         given = {"test_groups": self.test_groups, "validation_groups": self.validation_groups}
         for option, chosen in given.items():
@@ -229,7 +229,7 @@ class AudioFolder(FileSource):
     ) -> tuple[np.ndarray, dict[int, Unreadable]]:
         """Return the spectrogram of each file, and the unreadable ones by index.
 
-        Spectrograms of unreadable files are NaN, in the cache too: such files are read again every
+        Spectrograms of unreadable files are NaN, also in the cache. Such files are read again every
         time.
         """
         import librosa
@@ -271,7 +271,7 @@ class AudioFolder(FileSource):
 
 
 class _Standardise:
-    """Standardise spectrograms by the mean and standard deviation of each band in some of them."""
+    """Standardise spectrograms with the mean and standard deviation of each band over some."""
 
     def __init__(self, features: np.ndarray, indices: np.ndarray) -> None:
         from sklearn.preprocessing import StandardScaler

@@ -1,4 +1,4 @@
-"""What was computed from files and holds until they change."""
+"""Cache of values that are computed from files and valid until the files change."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ __all__ = ["digest", "file_states", "load_array", "save_array"]
 
 
 def file_states(root: Path, paths: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Return path below `root`, size and time of change in ns of each file: 0, 0 for a lost one."""
+    """Return each file's path below `root`, size and change time in ns; 0, 0 if it is missing."""
     states = []
     for path in paths:
         try:
@@ -39,15 +39,15 @@ def load_array(path: Path, dtype: type, shape: tuple[int | None, ...]) -> np.nda
     path : Path
         ``.npy`` file.
     dtype : type
-        What its entries must be.
+        Required type of the entries.
     shape : tuple of int or None
-        What its shape must be; None: any length.
+        Required shape. None: any length.
 
     Returns
     -------
     ndarray or None
-        The array, read where it is looked at; changing it leaves the file alone. None where the
-        file is missing, damaged or holds something else.
+        The array, which is read from the file on access. Changes to it do not change the file. None
+        if the file is missing or damaged, or has another type or shape.
     """
     try:
         array = np.asarray(np.load(path, mmap_mode="c"))
@@ -60,6 +60,6 @@ def load_array(path: Path, dtype: type, shape: tuple[int | None, ...]) -> np.nda
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Write a cache file, which is complete or untouched."""
+    """Write a cache file atomically."""
     with replacing(path) as file:
         np.save(file, array)

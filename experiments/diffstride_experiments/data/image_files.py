@@ -1,4 +1,4 @@
-"""Reading images, and finding out which cannot be read."""
+"""Reading images, and finding those that cannot be read."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +13,16 @@ from diffstride_experiments.locking import check_folder
 
 __all__ = ["image_sizes", "image_suffixes", "read_image", "read_image_and_frames"]
 
-# What Pillow decodes by itself to pixels, and finds out whether it is whole.
+# Formats that Pillow itself decodes to pixels, and for which it notices that a file is incomplete.
 FORMATS = (
     *("PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "DIB", "DDS", "ICO"),
     *("PCX", "PPM", "PSD", "QOI", "SGI", "TGA"),
 )
 
-# Formats whose further frames are pictures of their own: pages, or those of an animation.
+# Formats whose further frames are separate pictures: pages, or frames of an animation.
 FRAMES = {"PNG", "GIF", "WEBP", "TIFF", "AVIF"}
 
-# How a stored picture becomes the one that is shown, by EXIF's orientation.
+# Operation from the stored picture to the displayed one, by EXIF orientation.
 SHOWN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -33,25 +33,25 @@ SHOWN = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Formats whose images of Pillow's mode I have 16 bits, stretched to all of them.
+# Formats for which Pillow's mode I means 16-bit values that use the full range.
 WIDE = {"PNG", "PPM"}
 
-# What TIFF calls a picture whose values are the larger the darker they are.
+# TIFF's photometric interpretation in which larger values are darker.
 WHITE_IS_ZERO = 0
 
-# Largest grey value of PNG's small depths, by Pillow's name for them.
+# Largest grey value of PNG's small bit depths, by Pillow's names for them.
 DEPTHS = {"L;2": 3, "L;4": 15}
 
 
 def image_suffixes() -> set[str]:
-    """Return the suffixes of names of images, in small letters."""
+    """Return the suffixes of image files, in lower case."""
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
 
 
 def image_sizes(
     root: Path, paths: Sequence[str], cache: Path, workers: int
 ) -> list[tuple[int, int, int] | Unreadable]:
-    """Decode every image that was not yet found readable as it is now.
+    """Return the sizes of images. An image is decoded unless it is in the cache and unchanged.
 
     Parameters
     ----------
@@ -60,14 +60,14 @@ def image_sizes(
     paths : sequence of str
         Images.
     cache : Path
-        Folder that keeps what was found. Unreadable images are decoded again every time.
+        Folder that keeps the sizes. Unreadable images are decoded again every time.
     workers : int
-        Processes that decode; 0: this one does.
+        Processes that decode the images. 0: this process decodes them.
 
     Returns
     -------
     list
-        Width, height and number of frames, or why it is unreadable, of each image.
+        For each image, its width, height and number of frames, or why it is unreadable.
     """
     name = digest([READING, PIL.__version__, str(root.resolve())])
     file = cache / f"image-sizes-{name}.npy"
@@ -91,23 +91,23 @@ def image_sizes(
 
 
 def read_image(path: str) -> Image.Image:
-    """Decode an image, as it is shown, and make it one of red, green and blue.
+    """Decode an image as it is displayed, and convert it to RGB.
 
-    It is turned as EXIF's orientation says, and what is transparent is laid on white. Of several
-    frames it is the first.
+    The image is rotated or mirrored as its EXIF orientation says, and transparent pixels are laid
+    on white. If there are several frames, the first one is read.
 
     Raises
     ------
     OSError, ValueError, SyntaxError
-        If it cannot be decoded whole, or its values have no range that is known: integers of 32
-        bits and floating-point numbers.
+        If the image cannot be decoded completely, or if the range of its values is not known
+        (32-bit integers and floating-point numbers).
     """
     with _open(path) as image:
         return _as_shown(image)
 
 
 def read_image_and_frames(path: str) -> tuple[Image.Image, int]:
-    """Return what `read_image` does and the number of frames."""
+    """Return the image of `read_image` and the number of frames."""
     with _open(path) as image:
         shown = _as_shown(image)
         return shown, getattr(image, "n_frames", 1) if image.format in FRAMES else 1
@@ -115,7 +115,7 @@ def read_image_and_frames(path: str) -> tuple[Image.Image, int]:
 
 def _open(path: str) -> Image.Image:
     Image.init()
-    # Pillow's JPEG reader is that of MPO too, and what it is built without is not there.
+    # Pillow's JPEG reader also reads MPO, and Pillow may have been built without some formats.
     return Image.open(path, formats=[kind for kind in FORMATS if kind in Image.OPEN])
 
 
@@ -133,7 +133,7 @@ def _as_shown(image: Image.Image) -> Image.Image:
     if image.format == "PNG" and image.mode in ("L", "RGB") and "transparency" in image.info:
         _scale_transparent_colour(image)
     image.load()
-    # Pillow turns TIFF's itself when it loads them.
+    # Read after loading: Pillow itself applies the orientation of TIFF files when it loads them.
     turn = SHOWN.get(_orientation(image))
     if wide:
         image = _in_8_bits(image)
@@ -145,9 +145,9 @@ def _as_shown(image: Image.Image) -> Image.Image:
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
-    """Return an image of grey values of 16 bits, or few less, with the upper 8 of them.
+    """Reduce an image of grey values of 16 bits, or slightly fewer, to their upper 8 bits.
 
-    Those are what Pillow keeps of 16-bit colours; of grey values it would clip all above 255.
+    Pillow also keeps the upper 8 bits of 16-bit colours, but it would clip grey values above 255.
     """
     values = np.asarray(image)
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
@@ -162,13 +162,13 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _scale_transparent_colour(image: Image.Image) -> None:
-    """Give a PNG's transparent colour the depth that its pixels will have, 8 bits."""
+    """Scale the transparent colour of a PNG to the depth that its pixels will have, 8 bits."""
     depth, colour = image.tile[0][3], image.info["transparency"]
     if isinstance(colour, int):
         largest = DEPTHS.get(depth, 255)
         image.info["transparency"] = (colour & largest) * 255 // largest
     else:
-        # Of 16 bits, Pillow keeps the upper 8.
+        # Pillow keeps the upper 8 of 16 bits.
         shift = 8 if depth == "RGB;16B" else 0
         image.info["transparency"] = tuple(value >> shift & 255 for value in colour)
 
@@ -176,6 +176,6 @@ def _scale_transparent_colour(image: Image.Image) -> None:
 def _orientation(image: Image.Image) -> object:
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    # Pillow raises all kinds of errors for damaged tags, which leave the pixels as they are.
+    # Pillow raises all kinds of errors for damaged tags. The pixels are not affected.
     except Exception:
         return None

@@ -35,9 +35,9 @@ PARTS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 
 
 class ImageFolder(FileSource):
-    """Colour images path/train/CLASS/* and, for the evaluation, path/test or path/val alike.
+    """Colour images path/train/CLASS/* and, for evaluation, path/test/CLASS/* or path/val/CLASS/*.
 
-    With test_fraction they are path/CLASS/*.
+    With test_fraction, they are path/CLASS/*.
     """
 
     name: Literal["images"] = "images"
@@ -52,22 +52,22 @@ class ImageFolder(FileSource):
     None: path contains train and test."""
 
     augmentation: Literal["none", "shift-flip", "random-resized-crop"] = "none"
-    """Augmentation of training images. shift-flip: random shifts by up to pad pixels, mirroring.
-    random-resized-crop: random crops, resized, and mirroring, as usual for ImageNet."""
+    """Augmentation of training images. shift-flip: random shifts by up to pad pixels and mirroring.
+    random-resized-crop: random crops, which are resized, and mirroring, as usual for ImageNet."""
 
     size: PositiveInt | None = None
-    """Height and width: the shorter side is resized to it, then the centre is cropped. None: the
-    images must all have the same size. random-resized-crop needs a size; evaluation then resizes
-    the shorter side to 256/224 of it."""
+    """Height and width. The shorter side is resized to it, then the centre is cropped. None: all
+    images must have the same size. random-resized-crop needs a size; evaluation then resizes the
+    shorter side to 256/224 of it."""
 
     pad: NonNegativeInt = 4
     """Largest random shift of shift-flip, in pixels."""
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of red, green and blue, in [0, 1], to subtract. The default is that of ImageNet."""
+    """Mean of red, green and blue to subtract, in [0, 1]. The default is ImageNet's mean."""
 
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
-    """Standard deviation to divide by. The default is that of ImageNet."""
+    """Standard deviation of red, green and blue to divide by. The default is ImageNet's."""
 
     in_memory: bool = False
     """Decode all images once and keep them in memory, 3 bytes per pixel."""
@@ -82,7 +82,7 @@ class ImageFolder(FileSource):
         return self
 
     def load(self, evaluate_on: EvaluateOn, workers: int = 0) -> Data:
-        """Check all images, and keep them if they are to stay in memory, see `Source.load`."""
+        """Check all images and keep them if they are to stay in memory, see `Source.load`."""
         from diffstride_experiments.data.samples import Samples
 
         folders = self._part_folders(evaluate_on) if self.test_fraction is None else [self.path]
@@ -144,12 +144,12 @@ class ImageFolder(FileSource):
                 f"with images, but there is no {missing}."
                 f"{advice if _has_folders(self.path) else ''}"
             )
-        # Of a file that links lead to from both, the evaluation is the owner whatever is evaluated
-        # on, so that training has the same files.
+        # Always search both folders. A training file that is a link to an evaluation file belongs
+        # to the evaluation, so training has the same files with either `evaluate_on`.
         return [folder for folder in (train, evaluation) if folder.is_dir()]
 
     def _check_layout(self) -> None:
-        """Check that what is to be split is not split already."""
+        """Check that a folder to split is not split already."""
         if self.test_fraction is None:
             return
         if not self.path.is_dir():
@@ -170,7 +170,7 @@ class ImageFolder(FileSource):
             )
 
     def _leave_out_beside(self, folders: Sequence[Path], found: Found) -> None:
-        """Note what is beside the folders of the parts and hence not used."""
+        """Note what is beside the folders of the parts and therefore not used."""
         if self.test_fraction is not None:
             return
         for path in sorted(set(self.path.iterdir()) - set(folders)):
@@ -182,9 +182,9 @@ class ImageFolder(FileSource):
     def _check(
         self, paths: Sequence[str], workers: int, found: Found
     ) -> tuple[Sequence[str], dict[int, Unreadable]]:
-        """Return the paths and the unreadable ones by index.
+        """Return the paths, and the unreadable images by index.
 
-        Check that the others have one size if they must.
+        If no size is given, check that the other images all have the same size.
         """
         unreadable, first = {}, None
         for index, result in enumerate(image_sizes(self.path, paths, self.cache, workers)):
@@ -201,7 +201,7 @@ class ImageFolder(FileSource):
     def _decode(
         self, paths: Sequence[str], workers: int, found: Found
     ) -> tuple[Tensor, dict[int, Unreadable]]:
-        """Return all images as bytes and the unreadable ones by index."""
+        """Return all images as uint8, and the unreadable images by index."""
         import torch
         from torchvision.transforms import Compose
 
@@ -222,7 +222,7 @@ class ImageFolder(FileSource):
         return torch.from_numpy(images), unreadable
 
     def _resize(self) -> list[Callable[[Any], Any]]:
-        """Return what gives an image the size that augmentation starts from."""
+        """Return the transforms that give an image the size that augmentation starts from."""
         if self.size is None:
             return []
         from torchvision.transforms import v2
@@ -230,7 +230,7 @@ class ImageFolder(FileSource):
         return [v2.Resize(self.size), v2.CenterCrop(self.size)]
 
     def _transforms(self) -> tuple[Compose, Compose]:
-        """Return what makes samples of items, for training and for evaluation."""
+        """Return the transforms from items to samples, for training and for evaluation."""
         from torchvision.transforms import Compose, v2
 
         from diffstride_experiments.data.samples import Normalise, ShiftFlip
@@ -253,7 +253,7 @@ def _has_folders(folder: Path) -> bool:
 
 
 def _labelled(folders: Sequence[Path], found: Found) -> list[list[tuple[str, str]]]:
-    """Return path and class of the images in each folder, by class; leave out those in none."""
+    """Return path and class of each folder's images, by class; leave out images without a class."""
     parts = []
     for folder, paths in zip(folders, found.files, strict=False):
         part = []
@@ -268,7 +268,7 @@ def _labelled(folders: Sequence[Path], found: Found) -> list[list[tuple[str, str
 
 
 def _check_classes_found(folders: Sequence[Path], found: Found) -> None:
-    """Check that each folder has classes, and all of them the same ones."""
+    """Check that each folder has classes, and that they are the same in all folders."""
     parts = [(folder, set(names)) for folder, names in zip(folders, found.folders, strict=False)]
     for folder, names in parts:
         if not names:

@@ -17,16 +17,16 @@ OFFSET = 1e-6
 class LogMel:
     """Compute log-mel spectrograms, ``log(mel + 1e-6)``.
 
-    Channels are averaged, samples resampled to one rate, and clips cut off or padded with zeros at
-    their end to one length. ``mel`` is librosa's mel power spectrogram: Hann windows centred on
+    Channels are averaged, samples are resampled to one rate, and clips are cut or padded with zeros
+    at the end to one length. ``mel`` is librosa's mel power spectrogram: Hann windows centred on
     multiples of the hop, Slaney's mel scale and area norm.
 
     Attributes
     ----------
     sample_rate : int
-        In Hz.
+        Sample rate in Hz.
     samples : int
-        Length of the clips.
+        Length of the clips in samples.
     window, hop : int
         Length and distance of the windows in samples.
     bands : int
@@ -41,7 +41,7 @@ class LogMel:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Bands and frames of a spectrogram."""
+        """Numbers of bands and frames of a spectrogram."""
         # Half a window of zeros, rounded down, is added at both ends.
         return self.bands, 1 + (self.samples - self.window % 2) // self.hop
 
@@ -51,7 +51,7 @@ class LogMel:
         Parameters
         ----------
         path : str
-            Audio file that soundfile reads.
+            Audio file that soundfile can read.
 
         Returns
         -------
@@ -60,10 +60,10 @@ class LogMel:
         Raises
         ------
         ValueError
-            If the file is not audio, is cut off, or holds a clip that is shorter than a window or
-            whose values overflow.
+            If the file is not audio or is cut off, if the clip is shorter than a window, or if its
+            values overflow.
         librosa.ParameterError
-            If it holds values that are not finite.
+            If the clip has values that are not finite.
         """
         import librosa
 
@@ -94,6 +94,6 @@ class LogMel:
         import librosa
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # librosa's of the same
+            warnings.simplefilter("ignore", UserWarning)  # librosa warns of the same
             filters = librosa.filters.mel(sr=self.sample_rate, n_fft=self.window, n_mels=self.bands)
         return not filters.any(axis=1).all()

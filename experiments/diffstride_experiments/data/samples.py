@@ -18,13 +18,13 @@ class Samples(Dataset[tuple[Tensor, int]]):
     Parameters
     ----------
     items : sequence
-        What samples are made of, for instance paths.
+        Items that samples are made from, for instance paths.
     labels : ndarray of int, shape (len(items),)
-        Their classes.
+        Class of each item.
     indices : ndarray of int
         Items that are samples here, in this order.
     transform : callable
-        Makes a Tensor of an item.
+        Function from an item to a Tensor.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class Samples(Dataset[tuple[Tensor, int]]):
 
 
 class Normalise:
-    """Make bytes floats of about mean 0 and standard deviation 1.
+    """Convert bytes to floats with a mean of about 0 and a standard deviation of about 1.
 
     Parameters
     ----------
     mean, std : sequence of float
-        Of every channel, in shares of 255.
+        Mean and standard deviation of each channel, as fractions of 255.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -63,14 +63,14 @@ class Normalise:
         self._std = 255 * torch.tensor(std).reshape(-1, 1, 1)
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Return an image (C, H, W) of uint8 as float32."""
+        """Return a uint8 image of shape (C, H, W) as float32."""
         return (image - self._mean).div_(self._std)
 
 
 class ShiftFlip:
-    """Shift an image at random, what comes in being black, and mirror it in half of the cases.
+    """Shift an image at random, filling with black, and mirror it in half of the cases.
 
-    Every shift of up to `pad` pixels down or up and right or left is equally likely: padding and a
+    All shifts by up to `pad` pixels along each axis are equally likely, as with padding and a
     random crop. These few calls take a fraction of the time of torchvision's transforms.
 
     Parameters
@@ -83,7 +83,7 @@ class ShiftFlip:
         self._pad = pad
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Return an image (C, H, W) of uint8 of the same size."""
+        """Return a uint8 image of shape (C, H, W) with the same size."""
         height, width = image.shape[-2:]
         top, left = torch.randint(2 * self._pad + 1, (2,)).tolist()
         padded = pad_with_zeros(image, (self._pad,) * 4)
@@ -92,20 +92,20 @@ class ShiftFlip:
 
 
 class RandomShift:
-    """Shift a sample at random along both axes; its edges are repeated.
+    """Shift a sample at random along both axes, repeating its edges.
 
     Parameters
     ----------
     share : float
-        Largest shift along an axis, as a share of the axis, between 0 and 1. Every shift by a whole
-        number of values up to it is equally likely.
+        Largest shift along an axis as a share of its length, between 0 and 1. All shifts by a whole
+        number of values up to it are equally likely.
     """
 
     def __init__(self, share: float) -> None:
         self._share = share
 
     def __call__(self, sample: Tensor) -> Tensor:
-        """Return a sample (C, H, W) of the same size."""
+        """Return a sample of shape (C, H, W) with the same size."""
         for axis, size in enumerate(sample.shape[1:], start=1):
             most = int(self._share * size)
             shift = int(torch.randint(-most, most + 1, ()))

@@ -1,4 +1,4 @@
-"""Reading sounds, and finding out whether they are whole."""
+"""Reading sounds, and checking that they are complete."""
 
 import os
 import re
@@ -9,10 +9,10 @@ import numpy as np
 
 __all__ = ["read_sound"]
 
-# RIFF's chunk sizes from here on are what programs write that do not know yet how much will follow.
+# RIFF chunk sizes from here on are written by programs that do not know yet how much will follow.
 UNKNOWN = 0x7FFF_F000
 
-# In the second byte of the type of Ogg's pages.
+# Flag of the last page of a stream, in byte 5 of the header of an Ogg page.
 LAST_PAGE = 4
 
 
@@ -22,13 +22,13 @@ def read_sound(path: str) -> tuple[np.ndarray, int]:
     Parameters
     ----------
     path : str
-        File that soundfile reads.
+        File that soundfile can read.
 
     Returns
     -------
     samples : ndarray of float32, shape (frames, channels)
     rate : int
-        Samples a second.
+        Samples per second.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def read_sound(path: str) -> tuple[np.ndarray, int]:
             raise ValueError("cut off in the middle of its data")
         file.seek(0)
         try:
-            # From the open file: soundfile encodes names as UTF-8, which not all of them are.
+            # Pass the open file: soundfile encodes names as UTF-8, but not all names are UTF-8.
             with soundfile.SoundFile(file) as sound:
                 samples = sound.read(dtype="float32", always_2d=True)
                 expected, rate = sound.frames, sound.samplerate
@@ -60,7 +60,7 @@ def read_sound(path: str) -> tuple[np.ndarray, int]:
 
 
 def _sphere_frames(file: BinaryIO) -> int:
-    """Return the number of samples that the header of a SPHERE file has, 0 if it has none."""
+    """Return the number of samples in the header of a SPHERE file, or 0 if it has no such entry."""
     file.seek(0)
     found = re.search(rb"^sample_count -i (\d+)", file.read(1024), re.MULTILINE)
     return int(found[1]) if found else 0
@@ -87,7 +87,7 @@ def _riff_is_cut_off(file: BinaryIO, order: str) -> bool:
                 return False
             return position + 8 + size > end
         position += 8 + size + size % 2
-    return False  # no sound at all, which soundfile says
+    return False  # no sound at all, which soundfile reports
 
 
 def _ogg_is_cut_off(file: BinaryIO) -> bool:
@@ -98,7 +98,7 @@ def _ogg_is_cut_off(file: BinaryIO) -> bool:
         file.seek(position)
         header = file.read(27)
         if not header.startswith(b"OggS"):
-            break  # something else that was appended
+            break  # something else was appended
         lengths = file.read(header[26]) if len(header) == 27 else b""
         if len(header) < 27 or len(lengths) < header[26]:
             return True

@@ -1,4 +1,4 @@
-"""What all kinds of data have in common."""
+"""Common parts of all kinds of data."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Data:
     Attributes
     ----------
     train : Dataset
-        Pairs of a float32 Tensor of `input_shape` and a label, an int below ``len(classes)``. What
-        is random about them is drawn from torch's global generator alone.
+        Pairs of a float32 Tensor of shape `input_shape` and a label, an int below ``len(classes)``.
+        Augmentation draws only from torch's global generator.
     evaluation : Dataset
-        The same without augmentation.
+        Pairs of the same kind, without augmentation.
     classes : tuple of str
         Names of the classes, by label.
     input_shape : tuple of int
@@ -41,9 +41,9 @@ class Data:
     skipped : tuple of str
         Unreadable files that were left out, as ``"PATH: why"``.
     left_out : tuple of str
-        What else there was and is not used, likewise.
+        Other files and folders that are not used, in the same form.
     remarks : tuple of str
-        Sentences about what the samples are.
+        Sentences about the samples.
     """
 
     train: Dataset[tuple[Tensor, int]]
@@ -62,13 +62,13 @@ class Source(Options, ABC):
     ----------
     reading : int
         Version of the way files are read, for data that is read from single files. A run does not
-        go on from what was learnt from samples read in another way.
+        continue from checkpoints of samples that were read in another way.
     """
 
     reading: ClassVar[int] = 0
 
     train_count: PositiveInt | None = None
-    """Number of training samples to use, with the shares of the classes kept. None: all."""
+    """Number of training samples to use. The classes keep their shares. None: all."""
 
     evaluation_count: PositiveInt | None = None
     """Number of samples to evaluate on, drawn in the same way. None: all."""
@@ -83,20 +83,20 @@ class Source(Options, ABC):
         Parameters
         ----------
         evaluate_on : {"test", "validation"}
-            What the accuracy is measured on. Validation samples are training samples held out; the
-            test samples are in neither part then.
+            Samples to measure the accuracy on. Validation samples are held-out training samples;
+            the test samples are then not used at all.
         workers : int, default 0
-            Processes that read files; 0: this one does.
+            Processes that read files. 0: this process reads them.
 
         Returns
         -------
         Data
-            Always the same samples for the same options and files.
+            Samples, always the same for the same options and files.
 
         Raises
         ------
         ExperimentError
-            If files are missing, unreadable or not laid out as they must be, if a class has too few
+            If files are missing, unreadable or not laid out as required, if a class has too few
             samples, or if more samples are asked for than there are.
         """
 
@@ -108,7 +108,7 @@ class Source(Options, ABC):
         test: np.ndarray,
         evaluate_on: EvaluateOn,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the indices to train and to evaluate on, the latter drawn from either part."""
+        """Return the indices to train and to evaluate on; validation samples are from `train`."""
         evaluation = test
         if evaluate_on == "validation":
             train, evaluation = hold_out(
@@ -123,7 +123,7 @@ class Source(Options, ABC):
         train: np.ndarray,
         evaluation: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return as many of the indices as are asked for."""
+        """Return as many of the indices as the options ask for."""
         train = choose(train, labels, self.train_count, "data.train_count")
         evaluation = choose(evaluation, labels, self.evaluation_count, "data.evaluation_count")
         if not len(evaluation):

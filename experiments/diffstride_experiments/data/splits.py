@@ -8,14 +8,14 @@ from diffstride_experiments.errors import ExperimentError
 
 __all__ = ["choose", "held_out_remark", "hold_out"]
 
-# Not the run's seed: the test samples are the same ones for every seed.
+# This is not the seed of the run: the test samples are the same for every seed.
 SPLIT_SEED = 0
 
 
 def hold_out(
     indices: np.ndarray, labels: np.ndarray, classes: Sequence[str], fraction: float, option: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Divide samples in two, with the classes in equal shares.
+    """Divide samples into two parts, in which the classes have the same shares.
 
     Parameters
     ----------
@@ -28,18 +28,18 @@ def hold_out(
     fraction : float
         Share that is held out.
     option : str
-        Name of the option that `fraction` is from.
+        Name of the option that gives `fraction`.
 
     Returns
     -------
     kept, held_out : ndarray of int
-        Indices, ``round(m * fraction)`` of them held out.
+        Indices of both parts. ``round(m * fraction)`` samples are held out.
 
     Raises
     ------
     ExperimentError
-        If a class has fewer than two samples, or a part would be smaller than the number of classes
-        or have none of a class.
+        If a class has fewer than two samples, if a part would have fewer samples than there are
+        classes, or if a part would have no sample of a class.
     """
     counts = np.bincount(labels[indices], minlength=len(classes))
     held_out = round(len(indices) * fraction)
@@ -81,7 +81,7 @@ def held_out_remark(count: int, total: int, fraction: float) -> str:
 
 
 def choose(indices: np.ndarray, labels: np.ndarray, count: int | None, option: str) -> np.ndarray:
-    """Draw some of the samples, with the classes in equal shares.
+    """Draw some of the samples so that the classes keep their shares.
 
     Parameters
     ----------
@@ -90,9 +90,9 @@ def choose(indices: np.ndarray, labels: np.ndarray, count: int | None, option: s
     labels : ndarray of int, shape (n,)
         Class of every sample.
     count : int or None
-        How many; None: all.
+        Number of samples to draw. None: all.
     option : str
-        Name of the option that `count` is from.
+        Name of the option that gives `count`.
 
     Returns
     -------
@@ -102,7 +102,7 @@ def choose(indices: np.ndarray, labels: np.ndarray, count: int | None, option: s
     Raises
     ------
     ExperimentError
-        If there are not as many.
+        If there are fewer than `count` samples.
     """
     if count is None or count == len(indices):
         return indices

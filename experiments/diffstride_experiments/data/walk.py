@@ -1,4 +1,4 @@
-"""Finding the files below folders, each one once, with an account of all the others."""
+"""Finding the wanted files below folders, each one once, and accounting for all other files."""
 
 import os
 import stat
@@ -14,7 +14,7 @@ from diffstride_experiments.text import one_line
 
 __all__ = ["Found", "Unreadable", "find_files"]
 
-# Files that an error lists.
+# Number of files that an error lists.
 SHOWN = 5
 
 
@@ -25,22 +25,22 @@ class Unreadable(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        """Return both as one line that can be printed."""
+        """Return path and reason as one line that can be printed."""
         return one_line(f"{self.path}: {self.reason}")
 
 
 @dataclass
 class Found:
-    """What is below some folders.
+    """Files and folders below some folders.
 
     Attributes
     ----------
     files : list of list of str
         Wanted files below each folder, sorted.
     folders : list of list of str
-        Names of the folders right in each folder, sorted.
+        Names of the folders directly in each folder, sorted.
     left_out : list of str
-        Everything else that has a name, as ``"PATH: why"``.
+        Everything else that is not hidden, as ``"PATH: why"``.
     closed : list of Unreadable
         Folders that cannot be read.
     hidden : int
@@ -58,7 +58,7 @@ class Found:
         self.left_out.append(one_line(f"{path}: {reason}"))
 
     def hint(self) -> str:
-        """Return what an error about missing files adds: what there was instead."""
+        """Return the end of an error about missing files, which says what was found instead."""
         if not self.left_out:
             return ""
         more = len(self.left_out) - SHOWN
@@ -66,7 +66,7 @@ class Found:
         return "\n  ".join([f" Left out below the folder: {len(self.left_out)}", *lines])
 
     def remarks(self) -> list[str]:
-        """Return sentences about what was skipped without being listed."""
+        """Return sentences about files and folders that were skipped without being listed."""
         if not self.hidden:
             return []
         return [f"Hidden files and folders, their names begin with a dot, skipped: {self.hidden}."]
@@ -75,27 +75,27 @@ class Found:
 def find_files(roots: Sequence[Path], suffixes: Collection[str], wanted: str) -> Found:
     """Find files by their suffixes.
 
-    A file or folder is known by its resolved path and taken once, where no link leads if there is
-    such a place. Links to files and folders elsewhere are followed.
+    A file or folder is identified by its resolved path and taken once, if possible at a path
+    without links. Links to files and folders elsewhere are followed.
 
     Parameters
     ----------
     roots : sequence of Path
-        Folders, neither of them within another.
+        Folders. They must not contain each other.
     suffixes : collection of str
-        Suffixes of wanted files in small letters; large ones count as small.
+        Suffixes of wanted files in lower case. The case of file names is ignored.
     wanted : str
-        What they are, for the account of the others.
+        Description of a wanted file, for the reasons why other files are left out.
 
     Returns
     -------
     Found
-        The same for the same files, whatever order the system lists them in.
+        Files and folders. The result does not depend on the order in which the system lists them.
 
     Raises
     ------
     ExperimentError
-        If two of the folders are the same one.
+        If two of the folders are the same.
     """
     walk = _Walk(roots, suffixes, wanted)
     for number, root in enumerate(roots):
@@ -149,7 +149,7 @@ class _Walk:
         self._links.extend(sorted(links))
 
     def follow_links(self) -> None:
-        """Take what links lead to and is not there already."""
+        """Take the targets of links that have not been taken already."""
         while self._links:
             number, path = self._links.popleft()
             target = os.path.realpath(path)
@@ -183,5 +183,5 @@ class _Walk:
 def _is_folder(path: str) -> bool:
     try:
         return stat.S_ISDIR(Path(path).stat().st_mode)
-    except OSError:  # to nothing, to itself, to where one may not look: reading it says so
+    except OSError:  # a broken, circular or forbidden link: reading it says so
         return False

@@ -1,4 +1,4 @@
-"""The options that the studies' runs start from."""
+"""The options that the runs of the studies start from."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ INPUT_SHAPES: dict[DataKind, tuple[int, int, int]] = {
 
 CLASSES = 10
 IMAGES_SMOOTHNESS = 0.5
-"""Chosen on images held out from training: see the study `rate`."""
+"""Smoothness chosen on images held out from training, see the study `rate`."""
 
 _SGD = Optimizer(
     name="sgd", learning_rate=0.1, stride_learning_rate=0.3, weight_decay=5e-4, schedule="one-cycle"
@@ -43,19 +43,19 @@ def base(kind: DataKind, path: Path | None) -> Config:
     Parameters
     ----------
     kind : {"digits", "images", "recordings"}
-        What to train on.
+        Data to train on.
     path : Path or None
-        Where images and recordings are.
+        Folder of the images or recordings.
 
     Returns
     -------
     Config
-        One thread on a CPU, so that runs repeat bit for bit.
+        Options. Runs use one thread on a CPU, so that they repeat bit for bit.
 
     Raises
     ------
     ExperimentError
-        If the path is missing, is no folder of such data, or is given for digits.
+        If the path is missing, is not a folder of such data, or is given for digits.
     """
     if kind == "digits":
         if path is not None:
@@ -81,7 +81,7 @@ def base(kind: DataKind, path: Path | None) -> Config:
             batch_size=64,
             channels_last=True,
             budget_weight=0.1 if kind == "images" else 1.0,
-            # With few speakers a network learns their voices; mixed samples have no one voice.
+            # With few speakers, a network learns their voices; mixed samples have no single voice.
             mixup=0.3 if kind == "recordings" else 0.0,
         ),
         threads=1,
@@ -90,23 +90,23 @@ def base(kind: DataKind, path: Path | None) -> Config:
 
 
 def check_samples(config: Config, kind: DataKind) -> None:
-    """Check that the samples are what a study is about; spectrograms are cached on the way.
+    """Check that the samples fit a study. This also caches the spectrograms.
 
     Parameters
     ----------
     config : Config
-        Options as of `base`.
+        Options from `base`.
     kind : {"digits", "images", "recordings"}
-        What to train on.
+        Data to train on.
 
     Raises
     ------
     ExperimentError
-        If samples cannot be read or have another shape or number of classes.
+        If samples cannot be read, or if they have another shape or number of classes.
     """
     data = config.data
     if isinstance(data, ImageFolder):
-        data = data.model_copy(update={"in_memory": False})  # their sizes are enough
+        data = data.model_copy(update={"in_memory": False})  # the image sizes are enough
     loaded = data.load("test")
     found, classes = loaded.input_shape, len(loaded.classes)
     if (found, classes) != (INPUT_SHAPES[kind], CLASSES):
@@ -117,7 +117,7 @@ def check_samples(config: Config, kind: DataKind) -> None:
 
 
 def _images(path: Path) -> DataOptions:
-    # Long enough for resolution to matter, short enough for hundreds of runs.
+    # Enough samples for resolution to matter, few enough for hundreds of runs.
     counts = {"train_count": 20_000, "evaluation_count": 5000}
     if (path / "cifar-10-batches-py").is_dir():
         return Cifar(path=path, augmentation="none", **counts)
@@ -143,6 +143,6 @@ def _recordings(path: Path) -> DataOptions:
         seconds=0.8,
         hop_ms=16.0,
         mel_bands=32,
-        # Four speakers to learn from: shifted in frequency they sound like more.
+        # There are only four speakers to learn from. Shifted in frequency, they sound like more.
         shift=0.1,
     )

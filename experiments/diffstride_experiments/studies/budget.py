@@ -1,4 +1,4 @@
-"""Give the cost, start anywhere: where strides end that learn under a budget."""
+"""Give the cost, start anywhere: where learnt strides end under a budget."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ STARTS = {
     "1, 1, 4": (1.0, 1.0, 4.0),
 }
 SEARCHED = 3e6
-"""The target that all starts have, and at which fixed strides are searched."""
+"""The target that all starts share, and at which fixed strides are searched."""
 TARGETS = {1.5e6: ("1, 3, 1", "4, 4, 4"), SEARCHED: tuple(STARTS), 6e6: ("1, 3, 1", "4, 4, 4")}
 CHOICES = (1.0, 1.5, 2.0, 3.0, 4.0)
 TOLERANCE = 0.1
@@ -41,12 +41,12 @@ FIXED, ENDS = "fixed at ", "fixed at the end of "
 
 
 def fixed_grid(config: Config) -> list[tuple[float, ...]]:
-    """Return the fixed strides of a grid that cost about what is searched.
+    """Return the fixed strides of a grid whose cost is about `SEARCHED`.
 
     Parameters
     ----------
     config : Config
-        Options that say what the network is.
+        Options of the network.
 
     Returns
     -------
@@ -84,7 +84,7 @@ def _held(
 
 
 def _ends(base: Config, seeds: Sequence[int], outcomes: Sequence[Outcome]) -> list[Case]:
-    """Return runs whose strides are held where the first seed's ended."""
+    """Return runs whose strides are held at the final strides of the first seed."""
     cases = []
     for labels, row in group(outcomes).items():
         if labels[0] == f"{SEARCHED / 1e6:g}" and labels[1].startswith("from "):
@@ -128,7 +128,7 @@ def _listed(numbers: Sequence[float]) -> str:
 
 
 def _search(grid: Sequence[Row], learnt: Sequence[Row]) -> str:
-    """Return what a search costs beside one training with a budget."""
+    """Return a table of what a search costs, beside one training under a budget."""
 
     def total(rows: Sequence[Row]) -> float:
         return sum(row.mean(lambda outcome: outcome.seconds) for row in rows)
@@ -156,7 +156,7 @@ def _search(grid: Sequence[Row], learnt: Sequence[Row]) -> str:
 
 
 def _trajectories(rows: Mapping[tuple[str, ...], Row]) -> bytes:
-    """Draw cost and strides over the training, one line for each run."""
+    """Draw cost and strides over the training, with one line for each run."""
     count = len(next(iter(rows.values())).strides)
     figure = plotting.make_figure(7.5, 2.3 * (count + 1))
     panels = figure.subplots(count + 1, 1, sharex=True)
@@ -184,7 +184,7 @@ def _trajectories(rows: Mapping[tuple[str, ...], Row]) -> bytes:
 
 
 def _targets(rows: Mapping[tuple[str, ...], Row]) -> bytes:
-    """Draw accuracy against the multiply-adds at the end, from every start and of fixed strides."""
+    """Draw accuracy against final multiply-adds, for every start and for fixed strides."""
     figure = plotting.make_figure(7.5, 4.8)
     axes = figure.subplots()
     for index, start in enumerate(STARTS):

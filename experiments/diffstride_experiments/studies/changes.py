@@ -1,4 +1,4 @@
-"""Options that differ from others in a few values."""
+"""Options that differ in a few values."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     config : Config
         Options.
     changes : mapping of str
-        Values by their names as on the command line, such as ``"model.strides"``.
+        New values by option name, as on the command line, such as ``"model.strides"``.
 
     Returns
     -------
@@ -38,7 +38,7 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def common(options: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what several groups of options have in common, whatever groups are nested in them."""
+    """Return the values that several groups of options have in common, also in nested groups."""
     first, *others = options
     shared: dict[str, Any] = {}
     for name, value in first.items():

@@ -14,7 +14,7 @@ def main() -> None:
 
 
 def _study(arguments: Sequence[str]) -> None:
-    # Imported once it is known that there is something to run: torch takes seconds.
+    # Imports are as late as possible: torch takes seconds, and help and errors do not need it.
     from diffstride_experiments.studies.options import parse
 
     options = parse(arguments)

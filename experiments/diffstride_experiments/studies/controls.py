@@ -1,4 +1,4 @@
-"""What of DiffStride does it? Learning, its place, the convention, or the multiply-adds alone."""
+"""Which part of DiffStride counts? Learning, placement, convention, or only the multiply-adds."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,12 +29,12 @@ LEARNT = METHODS["diffstride"].label
 HELD = "strides held"
 AFTER = "after the convolution"
 PAPER = "the paper's convention, after the convolution"
-# What a sceptic asks, and the options that answer it.
+# What a sceptic asks, and the options that give the answer.
 NETWORKS: dict[str, dict[str, Any]] = {
     LEARNT: {"methods": ("diffstride",)},
     HELD: {"methods": ("diffstride-held",)},
     AFTER: {"methods": ("diffstride",), "model.placement": "after"},
-    # Its smoothness counts frequencies.
+    # The smoothness of this convention is in frequencies.
     PAPER: {"methods": ("diffstride-paper",), "model.smoothness": None},
 }
 FIXED: tuple[MethodName, ...] = ("conv", "spectral")
@@ -58,7 +58,7 @@ def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:
 
 
 def _wider(base: Config, seeds: Sequence[int], outcomes: Sequence[Outcome]) -> list[Case]:
-    """Return the fixed methods as wide as it takes to cost what the learnt networks end with."""
+    """Return runs of the fixed methods, widened to the final cost of the learnt networks."""
     rows = group(outcomes)
     cases = []
     for start, strides in STARTS.items():

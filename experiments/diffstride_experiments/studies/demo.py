@@ -73,7 +73,7 @@ def _report(outcomes: Sequence[Outcome]) -> Report:
 
 
 def _strides(row: Row) -> str:
-    """Return the strides before and after, the mean over seeds and both axes."""
+    """Return the strides before and after training, averaged over seeds and both axes."""
     before = ", ".join(f"{stride:g}" for stride in STRIDES)
     if not row.outcomes[0].learns_strides:
         return before
@@ -82,7 +82,7 @@ def _strides(row: Row) -> str:
 
 
 def _sentence(by_method: dict[MethodName, Row], method: MethodName) -> str:
-    """Say how a learnt network compares with both fixed ones."""
+    """Say how a learnt network compares with both fixed networks."""
     row = by_method[method]
     parts, ahead = [], True
     for fixed in FIXED:

@@ -1,4 +1,4 @@
-"""Running a study, and what is written of it."""
+"""Running a study and writing its files."""
 
 import json
 import os
@@ -36,20 +36,20 @@ def run_study(options: StudyOptions, console: Console) -> list[Outcome]:
     Parameters
     ----------
     options : StudyOptions
-        What to run.
+        Options of the study.
     console : Console
-        Where to say what was found.
+        Console to print the findings on.
 
     Returns
     -------
     list of Outcome
-        Of all runs.
+        Outcomes of all runs.
 
     Raises
     ------
     ExperimentError
-        If data are missing or not what the study is about, another process runs the study in the
-        folder, or a run fails.
+        If data are missing or do not fit the study, if another process runs the study in the
+        folder, or if a run fails.
     """
     study = STUDIES[options.name]
     earlier = None if options.against is None else _read("against", options.against)
@@ -113,7 +113,7 @@ def _run(
 def _shared_options(cases: Sequence[Case]) -> str:
     shared = common([case.config.model_dump(mode="json", exclude_none=True) for case in cases])
     for options, name in ((shared, "run_dir"), (shared["data"], "path"), (shared["data"], "cache")):
-        options.pop(name, None)  # where files are, which is everybody's own
+        options.pop(name, None)  # places of files, which differ between users
     return tomli_w.dumps(shared)
 
 
@@ -175,24 +175,24 @@ def _read(option: str, folder: Path) -> list[Outcome]:
 
 
 def comparison(outcomes: Sequence[Outcome], earlier: Sequence[Outcome]) -> str:
-    """Say how far the mean accuracies of two executions of a study are from each other.
+    """Compare the mean accuracies of two executions of a study.
 
     Parameters
     ----------
     outcomes, earlier : sequence of Outcome
-        Of both executions.
+        Outcomes of both executions.
 
     Returns
     -------
     str
-        How many rows agree within the standard deviations of both, taken together, and the rows
+        The number of rows that agree within the combined standard deviation of both, and the rows
         that do not.
     """
     now, before = group(outcomes), group(earlier)
     lines = []
     for labels in now.keys() & before.keys():
         a, b = now[labels].accuracy, before[labels].accuracy
-        # Of a single seed there is no deviation.
+        # A single seed has no deviation.
         if abs(a.mean - b.mean) > np.hypot(*np.nan_to_num([a.deviation, b.deviation])):
             lines.append(f"  {' / '.join(labels)}: {a:.1f} now, {b:.1f} there")
     common = len(now.keys() & before.keys())

@@ -1,4 +1,4 @@
-"""What the figures of the studies have in common."""
+"""Common parts of the studies' figures."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from textwrap import fill
@@ -20,7 +20,7 @@ MARKERS: Mapping[MethodName, str] = {"conv": "s", "spectral": "o", "diffstride":
 
 
 def style(method: MethodName, label: str | None = None) -> Style:
-    """Return how a method is drawn, under its own name or another."""
+    """Return the style of a method, with its own label or another."""
     return label or METHODS[method].label, COLOURS[method], MARKERS.get(method, "v")
 
 
@@ -49,7 +49,7 @@ def draw_by_category(
 def draw_against_cost(
     axes: Axes, series: Mapping[Style, Iterable[Row]], *, connect: bool = False
 ) -> None:
-    """Draw accuracy against the multiply-adds at the end, with both standard deviations."""
+    """Draw accuracy against final multiply-adds, with both standard deviations."""
     for (label, colour, marker), rows in series.items():
         ordered = sorted(rows, key=lambda row: row.multiply_adds.mean)
         axes.errorbar(

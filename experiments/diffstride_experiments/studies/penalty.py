@@ -1,4 +1,4 @@
-"""What does the complexity penalty buy? Accuracy against multiply-adds over its factor."""
+"""What does the complexity penalty buy? Accuracy against multiply-adds for several factors."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Which stride rate, schedule and smoothness serve every start? On held-out training images."""
+"""Which stride rate, schedule and smoothness suit every start? On held-out training images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ __all__ = ["RATE"]
 COLUMNS = ("training", "stride rate", "initial strides")
 STARTS = {"1, 3, 1": (1.0, 3.0, 1.0), "4, 4, 4": (4.0, 4.0, 4.0)}
 BUDGETED = (2.0, 2.0, 2.0)
-"""The strides whose cost, as strided convolutions, is the budget."""
+"""The budget is the cost of strided convolutions with these strides."""
 ADAMW = {
     "optimizer.name": "adamw",
     "optimizer.learning_rate": 0.005,
@@ -33,7 +33,7 @@ TRAININGS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "AdamW, one-cycle": (ADAMW, (0.03, 0.1)),
 }
 WEIGHTS = (0.1, 1.0)
-"""Of the term that holds the budget, with the first training."""
+"""Weights of the loss term for the budget, each with the first of the trainings."""
 
 
 def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:

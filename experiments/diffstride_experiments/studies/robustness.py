@@ -1,4 +1,4 @@
-"""Do learnt strides make up for poor initial ones? Accuracy over initial strides, per method."""
+"""Do learnt strides make up for poor initial ones? Accuracy by initial strides and method."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,14 +34,14 @@ REFERENCE: MethodName = "diffstride"
 BUDGET: MethodName = "diffstride-budget"
 COMPARED = (*FIXED, REFERENCE, BUDGET)
 BUDGET_MARGIN = 1.05
-"""Least budget that is given, over the least multiply-adds that strides can reach."""
+"""Smallest budget, as a multiple of the fewest multiply-adds that strides can reach."""
 
 Start = tuple[Stride, ...]
 MEAN = "mean ± sd over starts"
 
 
 def random_strides(count: int) -> tuple[Start, ...]:
-    """Draw initial strides of three places, evenly between 1 and 4; always the same ones."""
+    """Draw initial strides of three places, uniformly from 1 to 4 and always the same."""
     draws = np.random.default_rng(0).uniform(1, 4, (count, 3)).round(2)
     return tuple(map(tuple, draws.tolist()))
 
@@ -55,16 +55,16 @@ class Robustness:
     name, title, data
         See `Study`.
     starts : mapping of str to sequence of stride
-        Initial strides by their names.
+        Initial strides by name.
     more_seeds : set of str
-        Starts that have two seeds more.
+        Starts with two more seeds.
     axes : pair of str
-        What height and width are.
+        What height and width stand for.
     published : mapping of str to str
-        What the paper states for a start, or for all of them under `MEAN`: accuracies in percent of
-        strided convolution, spectral pooling and DiffStride.
+        The paper's accuracies in percent for a start, or for all starts under `MEAN`: strided
+        convolution, spectral pooling and DiffStride.
     published_caption : str
-        Heading of that column.
+        Heading of the column with these accuracies.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Robustness:
             strided = changed(at_start, {"methods": ("conv",)})
             shape = INPUT_SHAPES[self.data]
             price: float | str = float(cost(strided, shape))
-            # A strided convolution may cost less than the smallest maps with their resizes.
+            # A strided convolution may cost less than the smallest feature maps and their resizing.
             if price < BUDGET_MARGIN * least_cost(strided.model, shape):
                 price = "initial"
             rows: dict[str, Mapping[str, Any]] = {

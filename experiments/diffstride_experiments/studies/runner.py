@@ -1,4 +1,4 @@
-"""Running a study's grid: several runs at a time, each once, going on where it was stopped."""
+"""Running a study's grid: several runs at a time, each only once, also after an interruption."""
 
 import json
 import os
@@ -49,21 +49,21 @@ def run_cases(
     Parameters
     ----------
     cases : sequence of Case
-        What to run, on one thread each.
+        Runs, each on one thread.
     folder : Path
-        Where each run has a folder of its own. A run that was stopped goes on from its last
+        Folder in which each run has its own folder. An interrupted run continues from its last
         checkpoint.
     jobs : int
-        Runs at a time.
+        Number of runs at a time.
     title : str
-        What the progress bar is for.
+        Title of the progress bar.
     earlier : sequence of Outcome
-        Of other executions: a run among them is not run again.
+        Outcomes of other executions. Their runs are not run again.
 
     Returns
     -------
     list of Outcome
-        In the order of the cases.
+        Outcomes in the order of the cases.
 
     Raises
     ------
@@ -86,13 +86,13 @@ def run_cases(
 
 
 def _run_folder(folder: Path, case: Case) -> Path:
-    # What another version of the library or of PyTorch found is not taken for this one's.
+    # The versions are in the name: results of other versions of a library are not reused.
     method, seed = case.config.methods[0], case.config.seed
     return folder / f"{method}-{seed}-{fingerprint(case.config)}-{digest(versions())[:8]}"
 
 
 def _finished(case: Case, known: Mapping[str, Outcome]) -> Outcome | None:
-    """Return the outcome of a case that was run to its end."""
+    """Return the outcome of a case that has been run to the end, or None."""
     if (outcome := known.get(case.config.run_dir.name)) is not None:
         return replace(outcome, labels=case.labels)
     try:
@@ -108,11 +108,11 @@ def _run(cases: Sequence[Case], missing: Sequence[int], jobs: int) -> Iterator[t
         return
     waiting = iter(missing)
     running: dict[Future[Outcome], int] = {}
-    # Spawned, since a fork of a process whose threads have begun to compute may hang.
+    # Spawn, because a fork of a process whose threads have begun to compute may hang.
     with ProcessPoolExecutor(
         min(jobs, len(missing)), mp_context=get_context("spawn"), initializer=_end_with_parent
     ) as pool:
-        # No more than run at once: what is queued in the pool would be begun even after an error.
+        # Submit no more runs than can start at once: queued runs would start even after an error.
         for index in islice(waiting, jobs):
             running[pool.submit(run_case, cases[index])] = index
         while running:
@@ -130,9 +130,9 @@ def _run(cases: Sequence[Case], missing: Sequence[int], jobs: int) -> Iterator[t
 
 
 def _end_with_parent() -> None:
-    """End this process as soon as its parent has: a study that was killed leaves no run behind.
+    """End this process as soon as its parent ends, so that a killed study leaves no run behind.
 
-    An interruption from the terminal, which all its processes get, ends this one without a word.
+    An interruption from the terminal goes to all processes and ends this one silently.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = parent_process()
@@ -146,16 +146,16 @@ def _end_with_parent() -> None:
 
 
 def run_case(case: Case) -> Outcome:
-    """Run a case in this process, without a word, and write its results.json.
+    """Run a case in this process without output, and write its results.json.
 
     Raises
     ------
     ExperimentError
-        If samples cannot be read or a loss is not finite, naming the case.
+        If samples cannot be read or a loss is not finite. The message names the case.
     """
     config = case.config
     torch.set_num_threads(config.threads)
-    # Of maps that get as small as two samples.
+    # The warning is about feature maps as small as two samples.
     warnings.simplefilter("ignore", NothingToCropWarning)
     processes = Processes(torch.device(config.device))
     try:
@@ -172,5 +172,5 @@ def run_case(case: Case) -> Outcome:
 
 @cache
 def _load(options: DataOptions, evaluate_on: EvaluateOn) -> Data:
-    # Once in a process, whose runs share the samples.
+    # Loaded once per process: its runs share the samples.
     return options.load(evaluate_on)

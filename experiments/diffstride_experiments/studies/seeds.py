@@ -1,4 +1,4 @@
-"""Runs that differ in the seed alone."""
+"""Runs that differ only in the seed."""
 
 from collections.abc import Sequence
 
@@ -15,6 +15,6 @@ def of_seeds(labels: tuple[str, ...], config: Config, seeds: Sequence[int]) -> l
 
 
 def with_more(seeds: Sequence[int]) -> list[int]:
-    """Return some seeds and the two that follow the largest one."""
+    """Return the seeds and the two that follow the largest of them."""
     last = max(seeds)
     return [*seeds, last + 1, last + 2]

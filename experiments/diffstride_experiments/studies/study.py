@@ -1,4 +1,4 @@
-"""What a study is: runs that differ in a few options, and what is made of their outcomes."""
+"""Parts of a study: runs that differ in a few options, their outcomes, and the report on them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class Case:
     Attributes
     ----------
     labels : tuple of str
-        Row of the table that it belongs to, one entry for each of the study's columns. Runs with
-        the same labels differ in the seed alone.
+        Table row of the run, with one entry for each column of the study. Runs with the same labels
+        differ only in the seed.
     config : Config
-        Options of the run, which has one method.
+        Options of the run, with one method.
     """
 
     labels: tuple[str, ...]
@@ -31,7 +31,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Point:
-    """Strides at some time of a training.
+    """Strides at one point of a training.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Point:
     strides : tuple of pair of float
         Stride of each place along height and width.
     multiply_adds : int
-        Multiply-adds per sample there.
+        Multiply-adds per sample at these strides.
     """
 
     step: int
@@ -50,31 +50,31 @@ class Point:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run found.
+    """Outcome of a run.
 
     Attributes
     ----------
     labels : tuple of str
-        As for the `Case`.
+        Labels of the `Case`.
     method : str
         Key in `METHODS`.
     seed : int
     accuracy : float
-        Share of evaluation samples classified rightly after the last epoch.
+        Share of evaluation samples classified correctly after the last epoch.
     first_strides, strides : tuple of pair of float
-        Stride of each place along height and width, initial and learnt.
+        Initial and learnt stride of each place along height and width.
     feature_maps : tuple of pair of int
         Height and width of each place's output at the end.
     first_multiply_adds, multiply_adds : int
         Multiply-adds per sample at the initial and at the learnt strides.
     trained_multiply_adds : int
-        Multiply-adds of the forward passes of the whole training.
+        Multiply-adds of all forward passes over the whole training.
     seconds : float
         Time of training and evaluation.
     trajectory : tuple of Point
-        Strides and cost from the first step to the last one, where they are learnt.
+        Strides and cost from the first step to the last, if strides are learnt.
     run : str
-        Name of the run's folder, which stands for its options and the versions it was made with.
+        Name of the run's folder, which stands for its options and the package versions.
     """
 
     labels: tuple[str, ...]
@@ -93,7 +93,7 @@ class Outcome:
 
     @classmethod
     def from_result(cls, case: Case, result: dict[str, Any]) -> Self:
-        """Return the outcome of a case's run, of which results.json keeps the result."""
+        """Return the outcome of a case from its result, as in results.json."""
         before, after = result["before"], result["after"]
         return cls(
             labels=case.labels,
@@ -126,16 +126,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Report:
-    """What is written of a study.
+    """Report on a study.
 
     Attributes
     ----------
     markdown : str
         Tables.
     figures : dict of str to bytes
-        PNG images by their file names without extension.
+        PNG images by file name without extension.
     sentences : tuple of str
-        What the tables say, in words.
+        Sentences that say what the tables show.
     """
 
     markdown: str
@@ -150,20 +150,20 @@ class Study:
     Attributes
     ----------
     name, title : str
-        Name on the command line, and what is studied.
+        Name on the command line, and title of the results.
     data : {"digits", "images", "recordings"}
-        What it trains on; only digits are bundled.
+        Data to train on. Only the digits come with a package.
     columns : tuple of str
-        What the labels of its runs are.
+        Headings for the labels of the runs.
     cases : callable
-        Makes the runs from the options that they start from and the seeds.
+        Function that makes the runs from the base options and the seeds.
     report : callable
-        Makes tables and figures from all outcomes.
+        Function that makes tables and figures from all outcomes.
     follow_up : callable, optional
-        Makes further runs from the outcomes of the first ones.
+        Function that makes further runs from the base options, the seeds and the first outcomes.
     introduction : str, optional
-        What is about to be shown. The terminal shows it before the runs, and tables and sentences
-        behind them.
+        Introduction to the study. If it is given, the terminal shows it before the runs, and the
+        tables and sentences after them.
     """
 
     name: str

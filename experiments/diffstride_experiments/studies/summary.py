@@ -30,7 +30,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Spread":
-        """Return those of some values; of one value, the deviation is NaN."""
+        """Return the mean and deviation of some values. The deviation of one value is NaN."""
         array = np.fromiter(values, float)
         return cls(array.mean(), array.std(ddof=1) if array.size > 1 else math.nan)
 
@@ -43,14 +43,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """The runs that differ in the seed alone.
+    """Runs that differ only in the seed.
 
     Attributes
     ----------
     labels : tuple of str
-        What they have in common.
+        Labels that the runs have in common.
     outcomes : tuple of Outcome
-        One for each seed.
+        One outcome for each seed.
     """
 
     labels: tuple[str, ...]
@@ -86,12 +86,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference of two rows' accuracies over the seeds that both have.
+    """Difference of the accuracies of two rows, over the seeds that both have.
 
     Attributes
     ----------
     mean, error : float
-        Mean in percentage points and its standard error; NaN for a single seed.
+        Mean in percentage points, and its standard error, which is NaN for a single seed.
     """
 
     mean: float
@@ -99,7 +99,7 @@ class Difference:
 
     @classmethod
     def of(cls, row: Row, reference: Row) -> "Difference":
-        """Return by how much a row is ahead of another, seed by seed."""
+        """Return how far a row is ahead of another, seed by seed."""
         theirs = {outcome.seed: outcome.accuracy for outcome in reference.outcomes}
         values = [
             100 * (outcome.accuracy - theirs[outcome.seed])
@@ -131,12 +131,12 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def costs_table(columns: Sequence[str], rows: Iterable[Row]) -> str:
-    """Return a table with the accuracy of each row and what it cost.
+    """Return a table of the accuracy and the cost of each row.
 
     Parameters
     ----------
     columns : sequence of str
-        What the labels are.
+        Headings for the labels.
     rows : iterable of Row
 
     Returns
@@ -167,22 +167,22 @@ def costs_table(columns: Sequence[str], rows: Iterable[Row]) -> str:
 
 
 def costs_and_strides(columns: Sequence[str], rows: Sequence[Row]) -> str:
-    """Return both tables of some rows on images, see `costs_table` and `strides_table`."""
+    """Return `costs_table` and `strides_table` for rows on images."""
     strides = strides_table(columns, rows, ("height", "width"))
     return f"{costs_table(columns, rows)}\n## Learnt strides\n\n{strides}"
 
 
 def strides_table(columns: Sequence[str], rows: Iterable[Row], axes: tuple[str, str]) -> str:
-    """Return a table of the strides that were learnt, one column for each place and axis.
+    """Return a table of the learnt strides, with one column for each place and axis.
 
     Parameters
     ----------
     columns : sequence of str
-        What the labels are.
+        Headings for the labels.
     rows : iterable of Row
-        Those whose method does not learn its strides are left out.
+        Rows. Rows whose method does not learn its strides are left out.
     axes : pair of str
-        What height and width are.
+        What height and width stand for.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What networks cost, and networks of another width, to compare methods at equal multiply-adds."""
+"""The cost of networks, and networks of another width, for comparisons at equal multiply-adds."""
 
 import math
 import warnings
@@ -37,8 +37,8 @@ def cost(config: Config, input_shape: tuple[int, int, int]) -> int:
 
 @cache
 def _cost(model: Model, method: MethodName, input_shape: tuple[int, int, int]) -> int:
-    # Without numbers, where they do not decide sizes. With them, its weights are drawn from torch's
-    # generator and thrown away: nobody's draws may change.
+    # The meta device is enough unless the values of strides decide sizes. On the CPU, weights are
+    # drawn from torch's generator and thrown away, so the generator's state must be restored.
     reads_strides = METHODS[method].pooling == "diffstride"
     with torch.random.fork_rng(devices=()), torch.device("cpu" if reads_strides else "meta"):
         network = model.build(METHODS[method], input_shape[0], CLASSES)
@@ -47,7 +47,7 @@ def _cost(model: Model, method: MethodName, input_shape: tuple[int, int, int]) -
 
 @cache
 def least_cost(model: Model, input_shape: tuple[int, int, int]) -> int:
-    """Return the multiply-adds per sample of a network whose strides are as large as they can be.
+    """Return the multiply-adds per sample of a network with the largest possible strides.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def least_cost(model: Model, input_shape: tuple[int, int, int]) -> int:
 
 
 def cost_of_strides(model: Model, input_shape: tuple[int, int, int]) -> FlopsPenalty:
-    """Return what counts the multiply-adds per sample of a network at any strides.
+    """Return a counter of the multiply-adds per sample of a network at any strides.
 
     Parameters
     ----------
@@ -76,22 +76,22 @@ def cost_of_strides(model: Model, input_shape: tuple[int, int, int]) -> FlopsPen
     Returns
     -------
     FlopsPenalty
-        Its layers have the strides.
+        The counter. Its layers hold the strides.
     """
     with torch.random.fork_rng(devices=()), warnings.catch_warnings():
-        # Of maps as small as two samples.
+        # The warning is about feature maps as small as two samples.
         warnings.simplefilter("ignore", NothingToCropWarning)
         network = model.build(METHODS["diffstride"], input_shape[0], CLASSES)
         return flops_penalty(network, torch.zeros(1, *input_shape))
 
 
 def widened(config: Config, budget: float, input_shape: tuple[int, int, int]) -> Config:
-    """Widen or narrow a network, all layers alike, to about a number of multiply-adds.
+    """Widen or narrow all layers of a network alike, to about a given number of multiply-adds.
 
     Parameters
     ----------
     config : Config
-        Options with one method, whose `model.channels` are given.
+        Options with one method and with `model.channels`.
     budget : float
         Multiply-adds per sample.
     input_shape : tuple of int
@@ -100,7 +100,8 @@ def widened(config: Config, budget: float, input_shape: tuple[int, int, int]) ->
     Returns
     -------
     Config
-        The width whose cost is nearest to it, in steps of a channel of the narrowest layer.
+        Options with the width whose cost is nearest to the budget. The width varies in steps of one
+        channel of the narrowest layer.
     """
     channels = config.model.channels
     narrowest = min(channels)
@@ -112,7 +113,7 @@ def widened(config: Config, budget: float, input_shape: tuple[int, int, int]) ->
     def distance(width: int) -> float:
         return abs(cost(with_width(width), input_shape) - budget)
 
-    # The cost grows about with the square of the width: close to where it must be.
+    # The cost grows about with the square of the width, so this start is close to the result.
     width = max(1, round(narrowest * math.sqrt(budget / cost(config, input_shape))))
     nearest = distance(width)
     for step in (-1, 1):
