@@ -127,7 +127,7 @@ def _draw_strides(axes: Axes, result: Result, history: Sequence[dict[str, Any]])
         axes,
         [0] + [metrics["epoch"] for metrics in history],
         strides,
-        [f"place {place + 1}" for place in range(len(strides[0]))],
+        [f"layer {place + 1}" for place in range(len(strides[0]))],
         ("height", "width"),
     )
     axes.set_title(result.label, fontsize="medium")

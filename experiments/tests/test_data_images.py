@@ -194,7 +194,7 @@ def test_unreadable_images_end_the_run_or_are_skipped(folder, options, in_memory
         options(in_memory=in_memory).load("test")
     first, *lines = str(caught.value).splitlines()
     assert first == (
-        "data.path: 2 of 14 files cannot be read. Mend or remove them, or leave them out with "
+        "data.path: 2 of 14 files cannot be read. Repair or remove them, or leave them out with "
         "--data.unreadable skip:"
     )
     assert lines[0].startswith(f"  {cat}: image file is truncated")

@@ -50,7 +50,7 @@ class FileSource(Source):
             rest = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
             what = f"{len(lines)} of {count} files" if unreadable else f"{len(lines)} folders"
             problem = (
-                f"data.path: {what} cannot be read. Mend or remove them, or "
+                f"data.path: {what} cannot be read. Repair or remove them, or "
                 "leave them out with --data.unreadable skip:"
             )
             raise ExperimentError("\n  ".join([problem, *lines[:SHOWN], *rest]))

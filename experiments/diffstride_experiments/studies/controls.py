@@ -1,4 +1,4 @@
-"""Which part of DiffStride counts? Learning, placement, convention, or only the multiply-adds."""
+"""Where does the gain come from? Learning, placement, convention, or the multiply-adds alone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -122,7 +122,7 @@ def _report(outcomes: Sequence[Outcome]) -> Report:
 
 CONTROLS = Study(
     name="controls",
-    title="What of DiffStride does it? (CIFAR10 images)",
+    title="Where does the gain come from? (CIFAR10 images)",
     data="images",
     columns=COLUMNS,
     cases=_cases,

@@ -205,7 +205,7 @@ class Robustness:
                         label=f"{METHODS[method].label}, {name}",
                     )
             panel.axline((1, 1), slope=1, color=plotting.GREY, linewidth=1)
-            panel.set_title(f"place {place + 1}", fontsize="medium")
+            panel.set_title(f"layer {place + 1}", fontsize="medium")
             panel.set_xlabel("initial stride")
         panels[0].set_ylabel("learnt stride")
         plotting.legend_below(figure, panels[0])
