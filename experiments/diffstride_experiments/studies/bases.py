@@ -7,7 +7,7 @@ from diffstride_experiments.data import AudioFolder, Cifar, DataOptions, Digits,
 from diffstride_experiments.errors import ExperimentError
 from diffstride_experiments.studies.study import DataKind
 
-__all__ = ["CLASSES", "INPUT_SHAPES", "base", "check_samples"]
+__all__ = ["CLASSES", "INPUT_SHAPES", "MODELS", "base", "check_samples"]
 
 INPUT_SHAPES: dict[DataKind, tuple[int, int, int]] = {
     "digits": (1, 28, 28),
@@ -34,6 +34,13 @@ OPTIMIZERS = {
     "digits": _ADAMW,
     "images": _SGD,
     "recordings": _ADAMW.model_copy(update={"weight_decay": 0.1}),
+}
+
+_SMALL = Model(channels=(8, 16, 32, 64))
+MODELS: dict[DataKind, Model] = {
+    "digits": _SMALL,
+    "images": _SMALL.model_copy(update={"smoothness": IMAGES_SMOOTHNESS}),
+    "recordings": _SMALL,
 }
 
 
@@ -71,10 +78,7 @@ def base(kind: DataKind, path: Path | None) -> Config:
     return Config(
         methods=("conv",),
         data=data,
-        model=Model(
-            channels=(8, 16, 32, 64),
-            smoothness=IMAGES_SMOOTHNESS if kind == "images" else None,
-        ),
+        model=MODELS[kind],
         optimizer=OPTIMIZERS[kind],
         training=Training(
             epochs=epochs,

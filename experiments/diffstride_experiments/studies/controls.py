@@ -1,6 +1,6 @@
 """Where does the gain come from? Learning, placement, convention, or the multiply-adds alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import diffstride_plotting as plotting
@@ -8,18 +8,19 @@ import diffstride_plotting as plotting
 from diffstride_experiments.config import Config
 from diffstride_experiments.methods import METHODS, MethodName
 from diffstride_experiments.plot import png
-from diffstride_experiments.studies.bases import INPUT_SHAPES
+from diffstride_experiments.studies.bases import INPUT_SHAPES, MODELS
 from diffstride_experiments.studies.changes import changed
 from diffstride_experiments.studies.figures import DPI, Style, draw_against_cost, style
 from diffstride_experiments.studies.seeds import of_seeds
 from diffstride_experiments.studies.study import Case, Outcome, Report, Study
 from diffstride_experiments.studies.summary import (
     Difference,
+    Row,
     costs_and_strides,
     group,
     markdown_table,
 )
-from diffstride_experiments.studies.width import widened
+from diffstride_experiments.studies.width import parameters, widened
 
 __all__ = ["CONTROLS"]
 
@@ -60,14 +61,31 @@ def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:
 def _wider(base: Config, seeds: Sequence[int], outcomes: Sequence[Outcome]) -> list[Case]:
     """Return runs of the fixed methods, widened to the final cost of the learnt networks."""
     rows = group(outcomes)
-    cases = []
-    for start, strides in STARTS.items():
-        price = 1e6 * rows[start, LEARNT].multiply_adds.mean
-        for method, label in WIDER.items():
-            config = changed(base, {"methods": (method,), "model.strides": strides})
-            config = widened(config, price, INPUT_SHAPES["images"])
-            cases += of_seeds((start, label), config, seeds)
-    return cases
+    return [
+        case
+        for start in STARTS
+        for method, label in WIDER.items()
+        for case in of_seeds((start, label), _widened(base, rows, start, method), seeds)
+    ]
+
+
+def _widened(
+    base: Config, rows: Mapping[tuple[str, ...], Row], start: str, method: MethodName
+) -> Config:
+    """Return a fixed method's options, as wide as it takes to cost what the learnt network does."""
+    config = changed(base, {"methods": (method,), "model.strides": STARTS[start]})
+    price = 1e6 * rows[start, LEARNT].multiply_adds.mean
+    return widened(config, price, INPUT_SHAPES["images"])
+
+
+def _parameters(rows: Mapping[tuple[str, ...], Row], start: str, method: MethodName) -> str:
+    """Say how many times the parameters of the network that was not widened a wider one has."""
+    base = Config(model=MODELS["images"])
+    wide = _widened(base, rows, start, method)
+    ratio = parameters(wide, INPUT_SHAPES["images"]) / parameters(
+        changed(wide, {"model.channels": base.model.channels}), INPUT_SHAPES["images"]
+    )
+    return f"{wide.model.channels[0]} channels, {ratio:.1f}"
 
 
 def _report(outcomes: Sequence[Outcome]) -> Report:
@@ -88,7 +106,7 @@ def _report(outcomes: Sequence[Outcome]) -> Report:
         ),
     )
     differences = markdown_table(
-        ["DiffStride, less", *STARTS],
+        ["DiffStride minus", *STARTS],
         (
             [
                 label,
@@ -97,13 +115,22 @@ def _report(outcomes: Sequence[Outcome]) -> Report:
             for label in labels[1:]
         ),
     )
+    widths = markdown_table(
+        ["network", *STARTS],
+        (
+            [label, *(_parameters(rows, start, method) for start in STARTS)]
+            for method, label in WIDER.items()
+        ),
+    )
     markdown = "\n".join(
         [
             "## Accuracy\n\nOf the test images, %, at multiply-adds per image, 10⁶ (initial → "
             "learnt strides):\n",
             accuracies,
             "Wider networks have as many channels as it takes to cost what the learnt network ends "
-            "with.\n",
+            "with. Channels after the stem (otherwise 8), and the number of parameters relative to "
+            "the network that is not wider:\n",
+            widths,
             "How far the learnt network is ahead, in percentage points; mean ± standard error over "
             "the seeds:\n",
             differences,

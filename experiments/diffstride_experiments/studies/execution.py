@@ -140,8 +140,7 @@ def _page(
     if options.first_seed:
         command += ["--first-seed", str(options.first_seed)]
     longest = max(outcome.seconds for outcome in outcomes)
-    total = sum(outcome.seconds for outcome in outcomes)
-    seeds = {outcome.seed for outcome in outcomes}
+    total = sum(outcome.seconds for outcome in outcomes) / 60
     reused = sum(outcome.run in known for outcome in outcomes)
     origin = f"{reused} of the runs are from an earlier execution. " if reused else ""
     images = "\n\n".join(f"![{name}]({name}.png)" for name in report.figures)
@@ -149,10 +148,10 @@ def _page(
     return (
         f"""# {study.title}
 
-`{shlex.join(command)}`: {len(outcomes)} runs of at most {longest:.0f} s on one thread,
-{total / 60:.0f} minutes of them together, {options.jobs} at a time.
-{origin}The seeds are {min(seeds)} to {max(seeds)}; numbers are mean ± standard deviation
-over them. Options that all runs share: [config.toml](config.toml); each run's outcome:
+`{shlex.join(command)}`: {len(outcomes)} runs, each on one thread and at most
+{longest:.0f} s. Their seconds add up to {total:.0f} minutes, with {options.jobs} runs at a time.
+{origin}{_seeds(outcomes)} Numbers are mean ± standard deviation over the seeds.
+Options that all runs share: [config.toml](config.toml); each run's outcome:
 [outcomes.jsonl](outcomes.jsonl); versions: [environment.json](environment.json).
 
 {images}
@@ -161,6 +160,15 @@ over them. Options that all runs share: [config.toml](config.toml); each run's o
 {sentences}""".rstrip()
         + "\n"
     )
+
+
+def _seeds(outcomes: Sequence[Outcome]) -> str:
+    """Say which seeds the rows have."""
+    rows = [{outcome.seed for outcome in row.outcomes} for row in group(outcomes).values()]
+    everywhere = sorted(set.intersection(*rows))
+    more = sorted(set.union(*rows).difference(everywhere))
+    text = f"The seeds are {', '.join(map(str, everywhere))}"
+    return f"{text}; some rows also have {', '.join(map(str, more))}." if more else f"{text}."
 
 
 def _read(option: str, folder: Path) -> list[Outcome]:

@@ -14,7 +14,7 @@ from diffstride_experiments.methods import METHODS, MethodName
 from diffstride_experiments.studies.bases import CLASSES
 from diffstride_experiments.studies.changes import changed
 
-__all__ = ["cost", "cost_of_strides", "least_cost", "widened"]
+__all__ = ["cost", "cost_of_strides", "least_cost", "parameters", "widened"]
 
 
 def cost(config: Config, input_shape: tuple[int, int, int]) -> int:
@@ -33,6 +33,26 @@ def cost(config: Config, input_shape: tuple[int, int, int]) -> int:
     """
     (method,) = config.methods
     return _cost(config.model, method, input_shape)
+
+
+def parameters(config: Config, input_shape: tuple[int, int, int]) -> int:
+    """Return the number of parameters of a run's network.
+
+    Parameters
+    ----------
+    config : Config
+        Options with one method.
+    input_shape : tuple of int
+        Channels, height and width of a sample.
+
+    Returns
+    -------
+    int
+    """
+    (method,) = config.methods
+    with torch.device("meta"):
+        network = config.model.build(METHODS[method], input_shape[0], CLASSES)
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 @cache
