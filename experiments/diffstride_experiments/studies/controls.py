@@ -10,7 +10,13 @@ from diffstride_experiments.methods import METHODS, MethodName
 from diffstride_experiments.plot import png
 from diffstride_experiments.studies.bases import INPUT_SHAPES, MODELS
 from diffstride_experiments.studies.changes import changed
-from diffstride_experiments.studies.figures import DPI, Style, draw_against_cost, style
+from diffstride_experiments.studies.figures import (
+    DPI,
+    Style,
+    annotate_against_cost,
+    draw_against_cost,
+    style,
+)
 from diffstride_experiments.studies.seeds import of_seeds
 from diffstride_experiments.studies.study import Case, Outcome, Report, Study
 from diffstride_experiments.studies.summary import (
@@ -138,11 +144,15 @@ def _report(outcomes: Sequence[Outcome]) -> Report:
             costs_and_strides(COLUMNS, ordered),
         ]
     )
-    figure = plotting.make_figure(7.5, 5)
+    figure = plotting.make_figure(7.5, 5.5)
     axes = figure.subplots()
     draw_against_cost(
         axes, {STYLES[label]: [rows[start, label] for start in STARTS] for label in labels}
     )
+    offsets = {LEARNT: (-5, -12), PAPER: (5, -12)}
+    for label in STYLES:
+        starts = {start: rows[start, label] for start in STARTS}
+        annotate_against_cost(axes, starts, offsets.get(label, (5, 5)))
     plotting.legend_below(figure, axes)
     return Report(markdown, {"costs": png(figure, DPI)})
 

@@ -9,7 +9,14 @@ from diffstride_experiments.methods import METHODS, MethodName
 from diffstride_experiments.plot import COLOURS, scale_costs
 from diffstride_experiments.studies.summary import Row, Spread
 
-__all__ = ["DPI", "Style", "draw_against_cost", "draw_by_category", "style"]
+__all__ = [
+    "DPI",
+    "Style",
+    "annotate_against_cost",
+    "draw_against_cost",
+    "draw_by_category",
+    "style",
+]
 
 DPI = 150
 
@@ -67,3 +74,27 @@ def draw_against_cost(
     scale_costs(axes)
     axes.set_xlabel("multiply-adds per sample at the end, millions")
     axes.set_ylabel("test accuracy, %")
+
+
+def annotate_against_cost(
+    axes: Axes, rows: Mapping[str, Row], offset: tuple[int, int] = (5, 5)
+) -> None:
+    """Write a label beside each row's point in a plot of `draw_against_cost`.
+
+    Parameters
+    ----------
+    axes : Axes
+    rows : mapping of str to Row
+        Rows by their labels.
+    offset : tuple of int
+        Distance of the label from the point, in points: to the right and upwards.
+    """
+    for label, row in rows.items():
+        axes.annotate(
+            label,
+            (row.multiply_adds.mean, row.accuracy.mean),
+            xytext=offset,
+            textcoords="offset points",
+            fontsize="small",
+            horizontalalignment="left" if offset[0] > 0 else "right",
+        )

@@ -8,7 +8,13 @@ from diffstride_experiments.config import Config
 from diffstride_experiments.methods import METHODS, MethodName
 from diffstride_experiments.plot import png
 from diffstride_experiments.studies.changes import changed
-from diffstride_experiments.studies.figures import DPI, Style, draw_against_cost, style
+from diffstride_experiments.studies.figures import (
+    DPI,
+    Style,
+    annotate_against_cost,
+    draw_against_cost,
+    style,
+)
 from diffstride_experiments.studies.seeds import of_seeds
 from diffstride_experiments.studies.study import Case, Outcome, Report, Study
 from diffstride_experiments.studies.summary import Row, costs_and_strides, group
@@ -71,14 +77,8 @@ def _report(outcomes: Sequence[Outcome]) -> Report:
     figure = plotting.make_figure(7.5, 4.8)
     axes = figure.subplots()
     draw_against_cost(axes, series, connect=True)
-    for row in chosen("diffstride-penalised", "λ"):
-        axes.annotate(
-            row.labels[1],
-            (row.multiply_adds.mean, row.accuracy.mean),
-            xytext=(5, 5),
-            textcoords="offset points",
-            fontsize="small",
-        )
+    learnt = chosen("diffstride-penalised", "λ")
+    annotate_against_cost(axes, {row.labels[1]: row for row in learnt})
     plotting.legend_below(figure, axes)
     return Report(costs_and_strides(COLUMNS, rows), {"trade-off": png(figure, DPI)})
 
