@@ -90,13 +90,13 @@ def overview():
     windows = [plotting.AxisWindow(a.N, a.M, a.S, a.k, a.mask) for a in explained.axes]
     plotting.draw_crop(spectrum, windows, VERMILLION)
     spectrum.set(xlim=view[0], ylim=view[1], xlabel=FREQUENCY)
-    width = explained.axes[1]
+    height, width = explained.axes
     plotting.draw_contributions(bars, width.ramp, width.contributions)
     bars.set(xlabel=FREQUENCY, ylabel="contribution")
-    image.set_title(f"input, {width.N} x {explained.axes[0].N}")
+    image.set_title(f"input, {height.N} x {width.N}")
     spectrum.set_title("spectrum, and what is kept")
-    output.set_title(f"output, {width.M} x {explained.axes[0].M}")
-    bars.set_title("gradient, by frequency")
+    output.set_title(f"output, {height.M} x {width.M}")
+    bars.set_title("gradient of the width's stride")
     return figure
 
 
@@ -353,7 +353,7 @@ def hidden():
 
 
 def placement():
-    """Draw what a kernel of three taps can do in front of the layer and behind it."""
+    """Draw what a kernel of three taps can do after the layer and before it."""
     stride, k = 2.0, np.arange(N // 2 + 1)
     waves = np.cos(2 * np.pi * np.outer(k, np.arange(N)) / N)
 
@@ -368,16 +368,16 @@ def placement():
     after = gain(diff_stride(filtered(waves), stride, axes=-1))
     # The last frequencies of either grid are alone, without a mirror image.
     shown = k < N // 4
-    gains.plot(k[shown], before[shown], "o-", ms=2.5, color=BLUE, label="layer in front")
-    gains.plot(k[shown], after[shown], "o-", ms=2.5, color=GREEN, label="layer behind")
+    gains.plot(k[shown], before[shown], "o-", ms=2.5, color=BLUE, label="layer before")
+    gains.plot(k[shown], after[shown], "o-", ms=2.5, color=GREEN, label="layer after")
     gains.set(xlabel=FREQUENCY, ylabel="output amplitude", ylim=(-0.04, 1.2))
     gains.set_title("kernel (-1, 2, -1)")
     gains.legend(loc="upper left")
 
     strides = np.linspace(1, 4, 301)
     shares = [np.prod(np.divide(output_sizes((N, N), s), N)) for s in strides]
-    costs.plot(strides, shares, color=BLUE, label="layer in front")
-    costs.plot(strides, np.ones(len(strides)), color=GREEN, label="layer behind")
+    costs.plot(strides, shares, color=BLUE, label="layer before")
+    costs.plot(strides, np.ones(len(strides)), color=GREEN, label="layer after")
     costs.set(xlabel=STRIDE, ylabel="share of the full cost", ylim=(0, 1.35))
     costs.set_title("cost of the convolution")
     costs.legend(loc="upper right")
