@@ -12,19 +12,15 @@ the strided network, as means over the seeds with their standard errors. It writ
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-import measuring
 import torch
-from diffstride_experiments.data import Digits, ImageFolder
 from diffstride_torch import NothingToCropWarning, flops_penalty, replace_downsampling
 from rich.console import Console
 from rich.progress import track
@@ -39,8 +35,10 @@ from surgery_placement import (
     Samples,
     accuracy,
     epochs,
+    mean_and_error,
+    read_task,
     residual,
-    together,
+    save,
 )
 from torch import nn
 from torch.optim.swa_utils import update_bn
@@ -125,9 +123,7 @@ def show(console: Console, runs: dict[str, list[dict[str, Any]]], before: list[f
     for name, rows in runs.items():
         cells = []
         for epoch in range(FURTHER + 1):
-            values = [100 * row["accuracies"][epoch] for row in rows]
-            error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-            cells.append(f"{statistics.mean(values):.1f} ± {error:.1f}")
+            cells.append(mean_and_error([row["accuracies"][epoch] for row in rows]))
         ends = (row["multiply-adds ratios"][-1] for row in rows)
         table.add_row(name, *cells, f"{statistics.mean(ends):.2f}")
     console.print(table)
@@ -135,46 +131,27 @@ def show(console: Console, runs: dict[str, list[dict[str, Any]]], before: list[f
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=Path, help="folder of images; by default the digits")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="few samples, one seed, no file")
-    options = parser.parse_args()
+    task = read_task(__doc__)
     console = Console(width=120)
     # The warning is about feature maps of two samples, which no stride crops.
     warnings.simplefilter("ignore", NothingToCropWarning)
-    digits = options.images is None
-    counts: dict[str, Any] = {}
-    if options.quick:
-        counts = {"train_count": 200, "evaluation_count": 100}
-    elif not digits:
-        counts = {"train_count": 10_000, "evaluation_count": 5000}
-    source = (
-        Digits(**counts) if digits else ImageFolder(path=options.images, in_memory=True, **counts)
-    )
-    data = source.load("test")
-    train, test = together(data.train), together(data.evaluation)
     before: list[float] = []
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in RECIPES}
-    for seed in track(range(1 if options.quick else options.seeds), "seeds", console=console):
+    for seed in track(task.seeds, "seeds", console=console):
         torch.manual_seed(seed)
-        network = residual(data.input_shape[0], len(data.classes))
-        for _ in islice(epochs(network, train, seed, RATE, EPOCHS), EPOCHS):
+        network = residual(task.data.input_shape[0], len(task.data.classes))
+        for _ in islice(epochs(network, task.train, seed, RATE, EPOCHS), EPOCHS):
             pass
-        before.append(accuracy(network, test))
+        before.append(accuracy(network, task.test))
         for name, recipe in RECIPES.items():
-            runs[name].append(fine_tune(network, recipe, train, test, seed + 2000))
+            runs[name].append(fine_tune(network, recipe, task.train, task.test, seed + 2000))
     show(console, runs, before)
-    if options.quick:
-        return
     content = {
-        "samples": [len(train[0]), len(test[0])],
         "accuracies before the swap": before,
         "recipes": {name.strip(): asdict(recipe) for name, recipe in RECIPES.items()},
         "runs": {name.strip(): rows for name, rows in runs.items()},
     }
-    name = "fine_tuning" + ("" if digits else "_images")
-    console.print(f"written: {measuring.save(name, content)}")
+    save(console, "fine_tuning", task, content)
 
 
 if __name__ == "__main__":

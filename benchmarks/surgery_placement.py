@@ -17,7 +17,8 @@ import argparse
 import copy
 import statistics
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -172,9 +173,7 @@ def show(console: Console, name: str, runs: list[dict[str, dict[str, Any]]]) -> 
     for kind in runs[0]:
         cells = []
         for epoch in (0, 1, FURTHER):
-            values = [100 * run[kind]["accuracies"][epoch] for run in runs]
-            error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-            cells.append(f"{statistics.mean(values):.1f} ± {error:.1f}")
+            cells.append(mean_and_error([run[kind]["accuracies"][epoch] for run in runs]))
         for epoch in (0, FURTHER):
             ratios = (run[kind]["multiply-adds ratios"][epoch] for run in runs)
             cells.append(f"{statistics.mean(ratios):.2f}")
@@ -182,16 +181,32 @@ def show(console: Console, name: str, runs: list[dict[str, dict[str, Any]]]) -> 
     console.print(table)
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def mean_and_error(accuracies: Sequence[float]) -> str:
+    """Return the mean of shares and its standard error, in percent."""
+    values = [100 * accuracy for accuracy in accuracies]
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.1f} ± {error:.1f}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """The samples and seeds that the command line asks for."""
+
+    data: Data
+    train: Samples
+    test: Samples
+    seeds: range
+    suffix: str | None
+    """End of the name of the results file; None for a quick run, which writes none."""
+
+
+def read_task(description: str) -> Task:
+    """Read the command line and load the samples."""
+    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
     parser.add_argument("--images", type=Path, help="folder of images; by default the digits")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="few samples, one seed, no file")
     options = parser.parse_args()
-    console = Console(width=110)
-    # The warning is about feature maps of two samples, which no stride crops.
-    warnings.simplefilter("ignore", NothingToCropWarning)
     digits = options.images is None
     train_count, test_count = (None, None) if digits else (10_000, 5000)
     if options.quick:
@@ -201,21 +216,38 @@ def main() -> None:
         Digits(**counts) if digits else ImageFolder(path=options.images, in_memory=True, **counts)
     )
     data = source.load("test")
-    train, test = together(data.train), together(data.evaluation)
-    seeds = range(1 if options.quick else options.seeds)
+    return Task(
+        data,
+        together(data.train),
+        together(data.evaluation),
+        range(1 if options.quick else options.seeds),
+        None if options.quick else "" if digits else "_images",
+    )
+
+
+def save(console: Console, name: str, task: Task, content: dict[str, Any]) -> None:
+    """Write the results, unless the run was a quick one."""
+    if task.suffix is not None:
+        content = {"samples": [len(task.train[0]), len(task.test[0])], **content}
+        console.print(f"written: {measuring.save(name + task.suffix, content)}")
+
+
+def main() -> None:
+    """Run the benchmark."""
+    task = read_task(__doc__)
+    console = Console(width=110)
+    # The warning is about feature maps of two samples, which no stride crops.
+    warnings.simplefilter("ignore", NothingToCropWarning)
     results = {
         name: [
-            measure(make, data, train, test, seed) for seed in track(seeds, name, console=console)
+            measure(make, task.data, task.train, task.test, seed)
+            for seed in track(task.seeds, name, console=console)
         ]
         for name, make in NETWORKS.items()
     }
     for name, runs in results.items():
         show(console, name, runs)
-    if options.quick:
-        return
-    name = "surgery_placement" + ("" if digits else "_images")
-    content = {"samples": [len(train[0]), len(test[0])], "networks": results}
-    console.print(f"written: {measuring.save(name, content)}")
+    save(console, "surgery_placement", task, {"networks": results})
 
 
 if __name__ == "__main__":
