@@ -129,7 +129,10 @@ def in_order(name: str, values: Any, entries: str) -> tuple[Any, ...]:
         message says which entries the sequence should have.
     """
     if not isinstance(values, Iterable) or isinstance(values, (*_TEXT, *_UNORDERED)):
-        raise TypeError(f"{name} must be a sequence, {entries}, got {values!r}")
+        # A model's own text may be pages long.
+        given = repr(values)
+        given = given if len(given) <= 80 else f"one of type {type(values).__name__}"
+        raise TypeError(f"{name} must be a sequence, {entries}, got {given}")
     return tuple(values)
 
 
@@ -265,7 +268,7 @@ def check_stride_count(entries: int, count: int, name: str = "strides") -> None:
         raise ValueError(f"{name} must have at least one entry, got none")
     if entries not in (1, count):
         raise ValueError(
-            f"{name} must have one entry per axis or one shared by all, that is "
+            f"{name} must have one entry per axis or one for all, that is "
             f"{count} or 1 for {count} axes, got {entries}"
         )
 

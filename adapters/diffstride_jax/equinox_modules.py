@@ -42,6 +42,18 @@ from diffstride_jax.layers import (
     strides_dtype,
 )
 
+__all__ = [
+    "CompilationKey",
+    "DiffStride",
+    "DiffStrideConv",
+    "SpectralPool",
+    "compilation_key",
+    "complexity_penalty",
+    "project_strides",
+    "replan",
+    "stride_labels",
+]
+
 ModelT = TypeVar("ModelT")
 
 

@@ -33,6 +33,19 @@ from diffstride_jax.layers import (
     strides_dtype,
 )
 
+__all__ = [
+    "CompilationKey",
+    "DiffStride",
+    "DiffStrideConv",
+    "SpectralPool",
+    "StrideParam",
+    "compilation_key",
+    "complexity_penalty",
+    "project_strides",
+    "replan",
+    "stride_labels",
+]
+
 ParamsT = TypeVar("ParamsT")
 
 

@@ -2,6 +2,7 @@
 
 import warnings as _warnings
 from importlib import import_module as _import_module
+from types import ModuleType as _ModuleType
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from diffstride_core import NothingToCropWarning as NothingToCropWarning
@@ -41,6 +42,12 @@ else:
                 stacklevel=2,
             )
             name = "AntiAliasingSpectralPool"
+        if name == "__all__":  # for `from diffstride_torch import *`
+            return [
+                public
+                for public in __dir__()
+                if not public.startswith("_") and not isinstance(globals().get(public), _ModuleType)
+            ]
         if not name.startswith("_"):
             # Imported on first use: the tools for whole networks take half as long to import as
             # everything else here.

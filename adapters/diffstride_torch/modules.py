@@ -562,6 +562,8 @@ def is_sharded(module: torch.nn.Module) -> bool:
 
 
 def _named_layers(model: torch.nn.Module) -> list[tuple[str, DiffStride]]:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     return [
         (name, module) for name, module in model.named_modules() if isinstance(module, DiffStride)
     ]
@@ -587,15 +589,17 @@ def project_strides(model: torch.nn.Module) -> None:
 
     Raises
     ------
+    TypeError
+        If the model is not a module.
     ValueError
         If a stride is NaN or infinite. The message names the layer, and no stride has changed.
     """
+    layers = _named_layers(model)
     for module in model.modules():
         # The parameters that fully_shard gathers for a forward pass without a backward pass stay
         # gathered, but training does not continue from these copies.
         if is_sharded(module):
             module.reshard()  # type: ignore[operator]
-    layers = _named_layers(model)
     values = read_together([layer.strides for _, layer in layers])
     for (name, _), strides in zip(layers, values, strict=True):
         if not np.isfinite(strides).all():
@@ -663,6 +667,11 @@ def param_groups(
     list of dict
         Parameter groups for a constructor such as `torch.optim.SGD`, with all parameters that
         require a gradient.
+
+    Raises
+    ------
+    TypeError
+        If the model is not a module.
     """
     strides = {id(layer.strides): layer.strides for _, layer in _named_layers(model)}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in strides]

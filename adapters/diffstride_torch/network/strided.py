@@ -110,7 +110,7 @@ def to_strided(model: nn.Module) -> nn.Module:
     if conversion.refused:
         found = "; ".join(f"{name}: {reason}" for name, reason in conversion.refused.items())
         raise ValueError(
-            f"model {type(model).__name__} cannot become strided: {found}; freeze takes every model"
+            f"model {type(model).__name__} cannot become strided: {found}; use freeze instead"
         )
     return conversion.apply()
 

@@ -246,11 +246,10 @@ def last_plan(layer: DiffStride) -> Plan | None:
 
 
 def _cells(row: LayerSummary, with_shares: bool) -> list[list[str]]:
-    """Return a line of cells per axis or per name, whichever there are more of."""
+    """Return a line of cells per axis, the first one with all names of the layer."""
     lines = []
-    for i in range(max(len(row.names), len(row.axes))):
-        line = [row.names[i] if i < len(row.names) else ""]
-        line += _axis_cells(row.axes[i]) if i < len(row.axes) else [""] * 7
+    for i, axis in enumerate(row.axes):
+        line = ["" if i else ", ".join(row.names), *_axis_cells(axis)]
         if with_shares:
             shares = (row.share, row.share_at_output)
             line += ["" if i else shown(share, "{:.1%}") for share in shares]
