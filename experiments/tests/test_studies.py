@@ -188,6 +188,38 @@ def test_table():
     assert markdown_table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |\n"
 
 
+def test_runs_of_one_seed_on_several_splits_are_averaged():
+    case = Case(("row",), Config(methods=("diffstride",)))
+    first = made_up(case, 0.5)
+    second = replace(
+        first,
+        accuracy=0.7,
+        strides=tuple((h + 1, w + 3) for h, w in first.strides),
+        multiply_adds=first.multiply_adds + 1000,
+        seconds=30.0,
+    )
+    other_seed = replace(first, seed=1, accuracy=0.8)
+    row = group([first, second, other_seed])["row",]
+    mean, unchanged = row.outcomes
+    assert unchanged is other_seed
+    assert mean.accuracy == pytest.approx(0.6)
+    np.testing.assert_allclose(mean.strides, np.add(first.strides, (0.5, 1.5)))
+    assert mean.multiply_adds == first.multiply_adds + 500
+    assert mean.seconds == 20.0
+    assert row.accuracy.mean == pytest.approx(70.0)
+
+
+def test_every_speaker_is_in_the_test_set_once(tmp_path):
+    study = STUDIES["robustness-recordings"]
+    splits = {
+        (case.config.data.test_groups, case.config.data.validation_groups)
+        for case in study.cases(base_of(study, tmp_path), range(3))
+    }
+    tested = sorted(speaker for test, _ in splits for speaker in test)
+    assert tested == ["george", "jackson", "lucas", "nicolas", "theo", "yweweler"]
+    assert all(not set(test) & set(validation) for test, validation in splits)
+
+
 def outcomes_with(accuracies, label="row"):
     case = Case((label,), changed(Config(), methods=("conv",)))
     return [replace(made_up(case, accuracy), seed=seed) for seed, accuracy in enumerate(accuracies)]

@@ -58,6 +58,9 @@ class Robustness:
         Initial strides by name.
     more_seeds : set of str
         Starts with two more seeds.
+    splits : sequence of mapping of str to Any
+        Options that split the data into training and test samples. Each run is repeated with each
+        split, and rows are means over the splits. By default there is one split.
     axes : pair of str
         What height and width stand for.
     published : mapping of str to str
@@ -72,6 +75,7 @@ class Robustness:
     data: DataKind
     starts: Mapping[str, Start]
     more_seeds: frozenset[str] = frozenset()
+    splits: Sequence[Mapping[str, Any]] = ({},)
     axes: tuple[str, str] = ("height", "width")
     published: Mapping[str, str] = field(default_factory=dict)
     published_caption: str = ""
@@ -103,7 +107,8 @@ class Robustness:
             rows[METHODS[BUDGET].label] = {"methods": (BUDGET,), "training.budget": price}
             own = with_more(seeds) if start in self.more_seeds else seeds
             for label, options in rows.items():
-                cases += of_seeds((start, label), changed(at_start, options), own)
+                for split in self.splits:
+                    cases += of_seeds((start, label), changed(at_start, {**options, **split}), own)
         return cases
 
     def _report(self, outcomes: Sequence[Outcome]) -> Report:

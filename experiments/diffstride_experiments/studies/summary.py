@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class Row:
     labels : tuple of str
         Labels that the runs have in common.
     outcomes : tuple of Outcome
-        One outcome for each seed.
+        One outcome for each seed: its mean over the splits of the data, if there are several.
     """
 
     labels: tuple[str, ...]
@@ -117,11 +117,36 @@ class Difference:
 
 
 def group(outcomes: Iterable[Outcome]) -> dict[tuple[str, ...], Row]:
-    """Return one row for each set of labels, in the order in which they first occur."""
-    found: dict[tuple[str, ...], list[Outcome]] = {}
+    """Return one row for each set of labels, in the order in which they first occur.
+
+    Runs of one seed that differ only in the split of the data are averaged.
+    """
+    found: dict[tuple[str, ...], dict[int, list[Outcome]]] = {}
     for outcome in outcomes:
-        found.setdefault(outcome.labels, []).append(outcome)
-    return {labels: Row(labels, tuple(members)) for labels, members in found.items()}
+        found.setdefault(outcome.labels, {}).setdefault(outcome.seed, []).append(outcome)
+    return {
+        labels: Row(labels, tuple(_over_splits(members) for members in by_seed.values()))
+        for labels, by_seed in found.items()
+    }
+
+
+def _over_splits(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return the mean of the outcomes of one seed over the splits of the data."""
+    if len(outcomes) == 1:
+        return outcomes[0]
+    strides = np.mean([outcome.strides for outcome in outcomes], axis=0)
+
+    def mean(value: Callable[[Outcome], float]) -> float:
+        return float(np.mean(list(map(value, outcomes))))
+
+    return replace(
+        outcomes[0],
+        accuracy=mean(lambda outcome: outcome.accuracy),
+        strides=tuple((height, width) for height, width in strides.tolist()),
+        multiply_adds=round(mean(lambda outcome: outcome.multiply_adds)),
+        trained_multiply_adds=round(mean(lambda outcome: outcome.trained_multiply_adds)),
+        seconds=mean(lambda outcome: outcome.seconds),
+    )
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
