@@ -525,6 +525,32 @@ def test_another_way_of_reading_reuses_no_spectrogram(options, reads, monkeypatc
     assert len(reads) == 12
 
 
+def test_clips_are_standardised_on_their_own(options):
+    speakers = {"pattern": BY_SPEAKER, "test_groups": ("ada",)}
+    data = options(**speakers, standardise="clips").load("test")
+    for clip, _ in (data.train[0], data.evaluation[0]):
+        assert clip.dtype == torch.float32
+        torch.testing.assert_close(clip.mean(-1), torch.zeros(1, 10), rtol=0, atol=1e-5)
+        assert clip.std(correction=0).item() == pytest.approx(1, rel=1e-4)
+
+
+def test_training_spectrograms_are_masked_within_bounds(options):
+    speakers = {"pattern": BY_SPEAKER, "test_groups": ("ada",)}
+    plain, masked = options(**speakers).load("test"), options(**speakers, mask=0.3).load("test")
+    assert torch.equal(masked.evaluation[0][0], plain.evaluation[0][0])
+    clip, seen = plain.train[0][0][0], set()
+    for seed in range(400):
+        torch.manual_seed(seed)
+        found = masked.train[0][0][0]
+        hidden = found != clip
+        assert (found[hidden] == 0).all()
+        bands, frames = (int(hidden.all(axis).sum()) for axis in (1, 0))
+        assert torch.equal(hidden, hidden.all(1)[:, None] | hidden.all(0))
+        seen.add((bands, frames))
+    assert {bands for bands, _ in seen} == set(range(4))  # of 10
+    assert {frames for _, frames in seen} == set(range(7))  # of 21
+
+
 def test_training_spectrograms_are_shifted_within_bounds(options):
     speakers = {"pattern": BY_SPEAKER, "test_groups": ("ada",)}
     plain, shifted = options(**speakers).load("test"), options(**speakers, shift=0.2).load("test")

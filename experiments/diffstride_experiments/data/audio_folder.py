@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -42,6 +43,8 @@ SHOWN = 5
 
 # Number of clips that are added to the mean and standard deviation at a time.
 CHUNK = 256
+# 40 dB, as a difference of natural logarithms of power.
+RANGE = 4 * math.log(10)
 
 
 class AudioFolder(FileSource):
@@ -87,6 +90,16 @@ class AudioFolder(FileSource):
     mel_bands: PositiveInt = 64
     """Mel bands from 0 Hz to half the sample rate."""
 
+    standardise: Literal["bands", "clips"] = "bands"
+    """How to standardise spectrograms. bands: with the mean and deviation of each band over all
+    training clips. clips: each clip with the means of its own bands and with its own deviation,
+    after raising what is more than 40 dB below its loudest value. This removes the differences
+    between microphones and rooms."""
+
+    mask: float = Field(0.0, ge=0, lt=1)
+    """Augmentation: largest width of the bands and of the frames that are masked at random in a
+    training spectrogram, as a share of its size (SpecAugment)."""
+
     shift: float = Field(0.0, ge=0, le=0.5)
     """Augmentation: largest random shift of a training spectrogram along frequency and along time,
     as a share of its size. Edges are repeated."""
@@ -129,7 +142,7 @@ class AudioFolder(FileSource):
 
     def load(self, evaluate_on: EvaluateOn, workers: int = 0) -> Data:
         """Compute the spectrograms, unless they are cached, see `Source.load`."""
-        from diffstride_experiments.data.samples import RandomShift, Samples
+        from diffstride_experiments.data.samples import RandomMask, RandomShift, Samples
 
         found = _find(self.path)
         (paths,) = found.files
@@ -161,12 +174,18 @@ class AudioFolder(FileSource):
             train, test = (part[np.isin(part, readable)] for part in (train, test))
             train, evaluation = self._split(labels, classes, train, test, evaluate_on)
 
-        standardise = _Standardise(features, train)
-        augment: Callable[[np.ndarray], Tensor] = standardise
+        standardise: Callable[[np.ndarray], Tensor] = (
+            _standardised_clip if self.standardise == "clips" else _Standardise(features, train)
+        )
+        augment, transforms = standardise, [standardise]
         if self.shift:
+            transforms.append(RandomShift(self.shift))
+        if self.mask:
+            transforms.append(RandomMask(self.mask))
+        if len(transforms) > 1:
             from torchvision.transforms import Compose
 
-            augment = Compose([standardise, RandomShift(self.shift)])
+            augment = Compose(transforms)
         return Data(
             train=Samples(features, labels, train, augment),
             evaluation=Samples(features, labels, evaluation, standardise),
@@ -287,6 +306,17 @@ class _Standardise:
         import torch
 
         return torch.from_numpy((spectrogram - self._mean) / self._std).unsqueeze(0)
+
+
+def _standardised_clip(spectrogram: np.ndarray) -> Tensor:
+    """Return a log-mel spectrogram whose bands have mean 0, and which has deviation 1."""
+    import torch
+
+    # Below this there are only noise and the zeros at the end of the clip.
+    clip = np.maximum(spectrogram, spectrogram.max() - RANGE)
+    clip = clip - clip.mean(axis=1, keepdims=True)
+    # A clip of silence has no deviation.
+    return torch.from_numpy(clip / max(clip.std(), 1e-3)).unsqueeze(0)
 
 
 def _find(folder: Path) -> Found:

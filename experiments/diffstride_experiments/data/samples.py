@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad as pad_with_zeros
 from torch.utils.data import Dataset
 
-__all__ = ["Normalise", "RandomShift", "Samples", "ShiftFlip"]
+__all__ = ["Normalise", "RandomMask", "RandomShift", "Samples", "ShiftFlip"]
 
 
 class Samples(Dataset[tuple[Tensor, int]]):
@@ -89,6 +89,31 @@ class ShiftFlip:
         padded = pad_with_zeros(image, (self._pad,) * 4)
         shifted = padded[:, top : top + height, left : left + width]
         return shifted.flip(-1) if torch.rand(()).item() < 0.5 else shifted
+
+
+class RandomMask:
+    """Mask some neighbouring bands and some neighbouring frames of a sample with 0, its mean.
+
+    This is the masking of SpecAugment (Park et al., 2019), once along each axis.
+
+    Parameters
+    ----------
+    share : float
+        Largest width of a mask as a share of the axis, between 0 and 1. All widths up to it and all
+        places are equally likely.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+
+    def __call__(self, sample: Tensor) -> Tensor:
+        """Return a masked copy of a sample of shape (C, H, W)."""
+        sample = sample.clone()
+        for axis, size in enumerate(sample.shape[1:], start=1):
+            width = int(torch.randint(int(self._share * size) + 1, ()))
+            begin = int(torch.randint(size - width + 1, ()))
+            sample.narrow(axis, begin, width).zero_()
+        return sample
 
 
 class RandomShift:
