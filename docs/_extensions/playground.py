@@ -1,4 +1,4 @@
-"""The page to play with: its script, its style and what it shows, which the build computes."""
+"""The playground: its script, its style and what it shows, which the build computes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def write_data(app: Sphinx, exception: Exception | None) -> None:
     sys.path.insert(0, str(_DOCS))
     import make_playground
 
-    _LOGGER.info("computing what the page to play with shows: about half a minute")
+    _LOGGER.info("computing what the playground shows: about half a minute")
     make_playground.main(folder)
     stamp.write_text(digest)
 

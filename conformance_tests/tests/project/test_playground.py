@@ -1,4 +1,4 @@
-"""The page to play with shows what `explain` returns, in a browser, by keyboard and unconnected."""
+"""The playground shows what `explain` returns, in a browser, by keyboard and unconnected."""
 
 import base64
 import importlib.util
@@ -41,7 +41,8 @@ def test_what_the_page_says_is_so(make_playground):
     assert "64 columns become 43" in text
     assert [of_width(stride).axes[1].M for stride in (2.0, 3.0)] == [64, 43]
 
-    assert "their frequency, 34, lies on the slope of the window, and dS is -146, seventeen" in text
+    assert "frequency along the width is 34. At 1.5 it lies on the ramp of the window" in text
+    assert "dS is -146, seventeen times what it is at 2" in text
     assert "At 1.25 the window lets the tiles through, and dS is -30" in text
     slopes = {stride: of_width(stride).dS[1] for stride in (1.25, 1.5, 2.0)}
     assert [round(slopes[stride]) for stride in (1.25, 1.5)] == [-30, -146]
@@ -51,7 +52,7 @@ def test_what_the_page_says_is_so(make_playground):
     through = of_width(1.25).axes[1]
     assert through.mask[through.k == 34] == 1
 
-    assert "2 give 56 x 72 pixels instead of 48 x 64" in text
+    assert "2 give 56 x 72 pixels (height x width) instead of 48 x 64" in text
     for convention, smoothness, sizes in (("paper", 4.0, [56, 72]), ("nominal", 0.25, [48, 64])):
         found = make_playground.explained("photo", (2.0, 2.0), convention, smoothness)
         assert [axis.M for axis in found.axes] == sizes
