@@ -561,9 +561,14 @@ def is_sharded(module: torch.nn.Module) -> bool:
     return callable(getattr(module, "reshard", None))
 
 
-def _named_layers(model: torch.nn.Module) -> list[tuple[str, DiffStride]]:
+def check_module(model: object) -> None:
+    """Raise TypeError unless a model is a module."""
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def _named_layers(model: torch.nn.Module) -> list[tuple[str, DiffStride]]:
+    check_module(model)
     return [
         (name, module) for name, module in model.named_modules() if isinstance(module, DiffStride)
     ]

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from diffstride_torch.modules import DiffStride, count_step, project_strides
+from diffstride_torch.modules import DiffStride, check_module, count_step, project_strides
 
 
 def project_after_step(optimizer: Optimizer, model: nn.Module) -> RemovableHandle:
@@ -67,8 +67,7 @@ def project_after_step(optimizer: Optimizer, model: nn.Module) -> RemovableHandl
     [1.0]
     """
     inner = _unwrapped(optimizer)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     learnt = {
         f"{name}.strides".lstrip("."): layer.strides
         for name, layer in model.named_modules()

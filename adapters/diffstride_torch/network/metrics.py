@@ -6,7 +6,7 @@ import re
 
 from torch import nn
 
-from diffstride_torch.modules import DiffStride, read_strides
+from diffstride_torch.modules import DiffStride, check_module, read_strides
 from diffstride_torch.network.summary import Counter, axes_as_used, check_counted, layer_names
 from diffstride_torch.network.tracing import unwrapped
 
@@ -61,8 +61,7 @@ def stride_metrics(model: nn.Module, penalty: Counter | None = None) -> dict[str
     >>> stride_metrics(model)["sizes/blocks.1.pool/width"]
     4.0
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     if penalty is not None and not callable(getattr(penalty, "multiply_adds", None)):
         raise TypeError(
             "penalty must be what flops_penalty returns, or a FlopsBudget, got "

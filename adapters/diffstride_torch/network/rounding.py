@@ -10,7 +10,13 @@ from functools import reduce
 from torch import nn
 
 from diffstride_core.plan import Bounds
-from diffstride_torch.modules import DiffStride, project_strides, read_strides, write_strides
+from diffstride_torch.modules import (
+    DiffStride,
+    check_module,
+    project_strides,
+    read_strides,
+    write_strides,
+)
 from diffstride_torch.network.summary import aligned, axes_as_used, named_layers, shown
 
 
@@ -135,8 +141,7 @@ def round_strides(model: nn.Module) -> RoundingReport:
     >>> report.rows[0].axes[0].size_before, report.rows[0].axes[0].size_after
     (15, 12)
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     names = named_layers(model)
     whole = whole_strides(model)
     before = {layer: list(axes_as_used(layer)) for layer in names}

@@ -29,7 +29,7 @@ from diffstride_core import NothingToCropWarning
 from diffstride_core.arguments import normalized_axes
 from diffstride_core.plan import Plan
 from diffstride_torch.joining import AnyConv, PooledConvolution, Resize
-from diffstride_torch.modules import DiffStride, SpectralPool, is_sharded
+from diffstride_torch.modules import DiffStride, SpectralPool, check_module, is_sharded
 from diffstride_torch.sliding import (
     CONVOLUTIONS,
     SLIDING,
@@ -391,8 +391,7 @@ def check_model(model: nn.Module) -> None:
 
     A distributed model cannot be copied, and its parts can be called only through it.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     if any(map(is_sharded, model.modules())) or any(map(is_distributed, model.parameters())):
         raise ValueError(
             "model must not be distributed by fully_shard, got a distributed "

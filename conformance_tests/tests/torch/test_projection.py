@@ -347,3 +347,16 @@ def test_complexity_follows_the_order_of_the_layers_given():
 def test_complexity_of_a_model_without_layers():
     with pytest.raises(ValueError, match="model must have a DiffStride layer, got Sequential"):
         complexity_penalty(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize("function", [project_strides, param_groups])
+def test_what_is_no_module_is_refused(function):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got generator"):
+        function(DiffStride2d(2.0).parameters())
+
+
+def test_a_star_import_has_the_tools_for_networks():
+    names = {}
+    exec("from diffstride_torch import *", names)
+    assert {"DiffStride2d", "replace_downsampling", "FlopsBudget"} <= names.keys()
+    assert "modules" not in names

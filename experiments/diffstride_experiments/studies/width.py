@@ -6,6 +6,7 @@ from functools import cache
 
 import torch
 from diffstride_torch import FlopsPenalty, flops_penalty
+from torch import nn
 
 from diffstride_core import NothingToCropWarning
 from diffstride_experiments.config import Config, Model
@@ -50,19 +51,21 @@ def parameters(config: Config, input_shape: tuple[int, int, int]) -> int:
     int
     """
     (method,) = config.methods
-    with torch.device("meta"):
-        network = config.model.build(METHODS[method], input_shape[0], CLASSES)
+    network = _network(config.model, method, input_shape)
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 @cache
 def _cost(model: Model, method: MethodName, input_shape: tuple[int, int, int]) -> int:
+    return multiply_adds(_network(model, method, input_shape), input_shape)
+
+
+def _network(model: Model, method: MethodName, input_shape: tuple[int, int, int]) -> nn.Module:
     # The meta device is enough unless the values of strides decide sizes. On the CPU, weights are
     # drawn from torch's generator and thrown away, so the generator's state must be restored.
     reads_strides = METHODS[method].pooling == "diffstride"
     with torch.random.fork_rng(devices=()), torch.device("cpu" if reads_strides else "meta"):
-        network = model.build(METHODS[method], input_shape[0], CLASSES)
-    return multiply_adds(network, input_shape)
+        return model.build(METHODS[method], input_shape[0], CLASSES)
 
 
 @cache
