@@ -68,8 +68,9 @@ def _report(outcomes: Sequence[Outcome]) -> Report:
     axes = figure.subplots()
     draw_against_cost(axes, {style(method): [row] for method, row in by_method.items()})
     plotting.legend_below(figure, axes)
-    sentences = tuple(_sentence(by_method, method) for method in LEARNT)
-    return Report(table, {"accuracy": png(figure, DPI)}, sentences)
+    sentences = [_sentence(by_method, method) for method in LEARNT]
+    sentences.append(_learning(by_method))
+    return Report(table, {"accuracy": png(figure, DPI)}, tuple(sentences))
 
 
 def _strides(row: Row) -> str:
@@ -95,6 +96,16 @@ def _sentence(by_method: dict[MethodName, Row], method: MethodName) -> str:
         )
     verdict = "clearly ahead of both fixed methods" if ahead else "not clearly ahead of both"
     return f"{METHODS[method].label} was {verdict}: {' and '.join(parts)}."
+
+
+def _learning(by_method: dict[MethodName, Row]) -> str:
+    """Say what learning adds to the same layer with its strides held."""
+    learnt, held = by_method["diffstride"], by_method["diffstride-held"]
+    ratio = learnt.multiply_adds.mean / held.multiply_adds.mean
+    return (
+        f"Learning the strides, rather than holding them, changed {METHODS['diffstride'].label} by "
+        f"{Difference.of(learnt, held)} points, at {ratio:.2g} times the multiply-adds."
+    )
 
 
 DEMO = Study(

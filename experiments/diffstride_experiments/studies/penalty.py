@@ -72,13 +72,13 @@ def _report(outcomes: Sequence[Outcome]) -> Report:
             plotting.SKY,
             "v",
         ): chosen("spectral", "strides"),
-        style("diffstride-penalised", "DiffStride, more λ"): chosen("diffstride-penalised", "λ"),
+        style("diffstride-penalised", "DiffStride, larger λ"): chosen("diffstride-penalised", "λ"),
     }
     figure = plotting.make_figure(7.5, 4.8)
     axes = figure.subplots()
     draw_against_cost(axes, series, connect=True)
     learnt = chosen("diffstride-penalised", "λ")
-    annotate_against_cost(axes, {row.labels[1]: row for row in learnt})
+    annotate_against_cost(axes, {row.labels[1]: row for row in learnt}, (6, -12))
     plotting.legend_below(figure, axes)
     return Report(costs_and_strides(COLUMNS, rows), {"trade-off": png(figure, DPI)})
 

@@ -71,7 +71,7 @@ def _cases(base: Config, seeds: Sequence[int]) -> list[Case]:
 
 def _report(outcomes: Sequence[Outcome]) -> Report:
     rows = group(outcomes)
-    figure = plotting.make_figure(7.5, 5.5)
+    figure = plotting.make_figure(7.5, 6.5)
     panels = figure.subplots(1, 2, sharey=True)
     kinds = list(dict.fromkeys(labels[:2] for labels in rows))
     for start in STARTS:
@@ -88,7 +88,9 @@ def _report(outcomes: Sequence[Outcome]) -> Report:
                 capsize=2,
                 label=f"from {start}",
             )
-    panels[0].set_yticks(range(len(kinds)), [f"{training}, {rate}" for training, rate in kinds])
+    panels[0].set_yticks(
+        range(len(kinds)), [f"{training}\nstride rate {rate}" for training, rate in kinds]
+    )
     panels[0].invert_yaxis()
     panels[0].set_xlabel("validation accuracy, %")
     panels[1].set_xlabel("multiply-adds per sample\nat the end, millions")
