@@ -330,4 +330,4 @@ def checked_sizes(sizes: Any, count: int) -> tuple[int, ...]:
 def axis_sizes(axes: tuple[int, ...], shape: Sequence[int]) -> tuple[int, ...]:
     """Return the sizes along axes from `normalized_axes`."""
     # An int even if a compiler traces a size as a symbol: a plan holds only ints.
-    return tuple(operator.index(shape[axis]) for axis in axes)
+    return tuple([operator.index(shape[axis]) for axis in axes])

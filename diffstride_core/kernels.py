@@ -36,14 +36,21 @@ class Kernels:
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return a @ b, written to `out` if it is given.
 
-        `out` is given only if `can_write` is true. Both arrays are matrices, or batches of matrices
-        of equal length; `a` may also be a batch of one.
+        `a` is a matrix; `b` is a matrix or a batch of matrices. `out` is given only if `can_write`
+        is true.
         """
-        return a @ b
+        return (a if b.ndim == 2 else a[None, :, :]) @ b
+
+    def product(self, matrix: Array, x: Array, axis: int) -> Array | None:
+        """Return an array with every vector along an axis multiplied by a matrix.
+
+        None if the framework has no product that is faster than `matmul` on reshaped arrays.
+        """
+        return None
 
     def add_matmul(self, total: Array, a: Array, b: Array) -> Array:
         """Return total + a @ b; `total` may be overwritten."""
-        return total + a @ b
+        return total + self.matmul(a, b)
 
     def pointwise(self, x: Array, kernel: Array, total: Array | None = None) -> Array:
         """Return x @ kernel, a pointwise convolution, plus a total that may be overwritten.

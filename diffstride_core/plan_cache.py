@@ -65,6 +65,8 @@ class PlanCache:
     ) -> None:
         self._settings = settings
         self._entries = entries
+        axes = settings.axes
+        self._are_normalized = max(axes) < 0 and len(set(axes)) == len(axes)
         self._token: Hashable = None
         self._strides = strides
         self._plans: dict[_Sizes, _Entry] = {}
@@ -170,8 +172,13 @@ class PlanCache:
 
         The input's size counts as seen.
         """
-        axes = normalized_axes(self._settings.axes, shape)
-        entry = self._entry(axes, axis_sizes(axes, shape))
+        axes = self._settings.axes
+        if not self._are_normalized or len(shape) < -min(axes):
+            axes = normalized_axes(axes, shape)
+        sizes = axis_sizes(axes, shape)
+        if (axes, sizes) not in self._plans:
+            normalized_axes(axes, shape)  # checks the sizes
+        entry = self._entry(axes, sizes)
         entry.seen = True
         return entry.plan
 

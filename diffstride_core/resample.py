@@ -51,14 +51,16 @@ def evaluate(
         return permute(y, _inverse(memory))
 
     def resize(out: Array | None, x: Array) -> Part:
-        wide_x = ops.xp.astype(x, ops.compute_dtype(x), copy=False)
-        if len(factors) > 1 or wide_x.dtype != x.dtype:
+        dtype = ops.compute_dtype(x)
+        is_wide = dtype == x.dtype
+        wide_x = x if is_wide else ops.xp.astype(x, dtype)
+        if len(factors) > 1 or not is_wide:
             out = None
         y = None
         for operators in factors:
             part = _resize_axes(ops, plan, operators, plan.order, wide_x, out)
             y = part if y is None else y + part
-        return ops.xp.astype(y, x.dtype, copy=False), ()
+        return y if is_wide else ops.xp.astype(y, x.dtype), ()
 
     y, _ = _in_blocks(ops, plan, resize, partial(plan.output_shape, x.shape), x)
     return y
@@ -106,8 +108,9 @@ def pull_back(
 
     def pull_back_part(out: Array | None, x: Array, g: Array) -> Part:
         dtype = ops.compute_dtype(x)
-        wide_x, wide_g = xp.astype(x, dtype, copy=False), xp.astype(g, dtype, copy=False)
-        if len(factors) > 1 or dtype != x.dtype:
+        is_wide = dtype == x.dtype
+        wide_x, wide_g = (x, g) if is_wide else (xp.astype(x, dtype), xp.astype(g, dtype))
+        if len(factors) > 1 or not is_wide:
             out = None
         dx = None
         dstrides: list[Array | None] = [None] * len(order)
@@ -124,7 +127,7 @@ def pull_back(
             if needs_x:
                 dx = u if dx is None else dx + u
         return (
-            xp.astype(dx, x.dtype, copy=False) if needs_x else None,
+            dx if is_wide or not needs_x else xp.astype(dx, x.dtype),
             () if stride_factors is None else (xp.stack(dstrides),),
         )
 
@@ -245,16 +248,17 @@ def multiply(
     -------
     array, shape (..., M, ...)
     """
+    if out is None and total is None:
+        product = ops.kernels.product(matrix, x, axis)
+        if product is not None:
+            return product
     xp, shape = ops.xp, tuple(x.shape)
     at = len(shape) + axis
     before, after = math.prod(shape[:at]), math.prod(shape[at + 1 :])
     # One large product along the last axis; one small product per entry of the batch along others.
     rest = () if after == 1 else (after,)
     vectors = xp.reshape(x, (before, shape[at], *rest))
-    if after == 1:
-        a, b = vectors, xp.matrix_transpose(matrix)
-    else:
-        a, b = matrix[None, :, :], vectors
+    a, b = (vectors, xp.matrix_transpose(matrix)) if after == 1 else (matrix, vectors)
     made = (before, matrix.shape[0], *rest)
     if out is not None:
         ops.kernels.matmul(a, b, xp.reshape(out, made))

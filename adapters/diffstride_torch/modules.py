@@ -91,7 +91,7 @@ class _Version:
 def values_token(strides: torch.Tensor) -> Any:
     """Return a token that equals the last one exactly if no value has changed since."""
     # Reading host memory costs nothing, and shows even what was written behind autograd's back.
-    if strides.device.type == "cpu":
+    if strides.is_cpu:
         return BACKEND.host_values(strides)
     return _Version(strides)
 
@@ -203,7 +203,8 @@ class DiffStride(KeepsPrecision, Resize):
         )
         self._plans = PlanCache(self.settings, len(values))
         if not self.strides.is_meta:
-            self._refresh()  # So that a module compiled before its first call knows its strides.
+            # So that a module that is compiled before its first call knows its strides.
+            self._refresh(self.strides)
 
     @property
     def _axes(self) -> tuple[int, ...]:
@@ -211,13 +212,14 @@ class DiffStride(KeepsPrecision, Resize):
 
     def _plan_for(self, x: torch.Tensor) -> Plan:
         torch_private.check_not_traced()
-        if self.strides.dtype.itemsize < 4:
+        strides = self.strides
+        if strides.dtype.itemsize < 4:
             raise TypeError(
-                f"strides must be float32 or float64, got dtype {self.strides.dtype}; if an "
+                f"strides must be float32 or float64, got dtype {strides.dtype}; if an "
                 "mp_policy changed it, give each DiffStride layer to fully_shard first, without it"
             )
-        BACKEND.check_strides(self.strides, x)
-        self._refresh()
+        BACKEND.check_strides(strides, x)
+        self._refresh(strides)
         return self._plans.plan(x.shape)
 
     def _resize(self, x: torch.Tensor) -> torch.Tensor:
@@ -240,7 +242,7 @@ class DiffStride(KeepsPrecision, Resize):
     @property
     def plans(self) -> PlanCache:
         """The plans of the inputs seen, for the present values of the strides."""
-        self._refresh()
+        self._refresh(self.strides)
         return self._plans
 
     def plans_seen(self) -> tuple[Plan, ...]:
@@ -365,10 +367,9 @@ class DiffStride(KeepsPrecision, Resize):
             shown.append(f"multiple_of={settings.multiple_of}")
         return ", ".join(shown)
 
-    def _refresh(self) -> None:
+    def _refresh(self, strides: torch.Tensor) -> None:
         # A compiled graph must not read device memory. It uses the plans that were made outside.
         if not torch.compiler.is_compiling():
-            strides = self.strides
             self._plans.refresh(values_token(strides), lambda: BACKEND.host_values(strides))
 
 

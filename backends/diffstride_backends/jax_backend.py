@@ -49,9 +49,10 @@ class JaxKernels(Kernels):
         # On the host, XLA turns many products with the same matrix into one large product, and
         # copies all of `b` and of the result for that. This is slower, and adds two loops to
         # compile.
-        if a.shape[0] == 1 < b.shape[0] and b.ndim == 3 and jax.default_backend() == "cpu":
-            a = jnp.broadcast_to(a, (b.shape[0], *a.shape[1:]))
-        return a @ b
+        if b.ndim == 3 and jax.default_backend() == "cpu":
+            return jnp.broadcast_to(a, (b.shape[0], *a.shape)) @ b
+        product: jax.Array = super().matmul(a, b)
+        return product
 
 
 class JaxBackend(Backend[jax.Array]):

@@ -36,6 +36,8 @@ from diffstride_core.resample import RESAMPLE
 
 _AUTOCAST = (torch.float16, torch.bfloat16, torch.float32)
 _FLOATS = (*_AUTOCAST, torch.float64)
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+"""Types of tensors that are not distributed, masked or otherwise special."""
 
 
 class TorchKernels(Kernels):
@@ -53,21 +55,33 @@ class TorchKernels(Kernels):
         return (0, *range(2, rank), 1)
 
     def can_write(self, array: torch.Tensor) -> bool:  # noqa: D102
-        return not torch_private.is_followed() and _is_on_host(array)
+        return array.is_cpu and not torch_private.is_followed()
 
     def matmul(  # noqa: D102
         self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return torch.matmul(a, b) if out is None else torch.matmul(a, b, out=out)
+        if b.ndim == 2:
+            return torch.mm(a, b, out=out)
+        return torch.bmm(a.expand(b.shape[0], *a.shape), b, out=out)
+
+    def product(  # noqa: D102
+        self, matrix: torch.Tensor, x: torch.Tensor, axis: int
+    ) -> torch.Tensor | None:
+        # PyTorch reshapes in less time, but it copies the array if the matrix has a gradient.
+        if torch_private.is_followed():
+            return None
+        if axis == -1:
+            return functional.linear(x, matrix)
+        return torch.matmul(matrix, x) if axis == -2 and x.shape[-1] > 1 else None
 
     def add_matmul(  # noqa: D102
         self, total: torch.Tensor, a: torch.Tensor, b: torch.Tensor
     ) -> torch.Tensor:
         if torch_private.is_followed():
-            return total + torch.matmul(a, b)
+            return total + self.matmul(a, b)
         if b.ndim == 2:
             return total.addmm_(a, b)
-        return total.baddbmm_(a.expand(b.shape[0], *a.shape[1:]), b)
+        return total.baddbmm_(a.expand(b.shape[0], *a.shape), b)
 
     def pointwise(  # noqa: D102
         self, x: torch.Tensor, kernel: torch.Tensor, total: torch.Tensor | None = None
@@ -117,9 +131,9 @@ class TorchBackend(Backend[torch.Tensor]):
     def made(  # noqa: D102
         self, make: MakeFactors, plan: Hashable, strides: torch.Tensor | None, like: torch.Tensor
     ) -> Factors:
-        if torch_private.is_followed() or (strides is not None and not _is_on_host(strides)):
+        if torch_private.is_followed() or (strides is not None and not strides.is_cpu):
             return make(self, plan, strides, like)
-        values = None if strides is None else tuple(strides.reshape(-1).tolist())
+        values = None if strides is None else _values(strides)
         return _factors(make, plan, values, self.compute_dtype(like), like.device)
 
     def stop_gradient(self, array: torch.Tensor) -> torch.Tensor:  # noqa: D102
@@ -183,8 +197,10 @@ class TorchBackend(Backend[torch.Tensor]):
         )
 
     def check_strides(self, strides: torch.Tensor, like: torch.Tensor | None) -> None:  # noqa: D102
-        _check_dense("strides", strides)
-        if like is not None and is_distributed(strides):
+        is_plain = type(strides) in _PLAIN
+        if not is_plain or strides.is_nested or strides.layout != torch.strided:
+            _check_dense("strides", strides)
+        if like is not None and not is_plain and is_distributed(strides):
             raise TypeError(
                 "strides must have all their entries here, got a DTensor: call the module that "
                 "fully_shard was given, or give strides.full_tensor()"
@@ -210,7 +226,7 @@ class TorchBackend(Backend[torch.Tensor]):
     def host_values(self, strides: torch.Tensor) -> tuple[float, ...] | None:  # noqa: D102
         if torch.compiler.is_compiling() or strides.is_meta or torch_private.is_batched(strides):
             return None
-        return tuple(whole(strides.detach()).reshape(-1).tolist())
+        return _values(strides)
 
     def from_host(  # noqa: D102
         self, array: HostArray, dtype: str, device: torch.device | None = None
@@ -231,6 +247,13 @@ class TorchBackend(Backend[torch.Tensor]):
     def to_host(self, array: torch.Tensor) -> HostArray:  # noqa: D102
         array = array.detach().cpu()
         return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+
+
+def _values(strides: torch.Tensor) -> tuple[float, ...]:
+    """Return the values of a tensor, with all its entries if it is distributed."""
+    if type(strides) in _PLAIN:
+        return tuple(strides.tolist()) if strides.ndim else (strides.item(),)
+    return tuple(whole(strides.detach()).reshape(-1).tolist())
 
 
 def _check_dense(name: str, tensor: torch.Tensor) -> None:
@@ -287,7 +310,7 @@ def _convolved_lines(rows: torch.Tensor) -> int | None:
         or rows.shape[0] > 1
         or rows.numel() == 0
         or not torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        or not _is_on_host(rows)
+        or not rows.is_cpu
     ):
         return None
     # With one thread, PyTorch uses oneDNN only for batches of at least 16.
@@ -313,10 +336,6 @@ def _precise_dtype(device: str) -> torch.dtype:
 
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-def _is_on_host(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "cpu" and not torch_private.is_transformed(tensor)
 
 
 @ByteBoundCache
@@ -377,7 +396,8 @@ torch_private.mark_constant(warn_of_nothing_to_crop)
 
 def has_autocast(kind: str) -> bool:
     """Return whether autocast is on for a device type. Some types, such as "meta", have none."""
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    is_available = kind in _WITH_AUTOCAST or torch.amp.is_autocast_available(kind)
+    return is_available and torch.is_autocast_enabled(kind)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -386,6 +406,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 _UNCHANGED = nullcontext()
+_WITH_AUTOCAST = ("cpu", "cuda")  # PyTorch's own answer takes longer
 
 
 class _Attached(torch.autograd.Function):

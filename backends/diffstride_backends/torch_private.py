@@ -152,11 +152,6 @@ def is_dispatched() -> bool:
     return bool(_dispatch_modes() > 0 or not _CAN_KEEP)
 
 
-def is_transformed(tensor: torch.Tensor) -> bool:
-    """Return whether a tensor is a wrapper that a transform of torch.func has made."""
-    return bool(_is_wrapped(tensor))
-
-
 def is_batched(tensor: torch.Tensor) -> bool:
     """Return whether torch.vmap maps over a tensor, possibly inside other transforms."""
     while _is_wrapped(tensor):

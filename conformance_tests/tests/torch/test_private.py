@@ -72,7 +72,7 @@ def test_transforms_are_told_by_their_tensors():
     x, seen = torch.ones(3, 2), []
 
     def note(t):
-        seen.append((torch_private.is_transformed(t), torch_private.is_batched(t)))
+        seen.append((torch_private._is_wrapped(t), torch_private.is_batched(t)))
         assert (torch_private.active_transform() == "torch.func") == seen[-1][0]
         return t.sum()
 
@@ -117,7 +117,7 @@ def test_tensors_for_later_outlive_inference_mode_and_transforms():
     torch.vmap(keep)(torch.ones(2))
     for tensor in kept:
         assert not tensor.is_inference()
-        assert not torch_private.is_transformed(tensor)
+        assert not torch_private._is_wrapped(tensor)
 
 
 @JIT_IS_OLD

@@ -145,7 +145,7 @@ def test_tables_made_in_another_mode_are_not_reused_outside_it(before):
         for table in registry.get("torch").backend.tables(basis, x):
             assert type(table) is torch.Tensor
             assert not table.is_inference()
-            assert not torch_private.is_transformed(table)
+            assert not torch_private._is_wrapped(table)
     for actual, wanted in zip(second_order(), expected, strict=True):
         assert type(actual) is torch.Tensor
         assert_close(actual, wanted)
