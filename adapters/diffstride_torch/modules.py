@@ -677,8 +677,14 @@ def param_groups(
     Raises
     ------
     TypeError
-        If the model is not a module.
+        If the model is not a module, or an option is a misspelt ``stride_lr``: optimisers accept
+        unknown options without a word.
     """
+    if misspelt := [name for name in options if name.startswith("stride")]:
+        raise TypeError(
+            f"param_groups got an unknown option {misspelt[0]!r}; the strides' learning rate is "
+            "stride_lr"
+        )
     strides = {id(layer.strides): layer.strides for _, layer in _named_layers(model)}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in strides]
     groups = [{**options, "params": others}]

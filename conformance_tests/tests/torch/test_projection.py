@@ -227,6 +227,11 @@ def test_parameter_groups(stride_lr):
     assert strides["lr"] == (0.1 if stride_lr is None else stride_lr)
 
 
+def test_parameter_groups_refuse_a_misspelt_rate_of_the_strides():
+    with pytest.raises(TypeError, match="unknown option 'strides_lr'.* is stride_lr"):
+        param_groups(layer(), lr=0.1, strides_lr=0.5)
+
+
 def test_parameter_groups_without_learnt_strides():
     (group,) = param_groups(torch.nn.Sequential(torch.nn.Linear(2, 2), layer(trainable=False)))
     assert len(group["params"]) == 2
