@@ -534,7 +534,7 @@ _TABLE = (
     )),
     ("dtype", RESAMPLE, NUMPY, (
         ("half-pulled-back-in-half",
-         "dtype = ops.compute_dtype(x)", "dtype = x.dtype",
+         "dtype = ops.compute_dtype(g)", "dtype = x.dtype",
          "the backward pass is computed in float32 too"),
     )),
     ("dtype", SPECTRUM, DETAILS, (
@@ -667,6 +667,15 @@ _TABLE = (
          "gradients that nobody needs are None"),
     )),
     ("plan cache", PLAN_CACHE, CORE, (
+        ("sizes-never-checked",
+         "normalized_axes(axes, shape)  # checks the sizes", "pass",
+         "an input that is empty along an axis is refused"),
+        ("rank-never-checked",
+         "or len(shape) < -min(axes):", "or False:",
+         "an input with too few dimensions is refused"),
+        ("axes-never-normalised",
+         "if not self._are_normalized or", "if False or",
+         "axes counted from the front are counted from the end in a plan"),
         ("refresh-ignored",
          "return self._token is not None and token == self._token",
          "return self._token is not None",

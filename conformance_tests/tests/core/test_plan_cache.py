@@ -378,3 +378,27 @@ def test_sizes_contradict_masking_alone():
     settings = make_settings(axes=-1, cropping=False)
     with pytest.raises(ValueError, match=r"sizes must not be given with cropping=False.*\(10,\)"):
         plan_diff_stride(settings, (-1,), (32,), (2.0,), shared=True, output_sizes=(10,))
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "message"),
+    [
+        ((-2, -1), (3, 0, 8), "x must not be empty along the resized axes"),
+        ((-2, -1), (8,), "axes must lie between -1 and 0"),
+        ((-1, 2), (3, 8, 8), "axes must not name an axis twice"),
+        ((0, 3), (3, 8, 8), "axes must lie between -3 and 2"),
+    ],
+)
+def test_a_layer_refuses_shapes_that_its_axes_do_not_fit(axes, shape, message):
+    plans = PlanCache(make_settings(axes=axes), 2, (2.0, 2.0))
+    plans.plan((3, 9, 8, 8))
+    with pytest.raises(ValueError, match=message):
+        plans.plan(shape)
+    assert len(plans.seen()) == 1
+
+
+def test_axes_counted_from_the_front_share_the_plans_of_those_from_the_end():
+    plans = PlanCache(make_settings(axes=(1, 2)), 2, (2.0, 2.0))
+    assert plans.plan((3, 8, 9)) is plans.plan((5, 8, 9))
+    assert [axis.axis for axis in plans.plan((3, 8, 9)).axes] == [-2, -1]
+    assert [axis.axis for axis in plans.plan((3, 8, 9, 4)).axes] == [-3, -2]
