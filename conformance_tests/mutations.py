@@ -832,6 +832,13 @@ def read_source(root: Path, mutation: Mutation) -> str:
     return source
 
 
+def _module(path: Path) -> str:
+    """Return the dotted name of the module in a file, given relative to the project's root."""
+    parts = path.with_suffix("").parts
+    first = next(i for i, part in enumerate(parts) if part.startswith("diffstride_"))
+    return ".".join(parts[first:])
+
+
 class Copy:
     """A copy of the working tree, in which the tests run.
 
@@ -869,7 +876,7 @@ class Copy:
     def check_imports(self, files: set[str]) -> None:
         """Raise SystemExit unless Python imports the files from here, not from an installation."""
         ordered = sorted(files)
-        modules = [".".join(Path(name).with_suffix("").parts[-2:]) for name in ordered]
+        modules = [_module(Path(name)) for name in ordered]
         code = "import importlib, sys\nfor name in sys.argv[1:]:\n"
         code += "    print(importlib.import_module(name).__file__)"
         status, output = self.run([sys.executable, "-c", code, *modules], timeout=600)
