@@ -349,7 +349,7 @@ _TABLE = (
          "default_smoothness = 0.25", "default_smoothness = 0.5",
          "the default ramp is a quarter of the band"),
     )),
-    ("default convention", CONVENTIONS, MODULES, (
+    ("default convention", CONVENTIONS, DETAILS, (
         ("nominal-smoothness-above-one",
          "<= smoothness <= 1:", "<= smoothness <= 2:",
          "a ramp is no wider than its band"),

@@ -4,6 +4,7 @@
 no wider test does.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -296,3 +297,13 @@ def test_jax_resizes_half_precision_in_float32(transform):
     resize = transform(resize)
     exact = resize(x.astype(jnp.float32)).astype(jnp.bfloat16)
     assert jnp.array_equal(resize(x), exact)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_smoothness_is_a_positive_number_and_in_the_nominal_convention_at_most_the_band(convention):
+    most = 1.0 if convention == "nominal" else 1e30
+    for allowed in (1e-30, 0.25, 1.0, most):
+        assert make_settings(convention=convention, smoothness=allowed).smoothness == allowed
+    for refused in (0.0, -1.0, math.nextafter(most, math.inf), 2 * most, math.inf, math.nan):
+        with pytest.raises(ValueError, match="smoothness must be"):
+            make_settings(convention=convention, smoothness=refused)
