@@ -737,6 +737,8 @@ _TABLE = (
          "if plain_autodiff.enabled or transform == \"forward mode\":",
          "if plain_autodiff.enabled:",
          "forward mode differentiates the forward pass"),
+    )),
+    ("torch", TORCH_BACKEND, "torch/test_precision_and_layouts.py", (
         ("torch-autocast-in-the-forward-pass",
          "with without_autocast(x.device):", "with nullcontext():",
          "autocast does not reach the operator"),
