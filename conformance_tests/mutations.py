@@ -534,7 +534,8 @@ _TABLE = (
     )),
     ("dtype", RESAMPLE, NUMPY, (
         ("half-pulled-back-in-half",
-         "dtype = ops.compute_dtype(g)", "dtype = x.dtype",
+         "dtype = ops.compute_dtype(x)\n        is_wide = dtype == x.dtype\n        wide_x, wide_g",
+         "dtype = x.dtype\n        is_wide = dtype == x.dtype\n        wide_x, wide_g",
          "the backward pass is computed in float32 too"),
     )),
     ("dtype", SPECTRUM, DETAILS, (

@@ -176,9 +176,10 @@ class PlanCache:
         if not self._are_normalized or len(shape) < -min(axes):
             axes = normalized_axes(axes, shape)
         sizes = axis_sizes(axes, shape)
-        if (axes, sizes) not in self._plans:
+        entry = self._plans.get((axes, sizes))
+        if entry is None:
             normalized_axes(axes, shape)  # checks the sizes
-        entry = self._entry(axes, sizes)
+            entry = self._entry(axes, sizes)
         entry.seen = True
         return entry.plan
 

@@ -107,7 +107,7 @@ def pull_back(
     order = plan.order
 
     def pull_back_part(out: Array | None, x: Array, g: Array) -> Part:
-        dtype = ops.compute_dtype(g)
+        dtype = ops.compute_dtype(x)
         is_wide = dtype == x.dtype
         wide_x, wide_g = (x, g) if is_wide else (xp.astype(x, dtype), xp.astype(g, dtype))
         if len(factors) > 1 or not is_wide:

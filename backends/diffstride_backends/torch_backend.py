@@ -197,10 +197,8 @@ class TorchBackend(Backend[torch.Tensor]):
         )
 
     def check_strides(self, strides: torch.Tensor, like: torch.Tensor | None) -> None:  # noqa: D102
-        is_plain = type(strides) in _PLAIN
-        if not is_plain or strides.is_nested or strides.layout != torch.strided:
-            _check_dense("strides", strides)
-        if like is not None and not is_plain and is_distributed(strides):
+        _check_dense("strides", strides)
+        if like is not None and is_distributed(strides):
             raise TypeError(
                 "strides must have all their entries here, got a DTensor: call the module that "
                 "fully_shard was given, or give strides.full_tensor()"
@@ -264,7 +262,7 @@ def _check_dense(name: str, tensor: torch.Tensor) -> None:
 
 def _sparse_kind(tensor: torch.Tensor) -> str | None:
     """Return the kind of a tensor that is not dense, or None if the tensor is dense."""
-    if isinstance(tensor, torch.masked.MaskedTensor):
+    if type(tensor) not in _PLAIN and isinstance(tensor, torch.masked.MaskedTensor):
         return "a masked tensor"
     if tensor.is_nested:
         return "a nested tensor"
@@ -274,7 +272,7 @@ def _sparse_kind(tensor: torch.Tensor) -> str | None:
 def is_distributed(tensor: torch.Tensor) -> bool:
     """Return whether a tensor is a DTensor, of which each process may hold only a part."""
     # Only a DTensor has this method. Importing the class would slow down all who do not use it.
-    return hasattr(tensor, "full_tensor")
+    return type(tensor) not in _PLAIN and hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: Any) -> torch.Tensor:

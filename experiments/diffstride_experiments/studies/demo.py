@@ -68,9 +68,8 @@ def _report(outcomes: Sequence[Outcome]) -> Report:
     axes = figure.subplots()
     draw_against_cost(axes, {style(method): [row] for method, row in by_method.items()})
     plotting.legend_below(figure, axes)
-    sentences = [_sentence(by_method, method) for method in LEARNT]
-    sentences.append(_learning(by_method))
-    return Report(table, {"accuracy": png(figure, DPI)}, tuple(sentences))
+    sentences = (*(_sentence(by_method, method) for method in LEARNT), _learning(by_method))
+    return Report(table, {"accuracy": png(figure, DPI)}, sentences)
 
 
 def _strides(row: Row) -> str:
