@@ -199,27 +199,36 @@ _TABLE = (
     )),
     ("unpaired bin", BASES, DETAILS, (
         ("sine-by-rounding",
-         "xp.where(2 * turns % size == 0, xp.zeros_like(sine), sine)", "sine",
+         "np.where(2 * turns % size == 0, 0.0, np.sin(angle))", "np.sin(angle)",
          "no sine of the Nyquist frequency passes, not even by rounding"),
     )),
     ("unpaired bin", SPECTRUM, CORE, (
         ("fft-not-halved",
-         "weights[-1:] / 2", "weights[-1:]",
+         "mask[-1:] / 2", "mask[-1:]",
          "in a longer output the bin lo/2 is shared by +lo/2 and -lo/2"),
         ("fft-halved-where-odd",
-         "lo % 2 == 0 and lo < output_size", "lo < output_size",
+         "lo % 2 == 0 and lo < size", "lo < size",
          "the highest bin of an odd size has a mirror image"),
         ("fft-real-where-odd",
-         "lo % 2 == 0 and lo == output_size", "lo == output_size",
+         "lo % 2 or lo == x.shape", "lo == x.shape",
          "the highest bin of an odd size keeps its sine"),
         ("fft-slope-without-counts",
-         "dmask * counts * per_bin", "dmask * 2 * per_bin",
+         "_along(xp, counts / math", "_along(xp, 2 * xp.ones_like(counts) / math",
          "the unpaired bin counts once in the stride's gradient too"),
+        ("fft-cosine-of-one-sign",
+         "cosine = (at_half + mirrored) / 2", "cosine = at_half",
+         "the column at lo/2 of a cropped spectrum is no cosine yet"),
+        ("fft-mirrored-along-no-axis",
+         "xp.concat([zero, xp.flip(others, axis=axis.axis)], axis=axis.axis)", "mirrored",
+         "the mirror image of a frequency has the other sign along every axis"),
+        ("fft-row-of-one-sign",
+         "(positive + negative) / 2", "positive",
+         "the row at lo/2 of a cropped spectrum is no cosine yet"),
     )),
     ("unpaired bin", SPECTRUM, DETAILS, (
         ("fft-sine-at-nyquist",
-         "xp.real(_slice(spectrum, axis, lo // 2, lo // 2 + 1))",
-         "_slice(spectrum, axis, lo // 2, lo // 2 + 1)",
+         "mirrored = xp.conj(at_half)",
+         "mirrored = at_half",
          "a sine at M/2 is not left to the transform's library"),
     )),
     ("norm", PLANNING, CORE, (
@@ -241,7 +250,7 @@ _TABLE = (
     )),
     ("norm", SPECTRUM, CORE, (
         ("fft-without-the-ratio",
-         "(scale * output_size / size)", "scale",
+         "masks[i] * (size / axis.size)", "masks[i]",
          "the inverse transform's 1/M must become 1/N"),
     )),
     ("size guard", CONVENTIONS, CORE, (
@@ -356,8 +365,8 @@ _TABLE = (
     )),
     ("phase reduction", BASES, DETAILS, (
         ("phases-not-reduced",
-         "(frequencies[:, None] * indices(size)) % size",
-         "frequencies[:, None] * indices(size)",
+         "(frequencies[:, None] * np.arange(size)) % size",
+         "frequencies[:, None] * np.arange(size)",
          "the phases' rounding error does not grow with the size"),
     )),
     ("cotangent scale", WINDOW, CONFORMANCE, (
@@ -366,13 +375,13 @@ _TABLE = (
          "the norm scales the stride's gradient too"),
     )),
     ("cotangent scale", SPECTRUM, CORE, (
-        ("fft-adjoint-not-scaled",
-         "g, output_size, size, output_size / size)", "g, output_size, size, 1.0)",
-         "the resize back has 1/M, the adjoint 1/N"),
+        ("fft-adjoint-scaled",
+         "masks[i] * (size / axis.size)", "masks[i] * (axis.output_size / axis.size)",
+         "the adjoint has 1/N, as the resize has"),
     )),
     ("cotangent scale", RESAMPLE, GOLDEN, (
         ("terms-of-dstrides-replaced",
-         "own if total is None else total + own", "own",
+         "gradient if total is None else total + gradient", "gradient",
          "the terms' slopes are added"),
     )),
     ("order of axes", PLAN, CORE, (
@@ -385,7 +394,7 @@ _TABLE = (
     )),
     ("order of axes", RESAMPLE, CORE, (
         ("gradients-in-the-order-of-application",
-         "dstrides[i] = own", "dstrides[step] = own",
+         "dstrides[i] = gradient", "dstrides[number] = gradient",
          "a gradient belongs to its axis, wherever that was applied"),
     )),
     ("shared stride", WINDOW, CONFORMANCE, (
@@ -540,7 +549,7 @@ _TABLE = (
     )),
     ("dtype", SPECTRUM, DETAILS, (
         ("fft-slope-accumulated-in-float32",
-         "axis=but_own, dtype=dmask.dtype)", "axis=but_own)",
+         "keepdims=True, dtype=masks[0].dtype)", "keepdims=True)",
          "long sums of the stride's gradient are made in double precision"),
     )),
     ("dtype", RESAMPLE, DETAILS, (
@@ -558,9 +567,6 @@ _TABLE = (
         ("ramp-without-sines",
          "xp.concat([chosen, bins + chosen])", "xp.concat([chosen, chosen])",
          "the slope has a cosine and a sine per bin"),
-        ("ramp-counts-of-the-input",
-         "lo = min(axis.size, axis.output_size)", "lo = axis.size",
-         "the unpaired bin is that of the shorter of input and output"),
     )),
     ("ramp", CONVENTIONS, CONFORMANCE, (
         ("paper-ramp-too-narrow",
@@ -654,7 +660,7 @@ _TABLE = (
          "xp, needs_x = ops.xp, needs[0]", "xp, needs_x = ops.xp, True",
          "gradients that nobody needs cost nothing"),
         ("one-adjoint-too-many",
-         "if needs_x or step:", "if True:",
+         "_Back(needs_x or number > 0", "_Back(True",
          "the last adjoint makes dx alone"),
     )),
     ("needs", PROTOCOL, TORCH, (

@@ -66,59 +66,23 @@ def tables(basis: AxisBasis) -> tuple[Table, Table]:
     analysis : ndarray, shape (2K, N)
         Cosines, then sines, of the input, times c/N.
     """
-    bins = basis.bins(basis.size, basis.output_size)
-    synthesis, analysis = tables_of_bins(
-        np, bins, basis.size, basis.output_size, np.arange, quadrature=basis.quadrature
-    )
-    return synthesis.copy(), analysis
+    k, j, counts = basis.bins(basis.size, basis.output_size)
+    cos_in, sin_in = _phases(k, basis.size)
+    cos_out, sin_out = _phases(j, basis.output_size)
+    pair = (sin_out, -cos_out) if basis.quadrature else (cos_out, sin_out)
+    scaled = np.concatenate([counts, counts])[:, None] / basis.size
+    synthesis = np.concatenate(pair).T.copy()
+    return synthesis, np.concatenate([cos_in, sin_in]) * scaled
 
 
-def tables_of_bins(
-    xp: Any,
-    bins: tuple[Any, Any, Any],
-    size: int,
-    output_size: int,
-    indices: Callable[[int], Any],
-    *,
-    quadrature: bool = False,
-) -> tuple[Any, Any]:
-    """Return the tables of the given bins, in any array API namespace.
-
-    Parameters
-    ----------
-    xp : module
-    bins : (array, array, array), each of shape (K,)
-        k and j are integers. c is floating point; the tables have its dtype.
-    size, output_size : int
-        N and M.
-    indices : callable
-        Called with a count; returns 0, 1, ..., count - 1 as integers.
-    quadrature : bool
-
-    Returns
-    -------
-    synthesis : array, shape (M, 2K)
-    analysis : array, shape (2K, N)
-    """
-    k, j, counts = bins
-    cos_in, sin_in = _phases(xp, k, size, indices, counts.dtype)
-    cos_out, sin_out = _phases(xp, j, output_size, indices, counts.dtype)
-    pair = (sin_out, -cos_out) if quadrature else (cos_out, sin_out)
-    scaled = xp.concat([counts, counts])[:, None] / size
-    return xp.matrix_transpose(xp.concat(pair)), xp.concat([cos_in, sin_in]) * scaled
-
-
-def _phases(
-    xp: Any, frequencies: Any, size: int, indices: Callable[[int], Any], dtype: Any
-) -> tuple[Any, Any]:
+def _phases(frequencies: Integers, size: int) -> tuple[Table, Table]:
     """Return cos and sin of 2 pi k n / size, both of shape (len(frequencies), size)."""
     # Reduce in integers: k*n grows with the square of the size, and so would its rounding error.
-    turns = (frequencies[:, None] * indices(size)) % size
-    angle = 2 * math.pi * xp.astype(turns, dtype) / size
+    turns = (frequencies[:, None] * np.arange(size)) % size
+    angle = 2 * math.pi * turns / size
     # The sine of half turns is exactly 0. The unpaired bin of an even size needs this: the samples
     # do not see its sine, and rounding must not let it in.
-    sine = xp.sin(angle)
-    return xp.cos(angle), xp.where(2 * turns % size == 0, xp.zeros_like(sine), sine)
+    return np.cos(angle), np.where(2 * turns % size == 0, 0.0, np.sin(angle))
 
 
 def half_spectrum(size: int, output_size: int) -> tuple[Integers, Integers, Table]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from diffstride_core.bases import AxisBasis, bin_counts, tables_of_bins
+from diffstride_core.bases import AxisBasis
 from diffstride_core.ops import Array, ArrayOps, Factors
 from diffstride_core.plan import AxisPlan, Plan
 from diffstride_core.window import Mask, spread_strides
@@ -57,12 +57,12 @@ def ramp_operators(ops: ArrayOps, plan: Plan, strides: Array | None, like: Array
     -------
     tuple of tuple
         Per term, one per axis: the two factors of dA/dS over the bins on the ramp, of shapes
-        (M, 2K) and (2K, N). If the plan has no thin ramp, it is dmu/dS, shape (K,).
+        (M, 2K) and (2K, N); or, for the FFT engine, dmu/dS, shape (K,).
     """
     masks = _masks(ops, plan, strides, like)
 
     def of_axis(i: int, basis: AxisBasis) -> Array | tuple[Array, Array]:
-        if not plan.axes[i].has_thin_ramp:
+        if plan.axes[i].use_fft:
             return masks[i].dmask
         return _ramp_factors(ops, plan.axes[i], basis, masks[i], like)
 
@@ -76,7 +76,7 @@ def _masks(ops: ArrayOps, plan: Plan, strides: Array | None, like: Array) -> lis
         plan.window.mask(ops, axis, plan.smoothness, stride, like)
         for axis, stride in zip(plan.axes, per_axis, strict=True)
     ]
-    first = plan.order[0]
+    first = plan.steps[0][0]
     masks[first] = masks[first].scaled(plan.scale)
     return masks
 
@@ -106,7 +106,6 @@ def _ramp_factors(
     ops : ArrayOps
     axis : AxisPlan
     basis : AxisBasis
-        Its tables are not made if the FFT engine resizes the axis: they would be too large.
     mask : Mask
     like : array
         Gives dtype and device.
@@ -130,21 +129,10 @@ def _ramp_factors(
     steps = xp.astype(ops.frequencies(count, like), first.dtype)
     chosen = xp.where(first < bins - count, first, bins - count) + steps
     dmask = xp.take(dmask, chosen, axis=0)
-    if axis.use_fft:
-        lo = min(axis.size, axis.output_size)
-        counts = bin_counts(xp, xp.astype(chosen, dmask.dtype), lo)
-
-        def indices(count: int) -> Array:
-            return xp.astype(ops.frequencies(count, like), chosen.dtype)
-
-        synthesis, analysis = tables_of_bins(
-            xp, (chosen, chosen, counts), axis.size, axis.output_size, indices
-        )
-    else:
-        both = xp.concat([chosen, bins + chosen])
-        synthesis, analysis = ops.tables(basis, dmask)
-        synthesis = xp.take(synthesis, both, axis=1)
-        analysis = xp.take(analysis, both, axis=0)
+    both = xp.concat([chosen, bins + chosen])
+    synthesis, analysis = ops.tables(basis, dmask)
+    synthesis = xp.take(synthesis, both, axis=1)
+    analysis = xp.take(analysis, both, axis=0)
     weighted = synthesis * xp.concat([dmask, dmask])
     return xp.astype(weighted, dtype, copy=False), xp.astype(analysis, dtype, copy=False)
 

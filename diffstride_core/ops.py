@@ -77,5 +77,16 @@ class ArrayOps:
         return self.xp.fft.rfft(array, axis=axis)
 
     def irfft(self, array: Array, size: int, axis: int) -> Array:
-        """Invert `rfft` to a real axis of `size` samples, normalised by 1/size."""
+        """Invert `rfft` to a real axis of `size` samples, normalised by 1/size.
+
+        Frequencies that the array lacks are zero.
+        """
         return self.xp.fft.irfft(array, n=size, axis=axis)
+
+    def fft(self, array: Array, axis: int) -> Array:
+        """Transform a complex array along one axis, unnormalised."""
+        return self.xp.fft.fft(array, axis=axis)
+
+    def ifft(self, array: Array, axis: int) -> Array:
+        """Invert `fft`, normalised by 1/size."""
+        return self.xp.fft.ifft(array, axis=axis)

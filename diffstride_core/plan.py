@@ -76,15 +76,6 @@ class AxisPlan:
     ramp_bins: int = 0
     size_offset: int = 0
 
-    @property
-    def has_thin_ramp(self) -> bool:
-        """Whether the stride's gradient uses the ramp's bins alone, in two thin matrices.
-
-        The matrix engine always does this. The FFT engine does it if the matrices have few rows,
-        and if their phases, products of a frequency and an index, fit in 32-bit integers.
-        """
-        return not self.use_fft or (self.ramp_bins <= 8 and self.size <= 2**16)
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -100,15 +91,16 @@ class Plan:
         In the order given by the caller.
     scale : float
         The norm's factor on the output.
-    order : tuple of int
-        The indices of `axes` in the order of application, from `order_of_application`.
+    steps : tuple of tuple of int
+        The indices of the axes that each step resizes, from `steps_of`. A step is the product with
+        the matrix of one axis, or one transform of several axes.
     """
 
     window: Window
     smoothness: float
     axes: tuple[AxisPlan, ...]
     scale: float
-    order: tuple[int, ...]
+    steps: tuple[tuple[int, ...], ...]
 
     @property
     def output_sizes(self) -> tuple[int, ...]:
@@ -132,7 +124,19 @@ class Plan:
     def by_matrices(self) -> Plan:
         """The same resize by matrices alone."""
         axes = tuple(replace(axis, use_fft=False) for axis in self.axes)
-        return replace(self, axes=axes)
+        return replace(self, axes=axes, steps=steps_of(axes))
+
+
+def steps_of(axes: Sequence[AxisPlan]) -> tuple[tuple[int, ...], ...]:
+    """Return the indices of the axes that each step of a resize takes, in the order of application.
+
+    Axes with FFTs are resized together, up to three of them, which is what JAX transforms at once.
+    """
+    order = order_of_application(axes)
+    long = [i for i in order if axes[i].use_fft]
+    together = tuple(sorted(long[:3], key=lambda i: axes[i].axis))
+    steps = [together if i in together else (i,) for i in order]
+    return tuple(dict.fromkeys(steps))
 
 
 def order_of_application(axes: Sequence[AxisPlan]) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from diffstride_core.arguments import (
     normalized_axes,
     within_float32,
 )
-from diffstride_core.plan import AxisPlan, Bounds, Plan, order_of_application
+from diffstride_core.plan import AxisPlan, Bounds, Plan, steps_of
 from diffstride_core.settings import Settings
 from diffstride_core.window import FlatWindow, Window
 
@@ -335,7 +335,7 @@ def _make_plan(
         for i, (axis, is_last) in enumerate(zip(axes, _is_last(axes), strict=True))
     )
     scale = {"forward": 1.0, "ortho": math.sqrt(shrinkage), "backward": shrinkage}[norm]
-    return Plan(window, smoothness, planned, scale, order_of_application(planned))
+    return Plan(window, smoothness, planned, scale, steps_of(planned))
 
 
 def _use_fft(window: Window, method: str, axis: int, size: int) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from diffstride_core import kernels, spectrum
 from diffstride_core.blocks import Part, in_blocks
@@ -58,7 +58,7 @@ def evaluate(
             out = None
         y = None
         for operators in factors:
-            part = _resize_axes(ops, plan, operators, plan.order, wide_x, out)
+            part = _resize_axes(ops, plan, operators, plan.steps, wide_x, out)
             y = part if y is None else y + part
         return y if is_wide else ops.xp.astype(y, x.dtype), ()
 
@@ -104,8 +104,6 @@ def pull_back(
         dx, dstrides = pull_back(ops, permuted, factors, stride_factors, g, x, strides, needs=needs)
         return None if dx is None else xp.permute_dims(dx, _inverse(memory)), dstrides
 
-    order = plan.order
-
     def pull_back_part(out: Array | None, x: Array, g: Array) -> Part:
         dtype = ops.compute_dtype(x)
         is_wide = dtype == x.dtype
@@ -113,17 +111,18 @@ def pull_back(
         if len(factors) > 1 or not is_wide:
             out = None
         dx = None
-        dstrides: list[Array | None] = [None] * len(order)
+        dstrides: list[Array | None] = [None] * len(plan.axes)
         for term, operators in enumerate(factors):
             u = wide_g
-            for step, i in reversed(list(enumerate(order))):
-                if stride_factors is not None:
-                    before = partial(_resize_axes, ops, plan, operators, order[:step])
-                    ramp, total = stride_factors[term][i], dstrides[i]
-                    own = stride_gradient(ops, plan.axes[i], ramp, u, wide_x, before)
-                    dstrides[i] = own if total is None else total + own
-                if needs_x or step:
-                    u = _resize_back(ops, plan.axes[i], operators[i], u, None if step else out)
+            for number, step in reversed(list(enumerate(plan.steps))):
+                axes, own = [plan.axes[i] for i in step], [operators[i] for i in step]
+                ramps = None if stride_factors is None else [stride_factors[term][i] for i in step]
+                before = partial(_resize_axes, ops, plan, operators, plan.steps[:number])
+                back = _Back(needs_x or number > 0, None if number else out)
+                gradients, u = _pull_back_step(ops, axes, own, ramps, u, wide_x, before, back)
+                for i, gradient in zip(step, gradients, strict=False):
+                    total = dstrides[i]
+                    dstrides[i] = gradient if total is None else total + gradient
             if needs_x:
                 dx = u if dx is None else dx + u
         return (
@@ -159,6 +158,11 @@ def _in_blocks(
     for axis in plan.axes:
         if axis.axis == -arrays[0].ndim:
             return function(None, *arrays)
+    if arrays[0].shape[0] == 1:
+        # A single image is resized in blocks of its channels.
+        of_image = None if shape is None else (lambda: shape()[1:])
+        result, sums = _in_blocks(ops, plan, function, of_image, *(array[0] for array in arrays))
+        return None if result is None else result[None], sums
     return in_blocks(ops, function, shape, arrays)
 
 
@@ -166,26 +170,59 @@ def _resize_axes(
     ops: ArrayOps,
     plan: Plan,
     operators: Sequence[Array],
-    steps: Sequence[int],
+    steps: Sequence[tuple[int, ...]],
     x: Array,
     out: Array | None = None,
 ) -> Array:
-    """Resize an array along some axes in the given order; write the result to `out` if possible."""
-    for step, i in enumerate(steps, start=1):
-        axis, place = plan.axes[i], out if step == len(steps) else None
-        if axis.use_fft:
-            x = spectrum.resized(ops, axis, operators[i], x)
+    """Resize an array in the given steps; write the result to `out` if possible."""
+    for number, step in enumerate(steps, start=1):
+        first = plan.axes[step[0]]
+        if first.use_fft:
+            axes, masks = [plan.axes[i] for i in step], [operators[i] for i in step]
+            x = spectrum.resized(ops, axes, masks, spectrum.analysed(ops, axes, x))
         else:
-            x = multiply(ops, operators[i], x, axis.axis, out=place)
+            place = out if number == len(steps) else None
+            x = multiply(ops, operators[step[0]], x, first.axis, out=place)
     return x
 
 
-def _resize_back(
-    ops: ArrayOps, axis: AxisPlan, operator: Array, g: Array, out: Array | None
-) -> Array:
-    if axis.use_fft:
-        return spectrum.resized_back(ops, axis, operator, g)
-    return multiply(ops, ops.xp.matrix_transpose(operator), g, axis.axis, out=out)
+class _Back(NamedTuple):
+    """Whether a step makes the cotangent of its input, and where to."""
+
+    is_needed: bool
+    out: Array | None
+
+
+def _pull_back_step(
+    ops: ArrayOps,
+    axes: Sequence[AxisPlan],
+    operators: Sequence[Array],
+    ramps: Sequence[Any] | None,
+    u: Array,
+    x: Array,
+    before: Others,
+    back: _Back,
+) -> tuple[Sequence[Array], Array]:
+    """Return the gradient of the stride of each axis, and the cotangent of the step's input.
+
+    There are no gradients if there are no `ramps`. If the way back is not needed, `u` is returned.
+    """
+    gradients: Sequence[Array] = ()
+    first = axes[0]
+    if first.use_fft:
+        # One transform serves the gradients and the way back.
+        of_u = spectrum.analysed(ops, axes, u)
+        if ramps is not None:
+            of_x = spectrum.analysed(ops, axes, before(x))
+            gradients = spectrum.stride_gradients(ops, axes, operators, ramps, of_u, of_x)
+        if back.is_needed:
+            u = spectrum.resized_back(ops, axes, operators, of_u)
+        return gradients, u
+    if ramps is not None:
+        gradients = (stride_gradient(ops, first, ramps[0], u, x, before),)
+    if back.is_needed:
+        u = multiply(ops, ops.xp.matrix_transpose(operators[0]), u, first.axis, out=back.out)
+    return gradients, u
 
 
 def stride_gradient(
@@ -197,7 +234,8 @@ def stride_gradient(
     ----------
     ops : ArrayOps
     axis : AxisPlan
-    ramp : (array, array) or array
+        With a thin ramp.
+    ramp : (array, array)
         The axis's entry of `operators.ramp_operators`.
     u : array
         Cotangent of the array that is resized along the axis.
@@ -205,8 +243,6 @@ def stride_gradient(
     others : callable
         Applies the operators of other axes.
     """
-    if not axis.has_thin_ramp:
-        return spectrum.stride_gradient(ops, axis, ramp, u, others(x))
     xp, (synthesis, analysis) = ops.xp, ramp
     # Project first: the projected x is thin, so the other axes cost little.
     of_x = others(multiply(ops, analysis, x, axis.axis))

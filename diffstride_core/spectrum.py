@@ -1,86 +1,187 @@
-"""The FFT engine: transforms resize an axis that is too long for a matrix.
+"""The FFT engine: one transform resizes all axes that are too long for matrices.
 
-The operator is separable and real, so resizing axis after axis is exact, and no axis ever sees the
-complex spectrum of another. This avoids the trap of a joint transform: its unpaired rows and
-columns are not Hermitian once cropped.
+The operator is separable and real, but the spectrum of a joint transform is complex. Once cropped,
+its entries at the unpaired frequency of an axis no longer have their mirror images. `analysed`
+therefore keeps only what the operator lets pass there: the cosine along that axis.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from diffstride_core._namespace import device_of
 from diffstride_core.bases import bin_counts
 from diffstride_core.ops import Array, ArrayOps
 from diffstride_core.plan import AxisPlan
 
+Axes: TypeAlias = Sequence[AxisPlan]
+"""The axes of one transform. Of the last one, the transform has half, 0..lo//2."""
 
-def resized(ops: ArrayOps, axis: AxisPlan, mask: Array, x: Array) -> Array:
-    """Return A x, from N to M samples along an axis: transform, crop, weight, invert.
+
+def analysed(ops: ArrayOps, axes: Axes, x: Array) -> Array:
+    """Return the spectrum of an array along some axes, at the frequencies that both sizes hold.
+
+    Returns
+    -------
+    array
+        Per axis lo = min(N, M) frequencies, 0, 1, ..., lo//2, ..., -2, -1; on the last axis half of
+        them, 0..lo//2.
+    """
+    xp, (*full, half) = ops.xp, axes
+    lo = _least(half)
+    # Crop before the next transform: what is cropped need not be transformed.
+    spectrum = _slice(ops.rfft(x, half.axis), half.axis, 0, lo // 2 + 1)
+    for axis in full:
+        spectrum = _cropped(ops, axis, ops.fft(spectrum, axis.axis))
+    if lo % 2 or lo == x.shape[half.axis]:
+        return spectrum
+    # The cosine is the mean of the entries at lo/2 and -lo/2. The latter are not stored: they are
+    # the mirror image of the former.
+    at_half = _slice(spectrum, half.axis, lo // 2, lo // 2 + 1)
+    mirrored = xp.conj(at_half)
+    for axis in full:
+        zero, others = _slice(mirrored, axis.axis, 0, 1), _slice(mirrored, axis.axis, 1, None)
+        mirrored = xp.concat([zero, xp.flip(others, axis=axis.axis)], axis=axis.axis)
+    cosine = (at_half + mirrored) / 2
+    if ops.kernels.can_write(spectrum):
+        at_half[...] = cosine
+        return spectrum
+    return xp.concat([_slice(spectrum, half.axis, 0, lo // 2), cosine], axis=half.axis)
+
+
+def resized(ops: ArrayOps, axes: Axes, masks: Sequence[Array], spectrum: Array) -> Array:
+    """Return A x, from N to M samples along each axis: weight and invert.
 
     Parameters
     ----------
     ops : ArrayOps
-    axis : AxisPlan
-    mask : array, shape (K,)
-    x : array
+    axes : sequence of AxisPlan
+    masks : sequence of array, each of shape (lo//2 + 1,)
+    spectrum : array
+        `analysed` x.
     """
-    return _resized(ops, axis.axis, mask, x, axis.size, axis.output_size, 1.0)
+    return _synthesised(ops, axes, masks, spectrum, [axis.output_size for axis in axes])
 
 
-def resized_back(ops: ArrayOps, axis: AxisPlan, mask: Array, g: Array) -> Array:
-    """Return A^T g: the resize from M back to N samples with the same mask, times M/N."""
-    size, output_size = axis.size, axis.output_size
-    return _resized(ops, axis.axis, mask, g, output_size, size, output_size / size)
+def resized_back(ops: ArrayOps, axes: Axes, masks: Sequence[Array], spectrum: Array) -> Array:
+    """Return A^T g, from M to N samples along each axis, from `analysed` g."""
+    return _synthesised(ops, axes, masks, spectrum, [axis.size for axis in axes])
 
 
-def stride_gradient(ops: ArrayOps, axis: AxisPlan, dmask: Array, u: Array, x: Array) -> Array:
-    """Return <u, (dA/dS) x>, shape (), in the dtype of `dmask`, which has the shape (K,)."""
-    xp, size = ops.xp, axis.size
-    lo = min(size, axis.output_size)
-    of_x, of_u = (_half_spectrum(ops, array, axis.axis, lo) for array in (x, u))
-    # At the unpaired bin lo/2 the operator has no sine. The spectrum of the shorter array has none
-    # either, so the second product is 0 there.
+def stride_gradients(
+    ops: ArrayOps,
+    axes: Axes,
+    masks: Sequence[Array],
+    dmasks: Sequence[Array],
+    of_u: Array,
+    of_x: Array,
+) -> list[Array]:
+    """Return <u, (dA/dS) x> for the stride of each axis, of shape (), in the dtype of the masks.
+
+    Parameters
+    ----------
+    ops : ArrayOps
+    axes : sequence of AxisPlan
+    masks, dmasks : sequence of array, each of shape (lo//2 + 1,)
+        mu and dmu/dS.
+    of_u, of_x : array
+        `analysed` u and x.
+    """
+    xp, half = ops.xp, axes[-1]
     product = xp.real(of_u) * xp.real(of_x) + xp.imag(of_u) * xp.imag(of_x)
-    but_own = tuple(i for i in range(x.ndim) if i != x.ndim + axis.axis)
-    per_bin = xp.sum(product, axis=but_own, dtype=dmask.dtype)
-    counts = bin_counts(xp, ops.frequencies(lo // 2 + 1, x), lo)
-    return xp.sum(dmask * counts * per_bin) / size
+    own = {product.ndim + axis.axis for axis in axes}
+    but_own = tuple(i for i in range(product.ndim) if i not in own)
+    per_bin = xp.sum(product, axis=but_own, keepdims=True, dtype=masks[0].dtype)
+    counts = bin_counts(xp, ops.frequencies(_least(half) // 2 + 1, product), _least(half))
+    per_bin = per_bin * _along(xp, counts / math.prod(axis.size for axis in axes), per_bin, half)
+    both = [
+        [
+            _along(xp, _both_signs(ops, axes, i, mask[i]), per_bin, axis)
+            for i, axis in enumerate(axes)
+        ]
+        for mask in (masks, dmasks)
+    ]
+    still, moving = both
+    gradients = []
+    for i in range(len(axes)):
+        weighted = per_bin
+        for j in range(len(axes)):
+            weighted = weighted * (moving if i == j else still)[j]
+        gradients.append(xp.sum(weighted))
+    return gradients
 
 
-def _resized(
-    ops: ArrayOps, axis: int, mask: Array, x: Array, size: int, output_size: int, scale: float
+def _synthesised(
+    ops: ArrayOps, axes: Axes, masks: Sequence[Array], spectrum: Array, sizes: Sequence[int]
 ) -> Array:
-    xp, lo = ops.xp, min(size, output_size)
-    weights = mask * (scale * output_size / size)
-    if lo % 2 == 0 and lo < output_size:
-        # The inverse transform counts the bin lo/2 twice, like every bin with a mirror image in the
-        # longer output. In the shorter input, this bin had no mirror image.
-        weights = xp.concat([weights[:-1], weights[-1:] / 2])
-    weights = xp.astype(weights, x.dtype, copy=False)
-    spectrum = _half_spectrum(ops, x, axis, lo) * _along(xp, weights, x, axis)
-    if lo % 2 == 0 and lo == output_size:
-        # At its Nyquist frequency, the output sees the cosine alone. Libraries differ in what they
-        # do with a sine left there.
-        cosine = xp.real(_slice(spectrum, axis, lo // 2, lo // 2 + 1))
-        at_nyquist = ops.frequencies(lo // 2 + 1, x) == lo // 2
-        # Not a concatenation: PyTorch has no rule for it when cotangents are batched.
-        spectrum = xp.where(
-            _along(xp, at_nyquist, x, axis), xp.astype(cosine, spectrum.dtype), spectrum
-        )
-    return ops.irfft(spectrum, output_size, axis)
+    xp = ops.xp
+    weights: Array = 1.0
+    for i, (axis, size) in enumerate(zip(axes, sizes, strict=True)):
+        lo, mask = _least(axis), masks[i] * (size / axis.size)
+        if lo % 2 == 0 and lo < size:
+            # In the longer output, the frequency lo/2 has a mirror image, and each gets a half.
+            mask = xp.concat([mask[:-1], mask[-1:] / 2])
+        weights = weights * _along(xp, _both_signs(ops, axes, i, mask), spectrum, axis)
+    spectrum = spectrum * xp.astype(weights, xp.real(spectrum).dtype, copy=False)
+    for axis, size in zip(axes[:-1], sizes[:-1], strict=True):
+        spectrum = ops.ifft(_padded(ops, axis, spectrum, size), axis.axis)
+    return ops.irfft(spectrum, sizes[-1], axes[-1].axis)
 
 
-def _half_spectrum(ops: ArrayOps, x: Array, axis: int, lo: int) -> Array:
-    """Return the bins 0..lo//2 of the transform along an axis."""
-    return _slice(ops.rfft(x, axis), axis, 0, lo // 2 + 1)
+def _cropped(ops: ArrayOps, axis: AxisPlan, spectrum: Array) -> Array:
+    """Return the frequencies of a full axis that both sizes hold."""
+    lo, size = _least(axis), spectrum.shape[axis.axis]
+    if lo == size:
+        return spectrum
+    middle = (lo + 1) // 2
+    parts = [_slice(spectrum, axis.axis, 0, middle)]
+    if lo % 2 == 0:
+        positive = _slice(spectrum, axis.axis, middle, middle + 1)
+        negative = _slice(spectrum, axis.axis, size - middle, size - middle + 1)
+        parts.append((positive + negative) / 2)
+    if lo > 2:
+        parts.append(_slice(spectrum, axis.axis, size - (lo - 1) // 2, size))
+    return ops.xp.concat(parts, axis=axis.axis)
 
 
-def _along(xp: Array, per_bin: Array, like: Array, axis: int) -> Array:
+def _padded(ops: ArrayOps, axis: AxisPlan, spectrum: Array, size: int) -> Array:
+    """Return the spectrum of a full axis with zeros at the frequencies that it lacks."""
+    xp, lo = ops.xp, _least(axis)
+    if lo == size:
+        return spectrum
+    negative = lo // 2
+    shape = list(spectrum.shape)
+    shape[axis.axis] = size - (lo // 2 + 1) - negative
+    parts = [_slice(spectrum, axis.axis, 0, lo // 2 + 1)]
+    if shape[axis.axis]:
+        parts.append(xp.zeros(tuple(shape), dtype=spectrum.dtype, device=device_of(spectrum)))
+    if negative:
+        parts.append(_slice(spectrum, axis.axis, lo - negative, lo))
+    return xp.concat(parts, axis=axis.axis)
+
+
+def _both_signs(ops: ArrayOps, axes: Axes, i: int, mask: Array) -> Array:
+    """Return the weights of the frequencies of an axis, of both signs unless it is the last."""
+    lo = _least(axes[i])
+    if i == len(axes) - 1 or lo < 3:
+        return mask
+    return ops.xp.concat([mask, ops.xp.flip(mask[1 : (lo + 1) // 2])])
+
+
+def _least(axis: AxisPlan) -> int:
+    return min(axis.size, axis.output_size)
+
+
+def _along(xp: Array, per_bin: Array, like: Array, axis: AxisPlan) -> Array:
     shape = [1] * like.ndim
-    shape[axis] = -1
+    shape[axis.axis] = -1
     return xp.reshape(per_bin, tuple(shape))
 
 
-def _slice(array: Array, axis: int, start: int, stop: int) -> Array:
-    if stop - start == array.shape[axis]:
+def _slice(array: Array, axis: int, start: int, stop: int | None) -> Array:
+    if start == 0 and stop == array.shape[axis]:
         # PyTorch has no rule for an index that takes everything when cotangents are batched.
         return array
     index = [slice(None)] * array.ndim

@@ -62,6 +62,16 @@ class NumpyBackend(eager.EagerBackend):
 
         return np.asarray(scipy.fft.irfft(array, n=size, axis=axis))
 
+    def fft(self, array: HostArray, axis: int) -> HostArray:  # noqa: D102
+        import scipy.fft
+
+        return np.asarray(scipy.fft.fft(array, axis=axis))
+
+    def ifft(self, array: HostArray, axis: int) -> HostArray:  # noqa: D102
+        import scipy.fft
+
+        return np.asarray(scipy.fft.ifft(array, axis=axis))
+
     def check_strides(self, strides: HostArray, like: HostArray | None) -> None:  # noqa: D102
         super().check_strides(strides, like)
         # Reading the strides costs nothing here, even if the sizes are given.

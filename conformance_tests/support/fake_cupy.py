@@ -299,7 +299,7 @@ def _functions(numpy_module):
     }
 
 
-_TRANSFORMS = ("rfft", "irfft")
+_TRANSFORMS = ("rfft", "irfft", "fft", "ifft")
 _cuda = _module(
     "cupy.cuda",
     Device=Device,

@@ -7,6 +7,7 @@ Both are linear, so the sum over the kernel can be taken after the resize instea
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -64,7 +65,7 @@ def resize_products(plan: Plan, maps: int) -> list[Product]:
     terms = len(plan.window.terms(plan.axes))
     products: list[Product] = []
     done: list[int] = []
-    for i in plan.order:
+    for i in itertools.chain.from_iterable(plan.steps):
         left = tuple(j for j in range(len(plan.axes)) if j not in done)
         done.append(i)
         if not plan.axes[i].use_fft:

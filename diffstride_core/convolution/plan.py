@@ -71,13 +71,10 @@ class ConvPlan:
     @property
     def by_matrices(self) -> Plan:
         """The resize of channels-last arrays, by matrices alone."""
-        rank = self.convolution.rank
-        first = min(axis.axis for axis in self.resize.axes)
-        axes = tuple(
-            replace(axis, axis=axis.axis - first - rank - 1, use_fft=False)
-            for axis in self.resize.axes
-        )
-        return replace(self.resize, axes=axes)
+        resize = self.resize.by_matrices
+        shift = -min(axis.axis for axis in resize.axes) - self.convolution.rank - 1
+        axes = tuple(replace(axis, axis=axis.axis + shift) for axis in resize.axes)
+        return replace(resize, axes=axes)
 
     @property
     def spatial_order(self) -> tuple[int, ...]:

@@ -40,6 +40,14 @@ class DaskBackend(eager.EagerBackend):
         """Invert `rfft`."""
         return super().irfft(array.rechunk({axis: -1}), size, axis)
 
+    def fft(self, array: Any, axis: int) -> Any:
+        """Transform a complex array along one axis."""
+        return super().fft(array.rechunk({axis: -1}), axis)
+
+    def ifft(self, array: Any, axis: int) -> Any:
+        """Invert `fft`."""
+        return super().ifft(array.rechunk({axis: -1}), axis)
+
 
 # dask refuses to reshape some arrays without entries, and some whose chunks would be split up.
 def _reshape(array: Any, shape: tuple[int, ...]) -> Any:

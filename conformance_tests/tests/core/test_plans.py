@@ -137,4 +137,4 @@ def test_order_costs_no_more_than_any_other(rank):
 def test_order_among_equals_starts_at_the_end():
     for axes in ((-2, -1), (-1, -2)):
         plan = make_plan((32, 32), (2.0, 2.0), axes=axes)
-        assert [plan.axes[i].axis for i in plan.order] == [-1, -2]
+        assert [plan.axes[i].axis for (i,) in plan.steps] == [-1, -2]
