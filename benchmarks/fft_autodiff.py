@@ -1,7 +1,7 @@
 """The layer as it is usually ported: transforms of the whole feature map, all left to autodiff.
 
 This module is for comparison. It computes Algorithm 1 of Riad et al. (2022) with a real transform
-of both axes, a mask by clamping and a crop by slicing, and without its own derivatives. The window
+of all axes, a mask by clamping and a crop by slicing, and without its own derivatives. The window
 is the one of the nominal or the paper's convention.
 """
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 def diff_stride(x: Tensor, strides: Tensor, convention: str) -> Tensor:
-    """Downsample the last two axes or, with one stride, the last axis.
+    """Downsample the last axes, as many as there are strides.
 
     Parameters
     ----------
-    x : Tensor, shape (..., H, W) or (..., W)
-    strides : Tensor, shape (2,) or (1,)
+    x : Tensor, shape (..., N_1, ..., N_d)
+    strides : Tensor, shape (d,)
     convention : {"nominal", "paper"}
         Convention, with its default smoothness.
     """
@@ -34,17 +34,18 @@ def diff_stride(x: Tensor, strides: Tensor, convention: str) -> Tensor:
         if axis == -1:
             spectrum = spectrum[..., : half + 1] * mask
             continue
-        head, tail = spectrum[..., : half + 1, :], spectrum[..., size - half :, :]
+        head, tail = spectrum.narrow(axis, 0, half + 1), spectrum.narrow(axis, size - half, half)
         mirrored = mask[1:].flip(0)
         if output_size % 2 == 0:
             # The two halves of the bin at the new Nyquist frequency become one.
-            both = (head[..., -1:, :] + tail[..., :1, :]) / 2
+            both = (head.narrow(axis, half, 1) + tail.narrow(axis, 0, 1)) / 2
             head, tail, mirrored = (
-                torch.cat([head[..., :-1, :], both], -2),
-                tail[..., 1:, :],
+                torch.cat([head.narrow(axis, 0, half), both], axis),
+                tail.narrow(axis, 1, half - 1),
                 mirrored[1:],
             )
-        spectrum = torch.cat([head, tail], dim=-2) * torch.cat([mask, mirrored])[:, None]
+        weights = torch.cat([mask, mirrored]).reshape(-1, *(1,) * (-axis - 1))
+        spectrum = torch.cat([head, tail], dim=axis) * weights
     return torch.fft.irfftn(spectrum, s=kept, dim=axes, norm="forward")
 
 

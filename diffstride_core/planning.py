@@ -28,6 +28,8 @@ from diffstride_core.window import FlatWindow, Window
 # processors with and without matrix instructions, so that neither kind loses much.
 FFT_FROM_SIZE = 384
 FFT_FROM_SIZE_BEFORE_LAST = 512
+# Sizes with a prime factor above 13 are transformed in two to three times the time of others.
+FFT_FROM_ROUGH_SIZE = 1024
 
 
 class NothingToCropWarning(UserWarning):
@@ -341,9 +343,20 @@ def _make_plan(
 def _use_fft(window: Window, method: str, axis: int, size: int) -> bool:
     if method != "auto":
         return window.has_fft and method == "fft"
-    return window.has_fft and size >= fft_from_size(axis)
+    if not window.has_fft or size < fft_from_size(axis):
+        return False
+    return size >= FFT_FROM_ROUGH_SIZE or is_smooth(size)
 
 
 def fft_from_size(axis: int) -> int:
-    """Return the size from which the method "auto" uses FFTs along a (negative) axis."""
+    """Return the size from which the method "auto" uses FFTs along a (negative) axis.
+
+    Sizes that are not smooth are transformed from a larger size on.
+    """
     return FFT_FROM_SIZE if axis == -1 else FFT_FROM_SIZE_BEFORE_LAST
+
+
+def is_smooth(size: int) -> bool:
+    """Return whether a size has no prime factor above 13, so that libraries transform it fast."""
+    # A power of the product of these primes, high enough to contain each of them often enough.
+    return pow(2 * 3 * 5 * 7 * 11 * 13, size.bit_length(), size) == 0

@@ -15,6 +15,7 @@ from support.core_plans import CLEAN, FRAMEWORKS, make_plan, numpy_with_pullback
 from diffstride_core import bases, byte_cache
 from diffstride_core.planning import (
     fft_from_size,
+    is_smooth,
     plan_resize,
 )
 from diffstride_core.testing import cache_info, cache_limit, clear_caches
@@ -74,6 +75,33 @@ def test_auto_chooses_the_engine_by_the_longer_side_of_each_axis():
         assert {axis.use_fft for axis in plan.axes} == {expected}
     plan = make_plan((height, width), (2.0, 2.0), convention="tensorflow")
     assert not any(axis.use_fft for axis in plan.axes)
+
+
+def test_auto_multiplies_sizes_that_transform_slowly():
+    for size, expected in ((509, False), (512, True), (646, False), (715, True), (1021, False)):
+        (axis,) = make_plan((size,), (2.0,)).axes
+        assert axis.use_fft == expected, size
+    assert make_plan((1031,), (2.0,)).axes[0].use_fft
+    smooth = [size for size in range(1, 200) if is_smooth(size)]
+    assert smooth == [size for size in range(1, 200) if max(prime_factors(size)) <= 13]
+
+
+def prime_factors(size):
+    factors, p = [1], 2
+    while size > 1:
+        while size % p == 0:
+            factors.append(p)
+            size //= p
+        p += 1
+    return factors
+
+
+def test_long_axes_are_resized_in_one_step():
+    plan = make_plan((600, 8, 700), (2.0, 2.0, 2.0))
+    assert [[plan.axes[i].axis for i in step] for step in plan.steps] == [[-2], [-3, -1]]
+    plan = make_plan((8, 8, 8, 8), (2.0,) * 4, method="fft")
+    assert sorted(len(step) for step in plan.steps) == [1, 3]
+    assert len(plan.by_matrices.steps) == 4
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
