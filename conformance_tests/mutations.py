@@ -219,7 +219,7 @@ _TABLE = (
          "cosine = (at_half + mirrored) / 2", "cosine = at_half",
          "the column at lo/2 of a cropped spectrum is no cosine yet"),
         ("fft-mirrored-along-no-axis",
-         "xp.concat([zero, xp.flip(others, axis=axis.axis)], axis=axis.axis)", "mirrored",
+         "ops.concat([zero, xp.flip(others, axis=axis.axis)], axis=axis.axis)", "mirrored",
          "the mirror image of a frequency has the other sign along every axis"),
         ("fft-row-of-one-sign",
          "(positive + negative) / 2", "positive",

@@ -3,8 +3,8 @@
 Along one axis a resize is A = synthesis @ diag(mu, mu) @ analysis, with the tables of
 ``diffstride_core.bases`` and the mask mu of a window. The matrix engine multiplies by A itself. The
 FFT engine (``diffstride_core.spectrum``) multiplies by mu between two transforms. The stride's
-gradient needs dA/dS. Its rank is two per bin on the ramp, so it is the product of two thin
-matrices.
+gradient needs dA/dS. Its rank is two per bin on the ramp: for the matrix engine, it is the product
+of two thin matrices. The FFT engine needs dmu/dS alone.
 """
 
 from __future__ import annotations

@@ -68,6 +68,14 @@ class ArrayOps:
             self.xp.asarray(analysis, dtype=like.dtype, device=device),
         )
 
+    def zeros(self, shape: tuple[int, ...], like: Array) -> Array:
+        """Return zeros with the dtype and device of `like`."""
+        return self.xp.zeros(shape, dtype=like.dtype, device=device_of(like))
+
+    def concat(self, arrays: list[Array], axis: int = 0) -> Array:
+        """Join arrays along an axis."""
+        return self.xp.concat(arrays, axis=axis)
+
     def stop_gradient(self, array: Array) -> Array:
         """Return the array as a constant for automatic differentiation."""
         return array

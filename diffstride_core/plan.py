@@ -63,6 +63,7 @@ class AxisPlan:
         Whether the FFT engine resizes the axis, rather than the matrix engine.
     ramp_bins : int
         Number of neighbouring bins that hold the window's ramp, at any stride within the bounds.
+        Only the matrix engine uses it.
     size_offset : int
         Number that the layer adds to the output size that follows from the stride.
     """
@@ -92,8 +93,8 @@ class Plan:
     scale : float
         The norm's factor on the output.
     steps : tuple of tuple of int
-        The indices of the axes that each step resizes, from `steps_of`. A step is the product with
-        the matrix of one axis, or one transform of several axes.
+        The indices of the axes that each step resizes, from `steps_of`. A step multiplies one axis
+        by its matrix, or transforms one or more axes.
     """
 
     window: Window
@@ -130,13 +131,16 @@ class Plan:
 def steps_of(axes: Sequence[AxisPlan]) -> tuple[tuple[int, ...], ...]:
     """Return the indices of the axes that each step of a resize takes, in the order of application.
 
-    Axes with FFTs are resized together, up to three of them, which is what JAX transforms at once.
+    All axes with FFTs are resized in one step.
     """
     order = order_of_application(axes)
-    long = [i for i in order if axes[i].use_fft]
-    together = tuple(sorted(long[:3], key=lambda i: axes[i].axis))
-    steps = [together if i in together else (i,) for i in order]
-    return tuple(dict.fromkeys(steps))
+    together = tuple(sorted((i for i in order if axes[i].use_fft), key=lambda i: axes[i].axis))
+    steps: list[tuple[int, ...]] = []
+    for i in order:
+        step = together if axes[i].use_fft else (i,)
+        if step not in steps:
+            steps.append(step)
+    return tuple(steps)
 
 
 def order_of_application(axes: Sequence[AxisPlan]) -> tuple[int, ...]:

@@ -28,7 +28,8 @@ from diffstride_core.window import FlatWindow, Window
 # processors with and without matrix instructions, so that neither kind loses much.
 FFT_FROM_SIZE = 384
 FFT_FROM_SIZE_BEFORE_LAST = 512
-# Sizes with a prime factor above 13 are transformed in two to three times the time of others.
+# A size with a prime factor above 13 takes two to three times as long to transform as others. Only
+# the longer of an axis's two sizes counts, since its transform takes most of the time.
 FFT_FROM_ROUGH_SIZE = 1024
 
 

@@ -234,7 +234,7 @@ def stride_gradient(
     ----------
     ops : ArrayOps
     axis : AxisPlan
-        With a thin ramp.
+        Resized by its matrix.
     ramp : (array, array)
         The axis's entry of `operators.ramp_operators`.
     u : array

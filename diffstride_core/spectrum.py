@@ -1,4 +1,4 @@
-"""The FFT engine: one transform resizes all axes that are too long for matrices.
+"""The FFT engine: one step resizes the axes that are too long for matrices.
 
 The operator is separable and real, but the spectrum of a joint transform is complex. Once cropped,
 its entries at the unpaired frequency of an axis no longer have their mirror images. `analysed`
@@ -11,13 +11,12 @@ import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from diffstride_core._namespace import device_of
 from diffstride_core.bases import bin_counts
 from diffstride_core.ops import Array, ArrayOps
 from diffstride_core.plan import AxisPlan
 
 Axes: TypeAlias = Sequence[AxisPlan]
-"""The axes of one transform. Of the last one, the transform has half, 0..lo//2."""
+"""The axes of one step: full axes, then the half axis, of which a real transform has 0..lo//2."""
 
 
 def analysed(ops: ArrayOps, axes: Axes, x: Array) -> Array:
@@ -26,8 +25,8 @@ def analysed(ops: ArrayOps, axes: Axes, x: Array) -> Array:
     Returns
     -------
     array
-        Per axis lo = min(N, M) frequencies, 0, 1, ..., lo//2, ..., -2, -1; on the last axis half of
-        them, 0..lo//2.
+        Per full axis lo = min(N, M) frequencies, 0, 1, ..., lo//2, ..., -2, -1; on the half axis
+        0..lo//2.
     """
     xp, (*full, half) = ops.xp, axes
     lo = _least(half)
@@ -43,12 +42,12 @@ def analysed(ops: ArrayOps, axes: Axes, x: Array) -> Array:
     mirrored = xp.conj(at_half)
     for axis in full:
         zero, others = _slice(mirrored, axis.axis, 0, 1), _slice(mirrored, axis.axis, 1, None)
-        mirrored = xp.concat([zero, xp.flip(others, axis=axis.axis)], axis=axis.axis)
+        mirrored = ops.concat([zero, xp.flip(others, axis=axis.axis)], axis=axis.axis)
     cosine = (at_half + mirrored) / 2
     if ops.kernels.can_write(spectrum):
         at_half[...] = cosine
         return spectrum
-    return xp.concat([_slice(spectrum, half.axis, 0, lo // 2), cosine], axis=half.axis)
+    return ops.concat([_slice(spectrum, half.axis, 0, lo // 2), cosine], axis=half.axis)
 
 
 def resized(ops: ArrayOps, axes: Axes, masks: Sequence[Array], spectrum: Array) -> Array:
@@ -95,7 +94,7 @@ def stride_gradients(
     but_own = tuple(i for i in range(product.ndim) if i not in own)
     per_bin = xp.sum(product, axis=but_own, keepdims=True, dtype=masks[0].dtype)
     counts = bin_counts(xp, ops.frequencies(_least(half) // 2 + 1, product), _least(half))
-    per_bin = per_bin * _along(xp, counts / math.prod(axis.size for axis in axes), per_bin, half)
+    per_bin = per_bin * _along(xp, counts / math.prod([axis.size for axis in axes]), per_bin, half)
     both = [
         [
             _along(xp, _both_signs(ops, axes, i, mask[i]), per_bin, axis)
@@ -122,7 +121,7 @@ def _synthesised(
         lo, mask = _least(axis), masks[i] * (size / axis.size)
         if lo % 2 == 0 and lo < size:
             # In the longer output, the frequency lo/2 has a mirror image, and each gets a half.
-            mask = xp.concat([mask[:-1], mask[-1:] / 2])
+            mask = ops.concat([mask[:-1], mask[-1:] / 2])
         weights = weights * _along(xp, _both_signs(ops, axes, i, mask), spectrum, axis)
     spectrum = spectrum * xp.astype(weights, xp.real(spectrum).dtype, copy=False)
     for axis, size in zip(axes[:-1], sizes[:-1], strict=True):
@@ -143,12 +142,12 @@ def _cropped(ops: ArrayOps, axis: AxisPlan, spectrum: Array) -> Array:
         parts.append((positive + negative) / 2)
     if lo > 2:
         parts.append(_slice(spectrum, axis.axis, size - (lo - 1) // 2, size))
-    return ops.xp.concat(parts, axis=axis.axis)
+    return ops.concat(parts, axis=axis.axis)
 
 
 def _padded(ops: ArrayOps, axis: AxisPlan, spectrum: Array, size: int) -> Array:
     """Return the spectrum of a full axis with zeros at the frequencies that it lacks."""
-    xp, lo = ops.xp, _least(axis)
+    lo = _least(axis)
     if lo == size:
         return spectrum
     negative = lo // 2
@@ -156,18 +155,18 @@ def _padded(ops: ArrayOps, axis: AxisPlan, spectrum: Array, size: int) -> Array:
     shape[axis.axis] = size - (lo // 2 + 1) - negative
     parts = [_slice(spectrum, axis.axis, 0, lo // 2 + 1)]
     if shape[axis.axis]:
-        parts.append(xp.zeros(tuple(shape), dtype=spectrum.dtype, device=device_of(spectrum)))
+        parts.append(ops.zeros(tuple(shape), spectrum))
     if negative:
         parts.append(_slice(spectrum, axis.axis, lo - negative, lo))
-    return xp.concat(parts, axis=axis.axis)
+    return ops.concat(parts, axis=axis.axis)
 
 
 def _both_signs(ops: ArrayOps, axes: Axes, i: int, mask: Array) -> Array:
-    """Return the weights of the frequencies of an axis, of both signs unless it is the last."""
+    """Return the weights of an axis's frequencies, of both signs unless it is the half axis."""
     lo = _least(axes[i])
     if i == len(axes) - 1 or lo < 3:
         return mask
-    return ops.xp.concat([mask, ops.xp.flip(mask[1 : (lo + 1) // 2])])
+    return ops.concat([mask, ops.xp.flip(mask[1 : (lo + 1) // 2])])
 
 
 def _least(axis: AxisPlan) -> int:

@@ -136,6 +136,13 @@ class TorchBackend(Backend[torch.Tensor]):
         values = None if strides is None else _values(strides)
         return _factors(make, plan, values, self.compute_dtype(like), like.device)
 
+    def zeros(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        return like.new_zeros(shape)
+
+    def concat(self, arrays: list[torch.Tensor], axis: int = 0) -> torch.Tensor:  # noqa: D102
+        # Of the two names, this one has a rule for batched cotangents.
+        return torch.cat(arrays, axis)
+
     def stop_gradient(self, array: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return array.detach()
 
