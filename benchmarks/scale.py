@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from diffstride_core.planning import fft_from_size
+from diffstride_core.planning import fft_from_size, is_smooth
 
 LARGE = {(1, 3, 4096, 4096): 2, (1, 1, 128, 128, 128): 3, (16, 64, 2**17): 1}
 """The shapes, and how many of the last axes are resized."""
@@ -34,6 +34,11 @@ BORDER = [fft_from_size(axis) + step for axis in (-1, -2) for step in (-1, 0)]
 SIZES = sorted({*POWERS, *PRIMES, *BORDER})
 SAMPLES = 2**20
 STRIDE = 2.0
+LABELS = {
+    "ours": "the layer",
+    "fft autodiff": "FFTs and autodiff",
+    "avg_pool": "average pooling",
+}
 POOLS = {
     1: torch.nn.functional.avg_pool1d,
     2: torch.nn.functional.avg_pool2d,
@@ -83,20 +88,23 @@ def over_size(size: int, rank: int) -> dict:
 
 def draw(rows: list[dict]) -> None:
     """Draw the cost per sample over the size of the axes."""
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
     for panel, rank in zip(panels, (1, 2), strict=True):
         chosen = [row for row in rows if row["axes"] == rank]
-        for color, name in enumerate(chosen[0]["nanoseconds per sample"]):
+        for color, (name, label) in enumerate(LABELS.items()):
             costs = {row["size"]: row["nanoseconds per sample"][name] for row in chosen}
-            others = [size for size in costs if size not in PRIMES]
-            label = "the layer" if name == "ours" else name
-            panel.loglog(others, [costs[n] for n in others], f"C{color}o-", ms=4, label=label)
-            panel.loglog(PRIMES, [costs[n] for n in PRIMES], f"C{color}x", ms=7)
+            smooth = [size for size in costs if is_smooth(size)]
+            rough = [size for size in costs if not is_smooth(size)]
+            panel.loglog(smooth, [costs[n] for n in smooth], f"C{color}o-", ms=4, label=label)
+            panel.loglog(rough, [costs[n] for n in rough], f"C{color}x", ms=7)
         panel.axvline(fft_from_size(-1), color="black", linewidth=0.8)
-        panel.set_title(f"{rank} resized {'axis' if rank == 1 else 'axes'} (crosses: prime sizes)")
-        panel.set_xlabel("samples per axis; the line: FFTs from here on")
-    panels[0].set_ylabel("nanoseconds per sample, forward + backward")
-    panels[0].legend()
+        panel.set_title("one resized axis" if rank == 1 else "two resized axes")
+        panel.set_xlabel("samples per axis")
+        panel.set_xticks([10, 100, 1000], ["10", "100", "1000"])
+        panel.set_yticks([2, 5, 10, 20], ["2", "5", "10", "20"])
+        panel.minorticks_off()
+    panels[0].set_ylabel("nanoseconds per sample")
+    panels[0].legend(loc="upper left")
     figure.savefig(measuring.RESULTS / "scale.png", dpi=150)
 
 
