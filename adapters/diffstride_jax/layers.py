@@ -81,9 +81,15 @@ def make_plans(stride: Any, shared: bool, dtype: Any, **options: Any) -> tuple[P
     return PlanCache(settings, len(values), values), jax.numpy.asarray(values, dtype)
 
 
+def parameter(array: Any) -> Any:
+    """Return a parameter as an array of JAX: what reads checkpoints may have left NumPy's."""
+    return jax.numpy.asarray(array) if isinstance(array, np.ndarray) else array
+
+
 def downsample(plans: PlanCache, x: jax.Array, strides: jax.Array) -> jax.Array:
     """Return the output of a layer."""
     BACKEND.check_input(x)
+    strides = parameter(strides)
     BACKEND.check_strides(strides, x)
     return FUNCTIONAL.resample(current_plan(plans, x.shape, strides), x, strides)
 
@@ -162,6 +168,7 @@ def convolve_and_downsample(
         Options of `checked_convolution`.
     """
     placement = checked_placement(placement, method)
+    weight, strides, bias = map(parameter, (weight, strides, bias))
     x, weight, bias = convolved_arrays(BACKEND, x, weight, bias)
     BACKEND.check_strides(strides, x)
     convolution = checked_convolution(
@@ -189,7 +196,8 @@ def penalty(plans: Sequence[PlanCache], strides: Sequence[jax.Array]) -> jax.Arr
     """Return the complexity penalty of layers, given in the order of the network."""
     if not plans:
         raise ValueError("layers must have at least one DiffStride layer, got none")
-    return FUNCTIONAL.bounded_complexity(tuple(plan.bounds() for plan in plans), strides)
+    bounds = tuple(plan.bounds() for plan in plans)
+    return FUNCTIONAL.bounded_complexity(bounds, list(map(parameter, strides)))
 
 
 def current_plan(plans: PlanCache, shape: Sequence[int], strides: jax.Array) -> Plan:

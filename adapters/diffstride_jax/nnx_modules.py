@@ -454,7 +454,8 @@ def project_strides(model: nnx.Module) -> None:
     layers = _named_layers(model)
     values = read_strides(layers, [layer.strides[...] for layer in layers.values()])
     for layer, strides in zip(layers.values(), values, strict=True):
-        layer.plans, layer.strides[...] = projected(layer.plans, layer.strides[...], strides)
+        layer.plans, kept = projected(layer.plans, layer.strides[...], strides)
+        layer.strides.set_value(kept)
 
 
 def compilation_key(model: nnx.Module) -> CompilationKey:

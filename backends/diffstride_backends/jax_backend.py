@@ -172,7 +172,11 @@ def _made_on_host(
 
 def _is_on_host(array: jax.Array) -> bool:
     """Return whether an array has values and is on a single device, the host."""
-    if isinstance(array, jax.core.Tracer) or not array.is_fully_addressable:
+    if isinstance(array, jax.core.Tracer):
+        return False
+    if not hasattr(array, "devices"):  # JAX differentiates NumPy's arrays as they are.
+        return True
+    if not array.is_fully_addressable:
         return False
     devices = array.devices()
     return len(devices) == 1 and next(iter(devices)).platform == "cpu"

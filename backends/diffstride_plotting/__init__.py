@@ -519,6 +519,6 @@ def _draw_explained_signal(panels: dict[str, Axes], explained: Any) -> None:
     panel.set_title(f"spectra\n{len(full)} bins → {len(cropped)}")
     panel.set_xlabel("frequency k, cycles per N samples")
     panel.set_ylabel("dB of the largest")
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     panel.legend(loc="lower center", fontsize="small")
     open_frame(panel)

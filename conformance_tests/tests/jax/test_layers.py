@@ -55,6 +55,25 @@ def test_layer_is_the_function(library, options):
     np.testing.assert_allclose(under_jit, expected, rtol=0, atol=1e-5)
 
 
+def on_the_host(library, module):
+    """Return a module with NumPy arrays for parameters, as some readers of checkpoints leave it."""
+    if library is nnx_modules:
+        graph, state = nnx.split(module)
+        return nnx.merge(graph, jax.tree.map(np.asarray, state))
+    return jax.tree.map(lambda leaf: np.asarray(leaf) if eqx.is_array(leaf) else leaf, module)
+
+
+@over_libraries
+def test_parameters_that_were_restored_on_the_host(library):
+    x = random(*laid_out(library, 20, 24, 4))
+    padding = {"padding": "SAME"}
+    for module in (library.DiffStride(2.25), make_conv(library, 2.25, **padding)):
+        restored = on_the_host(library, module)
+        assert isinstance(strides_of(getattr(restored, "pool", restored)), np.ndarray)
+        np.testing.assert_array_equal(restored(x), module(x))
+        np.testing.assert_array_equal(projected(library, restored)(x), module(x))
+
+
 @over_libraries
 def test_strides_and_their_dtype(library):
     dtype = {"param_dtype" if library is nnx_modules else "dtype": jnp.float64}
