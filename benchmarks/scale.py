@@ -88,7 +88,7 @@ def over_size(size: int, rank: int) -> dict:
 
 def draw(rows: list[dict]) -> None:
     """Draw the cost per sample over the size of the axes."""
-    figure, panels = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(2, 1, figsize=(7, 7), sharex=True, layout="constrained")
     for panel, rank in zip(panels, (1, 2), strict=True):
         chosen = [row for row in rows if row["axes"] == rank]
         for color, (name, label) in enumerate(LABELS.items()):
@@ -99,11 +99,11 @@ def draw(rows: list[dict]) -> None:
             panel.loglog(rough, [costs[n] for n in rough], f"C{color}x", ms=7)
         panel.axvline(fft_from_size(-1), color="black", linewidth=0.8)
         panel.set_title("one resized axis" if rank == 1 else "two resized axes")
-        panel.set_xlabel("samples per axis")
         panel.set_xticks([10, 100, 1000], ["10", "100", "1000"])
         panel.set_yticks([2, 5, 10, 20], ["2", "5", "10", "20"])
         panel.minorticks_off()
-    panels[0].set_ylabel("nanoseconds per sample")
+        panel.set_ylabel("nanoseconds per sample")
+    panels[-1].set_xlabel("samples per axis")
     panels[0].legend(loc="upper left")
     figure.savefig(measuring.RESULTS / "scale.png", dpi=150)
 
