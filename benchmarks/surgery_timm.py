@@ -92,7 +92,8 @@ def kind_of(model: nn.Module, example: torch.Tensor) -> str:
 
     A model uses attention if it multiplies feature maps with one another.
     """
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # With gradients: without them, the counter fails on modules that return a parameter.
+    with FlopCounterMode(display=False) as counter:
         model(example)
     products = {str(operator) for operator in counter.get_flop_counts()["Global"]}
     if products & {"aten.bmm", "aten.baddbmm"}:

@@ -392,6 +392,21 @@ _TABLE = (
          "output_size, -axes[i].axis)", "output_size, axes[i].axis)",
          "among equals the axis nearest to the end comes first"),
     )),
+    ("engine", PLAN, CORE, (
+        ("long-axes-apart",
+         "step = together if axes[i].use_fft else (i,)", "step = (i,)",
+         "one step transforms all long axes"),
+    )),
+    ("engine", PLANNING, CORE, (
+        ("rough-sizes-transformed",
+         "size >= FFT_FROM_ROUGH_SIZE or is_smooth(size)", "True",
+         "sizes that transform slowly are multiplied for longer"),
+    )),
+    ("engine", RESAMPLE, CORE, (
+        ("batch-of-one-in-one-block",
+         "if arrays[0].shape[0] == 1:", "if False:",
+         "a single image is resized in blocks of its channels"),
+    )),
     ("order of axes", RESAMPLE, CORE, (
         ("gradients-in-the-order-of-application",
          "dstrides[i] = gradient", "dstrides[number] = gradient",

@@ -14,7 +14,7 @@ from diffstride_backends import registry
 from diffstride_conformance import oracle
 from support.core_plans import CLEAN, FRAMEWORKS, make_plan, numpy_with_pullback
 
-from diffstride_core import bases, byte_cache
+from diffstride_core import bases, byte_cache, kernels, resample
 from diffstride_core.plan import steps_of
 from diffstride_core.planning import (
     fft_from_size,
@@ -171,6 +171,28 @@ def test_fft_axes_build_no_table(monkeypatch, name, shape, options, expected):
     y, pullback = framework.with_pullback.diff_stride(x, (2.0, 2.0), **options)
     pullback(y)
     assert asked == expected
+
+
+@pytest.mark.parametrize("method", ["matmul", "fft"])
+def test_a_single_image_is_resized_in_blocks_of_its_channels(monkeypatch, method):
+    x, strides = np.random.default_rng(3).standard_normal((1, 1, 6, 8, 9)), np.array([1.7, 2.2])
+
+    def results():
+        y, pullback = numpy_with_pullback.diff_stride(x, strides, method=method)
+        return (y, *pullback(np.cos(y)))
+
+    expected, blocks = results(), []
+
+    def recorded(ops, function, shape, arrays, original=resample.in_blocks):
+        blocks.append(arrays[0].shape)
+        return original(ops, function, shape, arrays)
+
+    monkeypatch.setattr(resample, "in_blocks", recorded)
+    monkeypatch.setattr(kernels, "BLOCK_ELEMENTS", 144)
+    for found, wanted in zip(results(), expected, strict=True):
+        assert found.shape == wanted.shape
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-13)
+    assert blocks == [(6, 8, 9)] * 2
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
