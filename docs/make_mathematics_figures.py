@@ -121,7 +121,7 @@ def sampling():
     )
     spectra.text(16, 0.98, "alias", color=VERMILLION, ha="center")
     spectra.set(xlabel=FREQUENCY, ylabel="amplitude", xlim=(-0.9, 32), ylim=(0, 1.45))
-    spectra.set_title("frequency 26 shows up as frequency 6")
+    spectra.set_title("26 shows up as 6")
     spectra.legend(loc="upper right", ncols=2, columnspacing=1)
     return figure
 
