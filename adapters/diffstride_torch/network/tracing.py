@@ -14,7 +14,7 @@ import operator
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -378,6 +378,8 @@ class Trace(Recording):
 
     def _has_positions_of(self, output: Size, source: fx.Node) -> bool:
         """Return whether an output has as many positions as one of its inputs."""
+        if source not in self._shapes:  # an argument that is not given, such as a mask
+            return False
         shape, size = self._shapes[source], self.size_at(self._at[source])
         if output == shape:
             return True
@@ -633,6 +635,15 @@ def traced_graph(model: nn.Module, whole: tuple[type[nn.Module], ...] = ()) -> f
         ) from error
 
 
+class _NoModules(nullcontext[None]):
+    """Takes the place of the counter's tracker of modules, of which only the total is needed.
+
+    Without gradients, the tracker fails on a module that is called with a view of a parameter.
+    """
+
+    parents = frozenset({"Global"})
+
+
 @contextmanager
 def counted() -> Iterator[FlopCounterMode]:
     """Count the operations in a context. A multiply-add counts as two."""
@@ -643,7 +654,9 @@ def counted() -> Iterator[FlopCounterMode]:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False)
+        counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+        with counter:
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

@@ -474,3 +474,25 @@ def test_activations_in_place_stay():
         model[1].inplace = model[3].inplace = inplace
         gradients.append(torch.autograd.grad(model(x).square().sum(), list(model.parameters())))
     torch.testing.assert_close(*gradients)
+
+
+class WithQueries(nn.Module):
+    """Attention with learnt queries, and with a mask that may be left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.query = nn.Linear(8, 8)
+        self.queries = nn.Parameter(torch.randn(1, 4, 8))
+
+    def forward(self, x, mask=None):
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        queries = self.query(self.queries.expand(x.shape[0], -1, -1))
+        return nn.functional.scaled_dot_product_attention(queries, x, x, attn_mask=mask)
+
+
+def test_a_parameter_and_an_absent_mask_among_the_arguments():
+    model = WithQueries()
+    report = replace_downsampling(model, images())
+    assert [done.name for done in report.replaced] == ["stem"]
+    assert report.multiply_adds_after > report.multiply_adds_before > 0
