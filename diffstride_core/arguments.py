@@ -291,7 +291,7 @@ def normalized_axes(axes: tuple[int, ...], shape: Sequence[int]) -> tuple[int, .
     if any(not -rank <= axis < rank for axis in axes):
         raise ValueError(
             f"axes must lie between {-rank} and {rank - 1} for x of shape {tuple(shape)}, "
-            f"got {axes}"
+            f"got {axes}" + (f": these axes need {-min(axes)} dimensions" if max(axes) < 0 else "")
         )
     negative = tuple(axis if axis < 0 else axis - rank for axis in axes)
     if len(set(negative)) != len(negative):

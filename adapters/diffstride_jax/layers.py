@@ -232,7 +232,8 @@ def read_strides(names: Iterable[str], strides: list[jax.Array]) -> list[tuple[f
     """
     if any(isinstance(array, jax.core.Tracer) for array in strides):
         raise ValueError(
-            "strides must have concrete values here, got traced ones: call this outside jax.jit"
+            "strides must have concrete values here, got traced ones: project or replan outside "
+            "jax.jit"
         )
     values = [tuple(array.tolist()) for array in jax.device_get(strides)]
     for name, value in zip(names, values, strict=True):

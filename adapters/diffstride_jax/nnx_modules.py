@@ -577,8 +577,17 @@ def complexity_penalty(layers: Sequence[DiffStride]) -> jax.Array:
 
 
 def _named_layers(model: nnx.Module) -> dict[str, DiffStride]:
-    return {
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"model must be a Flax NNX module, got {type(model).__name__}")
+    layers = {
         ".".join(map(str, path)): module
         for path, module in nnx.iter_modules(model)
         if isinstance(module, DiffStride)
     }
+    for name, layer in layers.items():
+        if not isinstance(layer.strides, nnx.Variable):
+            raise TypeError(
+                f"strides of layer {name!r} must be a parameter, got "
+                f"{type(layer.strides).__name__}: change its values with layer.strides[...] = ..."
+            )
+    return layers

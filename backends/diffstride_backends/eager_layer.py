@@ -78,6 +78,10 @@ class EagerLayer(Generic[ArrayT]):
         y, self._pullback = self._with_pullback.resample(plan, x, strides)
         return y
 
+    def __call__(self, x: ArrayT) -> ArrayT:
+        """Return `forward` of an array."""
+        return self.forward(x)
+
     def backward(self, g: ArrayT) -> tuple[ArrayT, ArrayT]:
         """Return the gradients of the last forward pass.
 

@@ -66,7 +66,8 @@ def checked_convolution(
     if in_channels != per_group * number or out_channels % number:
         raise ValueError(
             "weight must have out_channels divisible by groups, and in_channels / groups of x, got "
-            f"shape {tuple(weight_shape)} with groups {number} for {in_channels} channels"
+            f"shape {tuple(weight_shape)} with groups {number} for {in_channels} channels: axis "
+            f"{-1 if channels_last else -rank - 1} of x, whose shape is {tuple(shape)}"
         )
     if bias_shape is not None and tuple(bias_shape) != (out_channels,):
         raise ValueError(f"bias must have shape ({out_channels},), got {tuple(bias_shape)}")

@@ -88,7 +88,7 @@ class FlopsBudget:
         if not least <= wanted <= most:
             raise ValueError(
                 "target must be within what the strides can reach, from "
-                f"{least:,} to {most:,} multiply-adds per image, got {wanted:,.0f}"
+                f"{least:,} to {most:,} multiply-adds per image, got {wanted:,}"
             )
 
     def __call__(self) -> torch.Tensor:

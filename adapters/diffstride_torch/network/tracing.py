@@ -433,6 +433,8 @@ def checked_example(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     if not arguments or not isinstance(arguments[0], torch.Tensor):
         kind = type(example_input).__name__
+        if arguments and example_input is arguments:
+            kind += f" that begins with a {type(arguments[0]).__name__}"
         raise TypeError(
             f"example_input must be a tensor, or a tuple of arguments that begins with one, got a "
             f"{kind}"
@@ -447,9 +449,11 @@ def checked_example(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
 
 def cannot_run(model: nn.Module, arguments: tuple[Any, ...], error: object) -> ValueError:
     """Return the error for a model that fails on its example."""
+    # torch.fx appends its own trace to the message.
+    reason = str(error).partition("\n\nWhile executing ")[0]
     return ValueError(
         f"model {type(model).__name__} cannot run on example_input of shape "
-        f"{tuple(arguments[0].shape)}: {error}"
+        f"{tuple(arguments[0].shape)}: {reason}"
     )
 
 

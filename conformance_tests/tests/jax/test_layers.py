@@ -231,7 +231,9 @@ def test_strides_that_are_not_finite_are_named_and_nothing_changes(library):
 def test_replan_inside_jit_is_refused(library):
     layer = library.DiffStride(2.0)
     for function in (library.replan, library.project_strides):
-        with pytest.raises(ValueError, match=r"got traced ones: call this outside jax\.jit"):
+        with pytest.raises(
+            ValueError, match=r"got traced ones: project or replan outside jax\.jit"
+        ):
             compiled(library, function)(layer)
 
 
@@ -585,3 +587,13 @@ def test_spectral_pool(library):
     assert layer.output_sizes(x.shape) == (16, 6)
     apply = compiled(library, lambda layer, x: layer(x))
     np.testing.assert_allclose(apply(layer, x), expected, rtol=0, atol=1e-5)
+
+
+def test_nnx_names_models_and_strides_of_the_wrong_kind():
+    with pytest.raises(TypeError, match="model must be a Flax NNX module, got DiffStride"):
+        nnx_modules.project_strides(equinox_modules.DiffStride(2.0))
+    layer = nnx_modules.DiffStride(2.0)
+    layer.strides = jnp.asarray([3.0, 3.0])
+    for call in (nnx_modules.replan, nnx_modules.project_strides, nnx_modules.compilation_key):
+        with pytest.raises(TypeError, match=r"must be a parameter, got .*layer.strides\[...\] ="):
+            call(layer)

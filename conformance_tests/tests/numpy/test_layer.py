@@ -342,3 +342,8 @@ def test_nan_strides_are_refused_also_where_sizes_are_given():
     x = np.ones((12, 12))
     with pytest.raises(ValueError, match=r"strides must be finite, got \(nan, 2.0\)"):
         ds.diff_stride(x, np.array([np.nan, 2.0]), sizes=(10, 10))
+
+
+def test_a_call_is_the_forward_pass():
+    x, layer = np.random.default_rng(0).standard_normal((2, 12, 10)), ds.DiffStride(1.7)
+    np.testing.assert_array_equal(layer(x), layer.forward(x))
