@@ -143,7 +143,7 @@ def test_the_term_is_a_scalar_of_the_strides_dtype():
         (math.inf, ValueError, "above 0, got inf"),
         (None, TypeError, "target must be a real number, got None"),
         ([1e6], TypeError, r"target must be a real number, got \[1000000.0\]"),
-        (1.0, ValueError, r"from [\d,]+ to [\d,]+ multiply-adds per image, got 1$"),
+        (1.0, ValueError, r"from [\d,]+ to [\d,]+ multiply-adds per image, got 1\.0$"),
         (1e12, ValueError, r"from [\d,]+ to [\d,]+ multiply-adds per image, got 1,000,000,000,000"),
     ],
 )
