@@ -290,9 +290,11 @@ def replace_downsampling(
     replaced = [done for done in operations.values() if done.group.reason is None]
     if not replaced:
         kept = "; ".join(str(kept) for kept in _kept(operations))
+        present = sum(isinstance(module, DiffStride) for module in model.modules())
         raise ValueError(
             f"model {type(model).__name__} has no strided operation that can be replaced"
             + (f": {kept}" if kept else "")
+            + (f"; DiffStride layers that it has already: {present}" if present else "")
         )
     layers: dict[tuple[_Group, Size], DiffStride] = {}
     new: dict[nn.Module, nn.Module] = {}

@@ -496,3 +496,10 @@ def test_a_parameter_and_an_absent_mask_among_the_arguments():
     report = replace_downsampling(model, images())
     assert [done.name for done in report.replaced] == ["stem"]
     assert report.multiply_adds_after > report.multiply_adds_before > 0
+
+
+def test_a_second_replacement_finds_the_layers_of_the_first():
+    model = WithQueries()
+    replace_downsampling(model, images())
+    with pytest.raises(ValueError, match="DiffStride layers that it has already: 1"):
+        replace_downsampling(model, images())
