@@ -26,9 +26,8 @@ ADAPTERS = {
 COMMAND = str(Path(sys.executable).with_name("diffstride-train"))
 
 
-def run(code: str, *arguments: str) -> None:
-    """Run code in a new process."""
-    command = [sys.executable, "-c", code, *arguments]
+def run(*command: str) -> None:
+    """Run a command in a new process."""
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -39,14 +38,14 @@ def main() -> None:
     for adapter, framework in ADAPTERS.items():
         taken = measuring.medians(
             {
-                "alone": partial(run, f"import {framework}"),
-                "both": partial(run, f"import {framework}, {adapter}"),
+                "alone": partial(run, sys.executable, "-c", f"import {framework}"),
+                "both": partial(run, sys.executable, "-c", f"import {framework}, {adapter}"),
             },
             rounds=11,
             seconds=120,
         )
         seconds[adapter] = taken["both"] - taken["alone"]
-    command = {"help": partial(subprocess.run, [COMMAND, "--help"], stdout=subprocess.DEVNULL)}
+    command = {"help": partial(run, COMMAND, "--help")}
     seconds["diffstride-train --help"] = measuring.medians(command, rounds=11)["help"]
     path = measuring.save("imports", {"seconds": seconds})
     table = Table("", "seconds")

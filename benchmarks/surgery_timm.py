@@ -38,11 +38,11 @@ import timm
 import torch
 from diffstride_torch import NothingToCropWarning, ReplacementReport, replace_downsampling
 from diffstride_torch.network.naming import strided_modules
+from diffstride_torch.network.tracing import counted
 from rich.console import Console
 from rich.progress import track
 from timm.layers import set_fused_attn
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 SIZES = (64, 96)
 """Sizes in pixels. The first one that a model runs at is used."""
@@ -92,8 +92,7 @@ def kind_of(model: nn.Module, example: torch.Tensor) -> str:
 
     A model uses attention if it multiplies feature maps with one another.
     """
-    # With gradients: without them, the counter fails on modules that return a parameter.
-    with FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), counted() as counter:
         model(example)
     products = {str(operator) for operator in counter.get_flop_counts()["Global"]}
     if products & {"aten.bmm", "aten.baddbmm"}:

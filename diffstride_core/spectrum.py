@@ -95,14 +95,8 @@ def stride_gradients(
     per_bin = xp.sum(product, axis=but_own, keepdims=True, dtype=masks[0].dtype)
     counts = bin_counts(xp, ops.frequencies(_least(half) // 2 + 1, product), _least(half))
     per_bin = per_bin * _along(xp, counts / math.prod([axis.size for axis in axes]), per_bin, half)
-    both = [
-        [
-            _along(xp, _both_signs(ops, axes, i, mask[i]), per_bin, axis)
-            for i, axis in enumerate(axes)
-        ]
-        for mask in (masks, dmasks)
-    ]
-    still, moving = both
+    still = [_weights(ops, axes, i, mask, per_bin) for i, mask in enumerate(masks)]
+    moving = [_weights(ops, axes, i, dmask, per_bin) for i, dmask in enumerate(dmasks)]
     gradients = []
     for i in range(len(axes)):
         weighted = per_bin
@@ -122,7 +116,7 @@ def _synthesised(
         if lo % 2 == 0 and lo < size:
             # In the longer output, the frequency lo/2 has a mirror image, and each gets a half.
             mask = ops.concat([mask[:-1], mask[-1:] / 2])
-        weights = weights * _along(xp, _both_signs(ops, axes, i, mask), spectrum, axis)
+        weights = weights * _weights(ops, axes, i, mask, spectrum)
     spectrum = spectrum * xp.astype(weights, xp.real(spectrum).dtype, copy=False)
     for axis, size in zip(axes[:-1], sizes[:-1], strict=True):
         spectrum = ops.ifft(_padded(ops, axis, spectrum, size), axis.axis)
@@ -161,12 +155,12 @@ def _padded(ops: ArrayOps, axis: AxisPlan, spectrum: Array, size: int) -> Array:
     return ops.concat(parts, axis=axis.axis)
 
 
-def _both_signs(ops: ArrayOps, axes: Axes, i: int, mask: Array) -> Array:
-    """Return the weights of an axis's frequencies, of both signs unless it is the half axis."""
+def _weights(ops: ArrayOps, axes: Axes, i: int, mask: Array, like: Array) -> Array:
+    """Return a mask along its axis of a spectrum, of both signs unless it is the half axis."""
     lo = _least(axes[i])
-    if i == len(axes) - 1 or lo < 3:
-        return mask
-    return ops.concat([mask, ops.xp.flip(mask[1 : (lo + 1) // 2])])
+    if i < len(axes) - 1 and lo >= 3:
+        mask = ops.concat([mask, ops.xp.flip(mask[1 : (lo + 1) // 2])])
+    return _along(ops.xp, mask, like, axes[i])
 
 
 def _least(axis: AxisPlan) -> int:
