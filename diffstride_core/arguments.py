@@ -330,4 +330,9 @@ def checked_sizes(sizes: Any, count: int) -> tuple[int, ...]:
 def axis_sizes(axes: tuple[int, ...], shape: Sequence[int]) -> tuple[int, ...]:
     """Return the sizes along axes from `normalized_axes`."""
     # An int even if a compiler traces a size as a symbol: a plan holds only ints.
-    return tuple([operator.index(shape[axis]) for axis in axes])
+    try:
+        return tuple([operator.index(shape[axis]) for axis in axes])
+    except TypeError:
+        raise TypeError(
+            f"x must have known sizes along the axes {axes}, got shape {tuple(shape)}"
+        ) from None

@@ -170,7 +170,7 @@ class DiffStride(eqx.Module):
 
     def output_sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the sizes along the resized axes for an input of the given shape."""
-        return current_plan(self.plans, shape, self.strides).output_sizes
+        return current_plan(self.plans, checked_shape(shape), self.strides).output_sizes
 
     def replan(self) -> DiffStride:
         """Return the layer with its strides read and its output sizes updated; see `replan`."""

@@ -17,7 +17,7 @@ import numpy as np
 from diffstride_backends.jax_backend import BACKEND, FLOATS, FUNCTIONAL
 from diffstride_backends.prepare import convolved_arrays
 
-from diffstride_core.arguments import check_float, checked_shape, initial_strides
+from diffstride_core.arguments import check_float, initial_strides
 from diffstride_core.convolution.checks import checked_convolution, checked_placement, kept_padding
 from diffstride_core.convolution.plan import ConvPlan
 from diffstride_core.plan import Plan
@@ -202,7 +202,7 @@ def penalty(plans: Sequence[PlanCache], strides: Sequence[jax.Array]) -> jax.Arr
 
 def current_plan(plans: PlanCache, shape: Sequence[int], strides: jax.Array) -> Plan:
     """Return the plan for an input at the present strides or, if they are traced, as last read."""
-    return plans.plan_of(checked_shape(shape), BACKEND.host_values(strides))
+    return plans.plan_of(shape, BACKEND.host_values(strides))
 
 
 def projected(

@@ -160,7 +160,7 @@ class DiffStride(nnx.Module):
 
     def output_sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the sizes along the resized axes for an input of the given shape."""
-        return current_plan(self.plans, shape, self.strides[...]).output_sizes
+        return current_plan(self.plans, checked_shape(shape), self.strides[...]).output_sizes
 
     def replan(self) -> None:
         """Read the strides and update the output sizes; call it outside `nnx.jit`."""

@@ -218,6 +218,8 @@ class DiffStrideConv(PooledConvolution):
 
     def extra_repr(self) -> str:  # noqa: D102
         shown: str = super().extra_repr()  # type: ignore[misc]
+        # The stride is that of `pool`, which is printed below.
+        shown = shown.replace(f", stride={self.stride}", "")  # type: ignore[attr-defined]
         if self.placement != "before":
             shown += f", placement={self.placement!r}"
         return shown if self.method == "auto" else f"{shown}, method={self.method!r}"

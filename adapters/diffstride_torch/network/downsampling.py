@@ -204,7 +204,7 @@ def why_not_replaceable(module: nn.Module, counterpart: nn.Module | None) -> str
     return None
 
 
-def is_pointwise(module: nn.Module) -> bool:
+def is_pointwise(module: nn.Module | None) -> bool:
     """Return whether a module is a convolution of one tap, which commutes with a layer."""
     return isinstance(module, CONVOLUTIONS) and set(module.kernel_size) == {1}
 

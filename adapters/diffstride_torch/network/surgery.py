@@ -74,6 +74,9 @@ class Replaced:
         Sizes of the layer for the example input.
     never_cropped : bool
         Whether an axis keeps its size for every stride.
+    only_averaged : bool
+        Whether only the means of the layer's outputs matter, on which its stride has no influence.
+        Always False if the model was not traced.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Replaced:
     input_size: Size
     output_size: Size
     never_cropped: bool
+    only_averaged: bool
 
 
 @dataclass(frozen=True)
@@ -156,10 +160,11 @@ class ReplacementReport:
     def __str__(self) -> str:
         """Return the report as text."""
         numbers = {layer: i for i, layer in enumerate(self.layers, start=1)}
-        lines = [f"replaced {len(self.replaced)} operations by {len(self.layers)} layers:"]
+        operations, layers = _several(self.replaced, "operation"), _several(self.layers, "layer")
+        lines = [f"replaced {operations} by {layers}:"]
         lines += [f"  {_line(done, numbers[done.layer])}" for done in self.replaced]
         if self.kept:
-            lines.append(f"kept {len(self.kept)} strided operations:")
+            lines.append(f"kept {_several(self.kept, 'strided operation')}:")
             lines += [f"  {kept}" for kept in self.kept]
         if self.breaks:
             lines.append("fails once strides move:")
@@ -173,6 +178,10 @@ class ReplacementReport:
         return "\n".join(lines)
 
 
+def _several(things: Sequence[object], kind: str) -> str:
+    return f"{len(things)} {kind}{'' if len(things) == 1 else 's'}"
+
+
 def _line(done: Replaced, number: int) -> str:
     sizes = " -> ".join("x".join(map(str, s)) for s in (done.input_size, done.output_size))
     stride = "x".join(f"{s:g}" for s in done.stride)
@@ -183,6 +192,8 @@ def _line(done: Replaced, number: int) -> str:
         notes += f", size offset {'x'.join(f'{n:+d}' for n in offset)}"
     if done.never_cropped:
         notes += ", cannot crop at this size"
+    if done.only_averaged:
+        notes += ", its stride gets no gradient: only a mean over all positions follows"
     return (
         f"{done.name} ({done.operation}, stride {stride}): layer {number} {where}, {sizes}{notes}"
     )
@@ -307,6 +318,7 @@ def replace_downsampling(
         done.layer = layers[key]
         assert done.counterpart is not None
         new[done.module] = with_layer(done.counterpart, done.layer, done.placement, method)
+    averaged = set(layers.values()) - {done.layer for done in replaced if not done.is_averaged}
     _share_calls(replaced, new)
     undo = swap_modules(model, new)
     try:
@@ -314,7 +326,7 @@ def replace_downsampling(
             warnings.simplefilter("ignore", NothingToCropWarning)
             after = found.record()
         return ReplacementReport(
-            replaced=tuple(map(_replaced, replaced)),
+            replaced=tuple(_replaced(done, averaged) for done in replaced),
             kept=tuple(_kept(operations)),
             layers=tuple(layers.values()),
             breaks=tuple(_breaks(found.rehearsal(), replaced)),
@@ -379,6 +391,8 @@ class _Operation:
         Why the layer comes after the operation, if "before" was asked for.
     counterpart : torch.nn.Module or None
         The module that gets the layer: the operation, or a module that computes the same.
+    is_averaged : bool
+        Whether only the mean of its layer's output matters.
     group : _Group
     layer : DiffStride
         The layer, once it is made.
@@ -413,11 +427,15 @@ class _Operation:
                 reason = why_not_replaceable(module, self.counterpart)
             if reason is None and len(offsets) > 1:
                 reason = "its calls would need layers of several size offsets"
+            if reason is None and not any(step.is_used for step in steps):
+                reason = "the model's output does not depend on it, so its stride would not learn"
             if is_pointwise(module):
                 self.placement = "before"
             elif self.counterpart is not None and reason is None and placement == "before":
                 self.why_after = why_not_before(self.counterpart, self.step.output_size)
                 self.placement = "before" if self.why_after is None else "after"
+        mixes_positions = self.placement == "before" and not is_pointwise(module)
+        self.is_averaged = not mixes_positions and all(step.is_averaged for step in steps)
         self.group = _Group(reason)
 
     @property
@@ -671,7 +689,7 @@ def _share_calls(replaced: Iterable[_Operation], new: dict[nn.Module, nn.Module]
                 conv.share(call, i)
 
 
-def _replaced(done: _Operation) -> Replaced:
+def _replaced(done: _Operation, averaged: set[DiffStride]) -> Replaced:
     settings, size = done.layer.settings, done.step.input_size
     return Replaced(
         name=done.step.name,
@@ -683,6 +701,7 @@ def _replaced(done: _Operation) -> Replaced:
         input_size=size,
         output_size=_plan(settings, size, done.stride).output_sizes,
         never_cropped=any(never_cropped(settings, size)),
+        only_averaged=done.layer in averaged,
     )
 
 

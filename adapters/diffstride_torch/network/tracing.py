@@ -127,6 +127,11 @@ class Step:
     reads : torch.fx.Node, Tensor or None
         The tensor that the step reads, or the node that returns it. None for an input of a traced
         model.
+    is_used : bool
+        Whether the model's output depends on the step. Always True without a trace.
+    is_averaged : bool
+        Whether only the mean of the step's output over all positions matters. Always False without
+        a trace.
     """
 
     before: Step | None
@@ -136,6 +141,8 @@ class Step:
     input_size: Size
     output_size: Size
     reads: fx.Node | torch.Tensor | None = None
+    is_used: bool = True
+    is_averaged: bool = False
 
     def way(self) -> list[Step]:
         """Return the steps that decide the size after this one, including this one."""
@@ -278,6 +285,8 @@ class Trace(Recording):
         self._shapes = recorder.shapes
         self._at: dict[fx.Node, Step | None] = {}
         self._calls_of: Counter[str] = Counter()
+        self._used = self._used_nodes(traced.graph)
+        self._averaged = self._averaged_nodes(traced.graph)
         for node in traced.graph.nodes:
             self._visit(node, recorder.multiply_adds.get(node, 0))
 
@@ -285,6 +294,29 @@ class Trace(Recording):
         """Return whether some call writes to the tensor that a step reads."""
         assert isinstance(step.reads, fx.Node)
         return any(self._overwrites(user) for user in step.reads.users)
+
+    def _used_nodes(self, graph: fx.Graph) -> set[fx.Node]:
+        """Return the nodes that the output depends on, and those that write to a tensor."""
+        used: set[fx.Node] = set()
+        for node in reversed(graph.nodes):
+            if node.op == "output" or self._overwrites(node) or not used.isdisjoint(node.users):
+                used.add(node)
+        return used
+
+    def _averaged_nodes(self, graph: fx.Graph) -> set[fx.Node]:
+        """Return the nodes whose output is read only by means, possibly after linear operations."""
+        averaged: set[fx.Node] = set()
+
+        def is_mean(node: fx.Node) -> bool:
+            module = self._modules[str(node.target)] if node.op == "call_module" else None
+            if _takes_mean(node, module, self._shapes):
+                return True
+            return node in averaged and _is_per_position(module)
+
+        for node in reversed(graph.nodes):
+            if node.users and all(map(is_mean, node.users)):
+                averaged.add(node)
+        return averaged
 
     def _overwrites(self, node: fx.Node) -> bool:
         if node.op == "call_module":
@@ -358,7 +390,8 @@ class Trace(Recording):
             before = Step(before, name, None, None, size, read, sources[0])
             self.steps.append(before)
             size = read
-        step = Step(before, name, module, rule, size, output[2:], sources[0])
+        facts = node in self._used, node in self._averaged
+        step = Step(before, name, module, rule, size, output[2:], sources[0], *facts)
         self.steps.append(step)
         return step
 
@@ -720,14 +753,19 @@ _PADDINGS = (
     *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
     *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
 )
+_ADAPTIVE_MEANS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _ADAPTIVE_POOLS = (
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *_ADAPTIVE_MEANS,
     *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
 )
-_ADAPTIVE_POOL_CALLS = {
+_ADAPTIVE_MEAN_CALLS = {
     *(functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d),
-    *(functional.adaptive_avg_pool3d, functional.adaptive_max_pool1d),
-    *(functional.adaptive_max_pool2d, functional.adaptive_max_pool3d),
+    functional.adaptive_avg_pool3d,
+}
+_ADAPTIVE_POOL_CALLS = {
+    *_ADAPTIVE_MEAN_CALLS,
+    *(functional.adaptive_max_pool1d, functional.adaptive_max_pool2d),
+    functional.adaptive_max_pool3d,
 }
 _PER_POSITION = (*CONVOLUTIONS, nn.Linear)
 _CONVOLUTION_CALLS = {functional.conv1d: 1, functional.conv2d: 2, functional.conv3d: 3}
@@ -768,6 +806,28 @@ def _rule(node: fx.Node, module: nn.Module | None, shapes: dict[fx.Node, Size]) 
             return None
         return _interpolation(output, given.get("scale_factor"))
     return _called_kernel(node, shapes)
+
+
+def _is_per_position(module: nn.Module | None) -> bool:
+    """Return whether a module is linear and computes each position from itself alone."""
+    if isinstance(module, CONVOLUTIONS):
+        sliding = sliding_kernel_of(module)
+        return (
+            sliding is not None
+            and {*sliding.kernel, *sliding.stride} == {1}
+            and not any(sliding.padding)
+        )
+    return isinstance(module, nn.Identity)
+
+
+def _takes_mean(node: fx.Node, module: nn.Module | None, shapes: dict[fx.Node, Size]) -> bool:
+    """Return whether a call takes the mean over all positions."""
+    if isinstance(module, _ADAPTIVE_MEANS) or node.target in _ADAPTIVE_MEAN_CALLS:
+        return math.prod(shapes[node][2:]) == 1
+    if node.target not in ("mean", torch.mean):
+        return False
+    (source, *_) = node.all_input_nodes
+    return _reduces_all_positions(node, len(shapes[source]))
 
 
 def _reduces_all_positions(node: fx.Node, rank: int) -> bool:

@@ -464,3 +464,22 @@ def test_a_warning_names_the_place_of_the_call(library):
         with pytest.warns(NothingToCropWarning) as caught:
             call(x)
         assert {warning.filename for warning in caught} == {__file__}
+
+
+@pytest.mark.parametrize("options", [{}, {"placement": "after"}, {"method": "fused"}])
+def test_a_convolution_is_exported_for_batches_of_any_size(options):
+    conv = nnx_modules.DiffStrideConv(3, 4, (3, 3), rngs=nnx.Rngs(0), **options)
+    shape = jax.export.symbolic_shape("batch, 12, 14, 3")
+    program = jax.export.export(jax.jit(lambda x: conv(x)))(
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+    )
+    for batch in (1, 5):
+        x = random(batch, 12, 14, 3)
+        np.testing.assert_allclose(program.call(x), conv(x), atol=1e-5)
+
+
+def test_sizes_along_resized_axes_must_be_known():
+    conv = nnx_modules.DiffStrideConv(3, 4, (3, 3), rngs=nnx.Rngs(0))
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("1, height, 14, 3"), jnp.float32)
+    with pytest.raises(TypeError, match=r"x must have known sizes .* got shape \(1, height, 14"):
+        jax.export.export(jax.jit(lambda x: conv(x)))(shape)

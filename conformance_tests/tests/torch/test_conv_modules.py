@@ -152,7 +152,7 @@ def test_repr():
     text = repr(DiffStrideConv2d(3, 16, 3, stride=(2.0, 3.0)))
     assert text == (
         "DiffStrideConv2d(\n"
-        "  3, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1)\n"
+        "  3, 16, kernel_size=(3, 3), padding=(1, 1)\n"
         "  (pool): DiffStride2d(strides=[2, 3], convention='nominal', smoothness=0.25)\n"
         ")"
     )

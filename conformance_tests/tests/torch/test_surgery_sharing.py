@@ -189,6 +189,70 @@ def test_report_names_layers_that_cannot_crop():
     assert f"{report.multiply_adds_after / 1e6:.1f} M after" in text
 
 
+class Mean(nn.Module):
+    """The mean over all positions, written as a call."""
+
+    def forward(self, x):
+        return x.mean((-2, -1))
+
+
+class Unused(nn.Module):
+    """A model that computes one map for nothing."""
+
+    def __init__(self, *, writes=False):
+        super().__init__()
+        self.used, self.unused, self.writes = conv(2), conv(2), writes
+
+    def forward(self, x):
+        y, z = self.used(x), self.unused(x)
+        if self.writes:
+            y.add_(z)
+        return y
+
+
+def test_an_operation_without_influence_on_the_output_is_kept():
+    report = replace_downsampling(model := Unused(), images())
+    assert [done.name for done in report.replaced] == ["used"]
+    (kept,) = report.kept
+    assert kept.name == "unused"
+    assert "the model's output does not depend on it" in kept.reason
+    assert "replaced 1 operation by 1 layer:" in str(report)
+    assert "kept 1 strided operation:" in str(report)
+    model(images()).sum().backward()
+    assert report.layers[0].strides.grad is not None
+    report = replace_downsampling(Unused(writes=True), images())
+    assert [done.name for done in report.replaced] == ["used", "unused"]
+    assert len(report.layers) == 1
+
+
+@pytest.mark.parametrize("placement", ["before", "after"])
+@pytest.mark.parametrize(
+    ("tail", "is_averaged"),
+    [
+        ([nn.AvgPool2d(2)], {"before": True, "after": True}),
+        ([nn.Conv2d(4, 4, 1, stride=2)], {"before": True, "after": True}),
+        ([nn.MaxPool2d(2), nn.Identity(), nn.Conv2d(4, 2, 1)], {"before": True, "after": True}),
+        ([nn.Conv2d(4, 4, 3, 2, 1)], {"before": False, "after": True}),
+        ([nn.AvgPool2d(2), nn.ReLU()], {"before": False, "after": False}),
+        ([nn.AvgPool2d(2), nn.Conv2d(4, 4, 3, padding=1)], {"before": False, "after": False}),
+        ([nn.AvgPool2d(2), nn.AdaptiveMaxPool2d(2)], {"before": False, "after": False}),
+    ],
+)
+@pytest.mark.parametrize("mean", [nn.AdaptiveAvgPool2d(1), Mean()])
+def test_a_stride_that_only_a_mean_follows_is_named(tail, is_averaged, placement, mean):
+    torch.manual_seed(0)
+    model = copy.deepcopy(nn.Sequential(conv(2), nn.ReLU(), *tail, mean)).double()
+    x = images(32).double()
+    report = replace_downsampling(model, x, placement=placement)
+    model(x).square().sum().backward()
+    first, last = report.replaced
+    assert not first.only_averaged
+    assert first.layer.strides.grad.abs().min() > 1e-9
+    assert last.only_averaged == is_averaged[placement]
+    assert (last.layer.strides.grad.abs().max() < 1e-9) == last.only_averaged
+    assert ("its stride gets no gradient" in str(report)) == last.only_averaged
+
+
 def _with_hook(module):
     module.register_forward_hook(lambda *_: None)
     return module
