@@ -1,6 +1,6 @@
 r"""The complexity penalty: how much resolution a stack of layers leaves to compute on.
 
-.. math:: J(S^1, \dots, S^L) = \sum_{l=1}^{L} \prod_{i=1}^{l} \prod_a \frac{1}{S_a^i}
+.. math:: J(S^{(1)}, \dots, S^{(D)}) = \sum_{l=1}^{D} \prod_{l'=1}^{l} \prod_a \frac{1}{S_a^{(l')}}
 
 with a over the resized axes of a layer.
 """
@@ -53,7 +53,7 @@ def pull_back(
 ) -> tuple[Array | None, ...]:
     """Return the gradients of J in the strides times the cotangent `g`.
 
-    dJ/dS_a^j = -(1/S_a^j) sum_{l >= j} prod_{i <= l} 1/prod(S^i).
+    dJ/dS_b(n) = -1/S_b(n) sum_{l >= n} prod_{l' <= l} 1/prod_a S_a(l'), for axis b of layer n.
     """
     used = _used(ops, bounds, strides)
     products = _products(used)

@@ -259,7 +259,7 @@ TypeError, ValueError
     "complexity": r"""
 Return the complexity penalty of a stack of layers.
 
-.. math:: J = \sum_{l=1}^{L} \prod_{i=1}^{l} \prod_a \frac{1}{S_a^i}
+.. math:: J = \sum_{l=1}^{D} \prod_{l'=1}^{l} \prod_a \frac{1}{S_a^{(l')}}
 
 Parameters
 ----------

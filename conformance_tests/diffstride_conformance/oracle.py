@@ -746,12 +746,12 @@ def spectral_pool(
 
 
 def complexity(strides_per_layer: Sequence[npt.ArrayLike]) -> tuple[float, list[FloatArray]]:
-    """Evaluate the paper's penalty on computation (Eq. 5) and its gradient.
+    """Evaluate the paper's penalty on computation and its gradient.
 
-    Feature maps after layer `l` have ``prod_{i<=l} 1/(S_h^i S_w^i)`` times the input's points::
+    Feature maps after layer `l` have ``prod_{l'<=l} 1/prod_a S_a(l')`` times the input's points::
 
-        J           = sum_{l=1..L} prod_{i=1..l} 1/prod(S^i)
-        dJ/dS_a^j   = -(1/S_a^j) sum_{l>=j} prod_{i<=l} 1/prod(S^i)
+        J          = sum_{l=1..D} prod_{l'=1..l} 1/prod_a S_a(l')
+        dJ/dS_b(n) = -1/S_b(n) sum_{l>=n} prod_{l'<=l} 1/prod_a S_a(l')
 
     Parameters
     ----------

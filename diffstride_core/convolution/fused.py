@@ -1,13 +1,14 @@
 r"""A convolution and the resize after it, evaluated at the resize's resolution.
 
-Tap i of a kernel multiplies the input shifted by i, :math:`Z_i x`. Zeros or the samples of the
-other end come in at the border. Along one axis
+Tap :math:`\alpha` of a kernel multiplies the input shifted by it, :math:`Z_\alpha x`. Zeros or the
+samples of the other end come in at the border. Along one axis
 
-.. math:: A (w * x) = \sum_i w_i\, A Z_i x,
+.. math:: A (w * x) = \sum_\alpha w_\alpha\, A Z_\alpha x,
 
-and :math:`A Z_i` is A with its columns shifted. If there are several axes, each has its own shift.
-So the input is resized once per tap, and one pointwise convolution adds up the results: a plain
-matrix product over taps and channels. The operator's derivative dA/dS is shifted in the same way.
+and :math:`A Z_\alpha` is A with its columns shifted. If there are several axes, each has its own
+shift. So the input is resized once per tap, and one pointwise convolution adds up the results: a
+plain matrix product over taps and channels. The operator's derivative dA/dS is shifted in the same
+way.
 
 Arrays have the layout (groups, batch, N_1, ..., N_d, channels), in which every product is wide.
 """
