@@ -220,6 +220,11 @@ class DiffStride(KeepsPrecision, Resize):
             )
         BACKEND.check_strides(strides, x)
         self._refresh(strides)
+        if strides.is_meta and self._plans.strides is None and self.settings.cropping:
+            raise ValueError(
+                "strides must have values to give the output's size, got strides on the device "
+                "'meta': call model.to_empty(device=...), then load a state dict"
+            )
         return self._plans.plan(x.shape)
 
     def _resize(self, x: torch.Tensor) -> torch.Tensor:
@@ -680,7 +685,7 @@ def param_groups(
         If the model is not a module, or an option is a misspelt ``stride_lr``: optimisers accept
         unknown options without a word.
     """
-    if misspelt := [name for name in options if name.startswith("stride")]:
+    if misspelt := [name for name in options if "stride" in name]:
         raise TypeError(
             f"param_groups got an unknown option {misspelt[0]!r}; the strides' learning rate is "
             "stride_lr"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from diffstride_core.arguments import option
 from diffstride_core.convolution.checks import CONV_METHODS
 from diffstride_core.convolution.plan import ConvPlan
 from diffstride_core.plan import Plan
+from diffstride_core.planning import fft_from_size
 
 LARGEST_FUSED = 2048
 """The longest axis for the fused evaluation, which uses matrices alone."""
@@ -62,15 +64,40 @@ def resize_products(plan: Plan, maps: int) -> list[Product]:
     maps : int
         Number of resized maps per image: the channels times the sizes of other axes.
     """
+    return [product for i, product in _products(plan, maps) if not plan.axes[i].use_fft]
+
+
+def comparable_products(plan: Plan, maps: int) -> list[Product]:
+    """Return products that count for the work of a resize, whichever engine does it.
+
+    An axis counts as a matrix product of N terms per output sample up to the size from which FFTs
+    take over, and as one of so many terms beyond it: from there on, the time per sample hardly
+    grows. A count of the operations would jump by orders of magnitude instead, between sizes with
+    small and with large prime factors.
+
+    Parameters
+    ----------
+    plan, maps
+        As for `resize_products`.
+    """
+    products = []
+    for i, product in _products(plan, maps):
+        most = fft_from_size(plan.axes[i].axis)
+        if plan.window.has_fft and plan.axes[i].size > most:
+            others = tuple(j for j in product.inputs if j != i)
+            product = Product(product.work * most, others, product.outputs)
+        products.append(product)
+    return products
+
+
+def _products(plan: Plan, maps: int) -> Iterator[tuple[int, Product]]:
+    """Yield the axes of a resize in the order of application, with the matrix product of each."""
     terms = len(plan.window.terms(plan.axes))
-    products: list[Product] = []
     done: list[int] = []
     for i in itertools.chain.from_iterable(plan.steps):
         left = tuple(j for j in range(len(plan.axes)) if j not in done)
         done.append(i)
-        if not plan.axes[i].use_fft:
-            products.append(Product(maps * terms, left, tuple(done)))
-    return products
+        yield i, Product(maps * terms, left, tuple(done))
 
 
 def separate_products(plan: ConvPlan) -> list[Product]:

@@ -106,3 +106,11 @@ class FlopsBudget:
     def multiply_adds(self) -> int:
         """Return the multiply-adds per image at the present strides."""
         return self._penalty.multiply_adds()
+
+    def of_layer(self, layer: DiffStride) -> int:
+        """Return the multiply-adds per image of a layer itself, over all its calls."""
+        return self._penalty.of_layer(layer)
+
+    def at_output_of(self, layer: DiffStride) -> int:
+        """Return the multiply-adds per image of all that runs at the size of a layer's output."""
+        return self._penalty.at_output_of(layer)

@@ -11,7 +11,7 @@ from diffstride_backends.torch_backend import whole
 from torch import nn
 
 from diffstride_core.arguments import axis_sizes, normalized_axes
-from diffstride_core.convolution.evaluation import Product, fused_products, resize_products
+from diffstride_core.convolution.evaluation import Product, comparable_products, fused_products
 from diffstride_core.plan import AxisPlan, Plan
 from diffstride_core.planning import never_cropped, plan_diff_stride
 from diffstride_torch.joining import fused_plan, weight_shape
@@ -67,15 +67,17 @@ class FlopsPenalty:
     r"""The multiply-adds of a network, differentiable in its strides; made by `flops_penalty`.
 
     It counts, per image, convolutions, linear layers and the matrix products of resizes. It does
-    not count norms, nonlinearities, or FFTs, which are used on long axes.
+    not count norms and nonlinearities. An axis of more than 384 samples (512 unless it is the last
+    one) counts as so many multiply-adds per output sample, whether it is resized by a product or
+    by FFTs, which take about the time of such a product.
 
-    The value is exact. It is a step function of the strides, since the output size M is a whole
-    number. The gradient is that of a smooth size that M approximates, at the present sizes: N/S
-    plus the layer's size offset, which differs from M by less than one sample. In the paper's
-    convention the smooth size is N/S + 2R, and differs from M by less than two. The gradient is
-    passed on unchanged through the bounds of strides, as for the complexity penalty, and through
-    M = N, where the stride is still too small to crop, unless no stride crops that axis. Strided
-    operations and padding after a layer are taken into account.
+    For shorter axes the value is exact. It is a step function of the strides, since the output size
+    M is a whole number. The gradient is that of a smooth size that M approximates, at the present
+    sizes: N/S plus the layer's size offset, which differs from M by less than one sample. In the
+    paper's convention the smooth size is N/S + 2R, and differs from M by less than two. The
+    gradient is passed on unchanged through the bounds of strides, as for the complexity penalty,
+    and through M = N, where the stride is still too small to crop, unless no stride crops that
+    axis. Strided operations and padding after a layer are taken into account.
 
     Attributes
     ----------
@@ -236,7 +238,7 @@ class _Evaluation:
         at = [len(size) + axis.axis for axis in plan.axes]
         others = [axis for axis in range(len(size)) if axis not in at]
         elsewhere = math.prod(size[axis] for axis in others)
-        own = resize_products(plan, resize.channels * elsewhere)
+        own = comparable_products(plan, resize.channels * elsewhere)
         if conv is not None:
             shape = (1, conv.in_channels, *size)
             axes = tuple(axis.axis for axis in plan.axes)

@@ -7,14 +7,14 @@ import re
 from torch import nn
 
 from diffstride_torch.modules import DiffStride, check_module, read_strides
-from diffstride_torch.network.summary import Counter, axes_as_used, check_counted, layer_names
+from diffstride_torch.network.summary import Flops, axes_as_used, check_counted, layer_names
 from diffstride_torch.network.tracing import unwrapped
 
 # From the first axis of a map to the last.
 _AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 
 
-def stride_metrics(model: nn.Module, penalty: Counter | None = None) -> dict[str, float]:
+def stride_metrics(model: nn.Module, penalty: Flops | None = None) -> dict[str, float]:
     """Return the strides of a model as named numbers, for TensorBoard, W&B, MLflow and others.
 
     The strides are read in one transfer per device and dtype. After `project_strides` no transfer
@@ -62,15 +62,9 @@ def stride_metrics(model: nn.Module, penalty: Counter | None = None) -> dict[str
     4.0
     """
     check_module(model)
-    if penalty is not None and not callable(getattr(penalty, "multiply_adds", None)):
-        raise TypeError(
-            "penalty must be what flops_penalty returns, or a FlopsBudget, got "
-            f"{type(penalty).__name__}"
-        )
     model = unwrapped(model)
     names = layer_names(model)
-    if penalty is not None:
-        check_counted("penalty", penalty.layers, names, model)
+    check_counted("penalty", penalty, names, model)
     read_strides(names)
     strides, sizes = {}, {}
     for layer, (name, *_) in names.items():

@@ -13,8 +13,11 @@ from diffstride_core.planning import size_jumps
 from diffstride_torch.modules import DiffStride, read_strides
 
 
-class Counter(Protocol):
-    """Counter of the multiply-adds of a model per image, at its present strides."""
+class Flops(Protocol):
+    """Counter of the multiply-adds of a model per image, at its present strides.
+
+    `flops_penalty` and `FlopsBudget` make one.
+    """
 
     @property
     def layers(self) -> Sequence[DiffStride]:
@@ -22,10 +25,6 @@ class Counter(Protocol):
 
     def multiply_adds(self) -> int:
         """Return the multiply-adds of the whole model."""
-
-
-class Flops(Counter, Protocol):
-    """Counter that also knows the parts of the model; see `flops_penalty`."""
 
     def of_layer(self, layer: DiffStride) -> int:
         """Return the multiply-adds of a DiffStride layer."""
@@ -132,9 +131,9 @@ def stride_summary(model: torch.nn.Module, flops: Flops | None = None) -> Stride
     Parameters
     ----------
     model : torch.nn.Module
-    flops : Flops, optional
-        Penalty that `flops_penalty` returned for this model. It adds each layer's shares of the
-        model's multiply-adds.
+    flops : FlopsPenalty or FlopsBudget, optional
+        Counter that was made for this model. It adds each layer's shares of the model's
+        multiply-adds.
 
     Returns
     -------
@@ -143,13 +142,15 @@ def stride_summary(model: torch.nn.Module, flops: Flops | None = None) -> Stride
 
     Raises
     ------
+    TypeError
+        If `flops` cannot count.
     ValueError
         If the model has no DiffStride layer, `flops` was made for another model, or a stride is NaN
         or infinite.
     """
     names = named_layers(model)
+    check_counted("flops", flops, names, model)
     called = [] if flops is None else list(flops.layers)
-    check_counted("flops", called, names, model)
     read_strides(names)
     total = None if flops is None else flops.multiply_adds()
     rows = []
@@ -164,12 +165,19 @@ def stride_summary(model: torch.nn.Module, flops: Flops | None = None) -> Stride
 
 def check_counted(
     argument: str,
-    layers: Sequence[DiffStride],
+    flops: Flops | None,
     names: Mapping[DiffStride, tuple[str, ...]],
     model: torch.nn.Module,
 ) -> None:
-    """Raise ValueError if an argument counts the multiply-adds of another model's layers."""
-    if not names.keys() >= set(layers):
+    """Raise TypeError if an argument cannot count, ValueError if it counts for another model."""
+    if flops is None:
+        return
+    if not callable(getattr(flops, "multiply_adds", None)):
+        raise TypeError(
+            f"{argument} must be what flops_penalty returns, or a FlopsBudget, got "
+            f"{type(flops).__name__}"
+        )
+    if not names.keys() >= set(flops.layers):
         raise ValueError(
             f"{argument} must be of the model given, got one with a DiffStride layer that "
             f"{type(model).__name__} does not have"

@@ -172,8 +172,10 @@ class ReplacementReport:
             which = ", ".join(str(numbers[layer]) for layer in place.layers)
             lines.append(f"  {place.name}, by layer {which}: {place.error}")
         before, after = self.multiply_adds_before, self.multiply_adds_after
+        unit, scale = ("M", 1e6) if max(before, after) >= 1e6 else ("k", 1e3)
         lines.append(
-            f"multiply-adds per image: {before / 1e6:.1f} M before, {after / 1e6:.1f} M after"
+            f"multiply-adds per image: {before / scale:.1f} {unit} before, "
+            f"{after / scale:.1f} {unit} after"
         )
         return "\n".join(lines)
 
@@ -300,6 +302,11 @@ def replace_downsampling(
     before, operations = found.recording, found.operations
     replaced = [done for done in operations.values() if done.group.reason is None]
     if not replaced:
+        if strided_modules(nn.Sequential(model)).keys() == {"0"}:
+            raise ValueError(
+                f"model {type(model).__name__} is itself the operation to replace, and cannot be "
+                "replaced in its own place: put it in a torch.nn.Sequential"
+            )
         kept = "; ".join(str(kept) for kept in _kept(operations))
         present = sum(isinstance(module, DiffStride) for module in model.modules())
         raise ValueError(

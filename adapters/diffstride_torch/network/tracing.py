@@ -144,6 +144,10 @@ class Step:
     is_used: bool = True
     is_averaged: bool = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A node leads to its graph, which cannot be loaded again.
+        return {**vars(self), "reads": None}
+
     def way(self) -> list[Step]:
         """Return the steps that decide the size after this one, including this one."""
         if isinstance(self.rule, Constant):
@@ -242,6 +246,9 @@ class Recording:
         raise NotImplementedError
 
 
+_LASTING = ("_batch", "input_size", "calls", "resizes", "steps", "meetings")
+
+
 class Trace(Recording):
     """A model traced with torch.fx and run once on an example.
 
@@ -289,6 +296,10 @@ class Trace(Recording):
         self._averaged = self._averaged_nodes(traced.graph)
         for node in traced.graph.nodes:
             self._visit(node, recorder.multiply_adds.get(node, 0))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What costs are computed from. The graph cannot be loaded again.
+        return {name: value for name, value in vars(self).items() if name in _LASTING}
 
     def is_overwritten(self, step: Step) -> bool:
         """Return whether some call writes to the tensor that a step reads."""

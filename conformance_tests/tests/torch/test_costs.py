@@ -1,9 +1,15 @@
 """Multiply-adds of whole networks, and their gradients."""
 
+import io
+
 import pytest
 import torch
 from diffstride_torch import (
+    DiffStride1d,
     DiffStride2d,
+    DiffStrideConv1d,
+    DiffStrideConv2d,
+    FlopsBudget,
     flops_penalty,
     project_strides,
     replace_downsampling,
@@ -150,3 +156,52 @@ def test_a_wrapped_model_costs_what_the_model_does(wrap):
 def test_a_model_without_layers_has_no_penalty():
     with pytest.raises(ValueError, match="model must have a DiffStride layer, got Sequential"):
         flops_penalty(nn.Sequential(conv(2)), images())
+
+
+@pytest.mark.parametrize(
+    ("module", "size"),
+    [(DiffStrideConv1d(2, 8, 3), (1500,)), (DiffStrideConv2d(2, 4, 3), (40, 900))],
+)
+def test_a_larger_stride_costs_less_whatever_the_engine(module, size):
+    # Sizes with large prime factors are multiplied, others are transformed.
+    model = nn.Sequential(module, nn.ReLU(), type(module)(module.out_channels, 8, 3))
+    penalty = flops_penalty(model, torch.zeros(1, 2, *size))
+    costs = []
+    for stride in torch.linspace(1, 5, 200):
+        with torch.no_grad():
+            module.pool.strides[-1] = stride
+        costs.append(penalty.multiply_adds())
+    assert costs == sorted(costs, reverse=True)
+    assert max(costs[i] / costs[i + 1] for i in range(199)) < 1.1
+
+
+def test_a_long_axis_counts_as_a_product_of_limited_length():
+    for size, counted in ((384, 384), (2000, 384)):
+        model = nn.Sequential(DiffStride1d(4.0))
+        assert flops_penalty(model, torch.zeros(1, 3, size)).initial == 3 * counted * size // 4
+    model = nn.Sequential(DiffStride2d((4.0, 2.0)))
+    penalty = flops_penalty(model, torch.zeros(1, 3, 1024, 1024))
+    # The axis that shrinks most comes first.
+    assert penalty.initial == 3 * (512 * 256 * 1024 + 384 * 256 * 512)
+
+
+def test_a_counter_is_saved_with_its_model():
+    torch.manual_seed(0)
+    model = small_resnet()
+    x = torch.zeros(1, 1, 24, 24)
+    model.budget = FlopsBudget(model, x, target=900_000)
+    model.penalty = flops_penalty(model, x)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert loaded.budget.layers == [block.pool for block in loaded.blocks]
+    for module in (model, loaded):
+        with torch.no_grad():
+            module.blocks[0].pool.strides.fill_(2.7)
+    for name in ("budget", "penalty"):
+        old, new = getattr(model, name), getattr(loaded, name)
+        assert new.multiply_adds() == old.multiply_adds()
+        assert new().item() == old().item()
+        gradients = torch.autograd.grad(new(), [layer.strides for layer in new.layers])
+        assert all(gradient.isfinite().all() for gradient in gradients)

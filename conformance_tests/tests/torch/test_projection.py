@@ -228,6 +228,8 @@ def test_parameter_groups(stride_lr):
 
 
 def test_parameter_groups_refuse_a_misspelt_rate_of_the_strides():
+    with pytest.raises(TypeError, match=r"unknown option 'lr_stride'.* is stride_lr"):
+        param_groups(torch.nn.Linear(2, 2), lr=0.1, lr_stride=1.0)
     with pytest.raises(TypeError, match=r"unknown option 'strides_lr'.* is stride_lr"):
         param_groups(layer(), lr=0.1, strides_lr=0.5)
 

@@ -12,11 +12,13 @@ from diffstride_torch import (
     DiffStride1d,
     DiffStride2d,
     DiffStrideConv2d,
+    FlopsBudget,
     SpectralPool2d,
     flops_penalty,
     project_strides,
     stride_summary,
 )
+from diffstride_torch.models import small_resnet
 
 pytestmark = pytest.mark.filterwarnings("ignore::diffstride_core.NothingToCropWarning")
 
@@ -226,6 +228,18 @@ def test_one_dimension():
 def test_models_without_a_layer_are_refused():
     with pytest.raises(ValueError, match="DiffStride layer, got SpectralPool2d with none"):
         stride_summary(SpectralPool2d(2.0))
+
+
+def test_what_cannot_count_is_refused():
+    with pytest.raises(TypeError, match=r"flops must be what flops_penalty returns.*got int"):
+        stride_summary(small_resnet(), 3)
+
+
+def test_a_budget_counts_as_the_penalty_does():
+    model, x = small_resnet(), torch.zeros(1, 1, 24, 24)
+    assert stride_summary(model, FlopsBudget(model, x)) == stride_summary(
+        model, flops_penalty(model, x)
+    )
 
 
 def test_flops_of_another_model_are_refused():

@@ -210,6 +210,11 @@ class Unused(nn.Module):
         return y
 
 
+def test_a_model_that_is_the_operation_itself_is_refused():
+    with pytest.raises(ValueError, match=r"Conv2d is itself the operation .*torch\.nn\.Sequential"):
+        replace_downsampling(conv(2), images())
+
+
 def test_an_operation_without_influence_on_the_output_is_kept():
     report = replace_downsampling(model := Unused(), images())
     assert [done.name for done in report.replaced] == ["used"]
