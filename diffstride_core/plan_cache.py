@@ -76,11 +76,7 @@ class PlanCache:
         return PlanCache, (self._settings, self._entries, self._strides)
 
     def __repr__(self) -> str:
-        settings = self._settings
-        return (
-            f"PlanCache(strides={self._strides}, convention={settings.convention.name!r}, "
-            f"smoothness={settings.smoothness:g})"
-        )
+        return f"PlanCache({', '.join([f'last_read={self._strides}', *self._settings.shown()])})"
 
     def __eq__(self, other: object) -> bool:
         if self is other:

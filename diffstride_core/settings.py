@@ -109,6 +109,25 @@ class Settings:
             **multiple,
         }
 
+    def shown(self) -> list[str]:
+        """Return the arguments as text: convention, smoothness, and what is not as by default."""
+        shown = [f"convention={self.convention.name!r}", f"smoothness={self.smoothness:g}"]
+        if self.limits != (None, None):
+            shown.append(f"limits={self.limits}")
+        if not self.cropping:
+            shown.append("cropping=False")
+        if self.norm != self.convention.default_norm:
+            shown.append(f"norm={self.norm!r}")
+        if self.method != "auto":
+            shown.append(f"method={self.method!r}")
+        if self.axes != tuple(range(-len(self.axes), 0)):
+            shown.append(f"axes={self.axes}")
+        if any(self.size_offset):
+            shown.append(f"size_offset={self.size_offset}")
+        if self.multiple_of > 1:
+            shown.append(f"multiple_of={self.multiple_of}")
+        return shown
+
     def layer_arguments(self, strides: Sequence[float]) -> dict[str, Any]:
         """Return the arguments of a layer with these settings and stride parameters.
 

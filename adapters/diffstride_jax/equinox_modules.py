@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffstride_core.arguments import Limits, checked_shape, in_order, initial_strides, option
+from diffstride_core.arguments import Limits, checked_shape, initial_strides, option
 from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_core.convolution.checks import (
     PADDING_MODES,
@@ -31,6 +31,7 @@ from diffstride_jax.layers import (
     CompilationKey,
     check_kept_padding,
     check_new_convolution,
+    checked_layers,
     convolve_and_downsample,
     current_plan,
     downsample,
@@ -179,7 +180,7 @@ class DiffStride(eqx.Module):
     def to_dict(self) -> dict[str, Any]:
         """Return the layer's arguments, with its present strides, as plain values.
 
-        The values can be written as JSON, and make the same layer in every framework:
+        The values can be written as JSON, and make the same layer in every framework but Keras:
         ``DiffStride(**layer.to_dict())``. Strides below 1 count as 1, and are returned as 1.
         """
         return self.plans.settings.layer_arguments(self.strides.tolist())
@@ -601,12 +602,13 @@ def complexity_penalty(layers: Sequence[DiffStride]) -> jax.Array:
     Raises
     ------
     TypeError
-        If the layers are not in a sequence. A set, for example, has no order.
+        If the layers are not in a sequence, or not of this module's `DiffStride`. A set, for
+        example, has no order.
     ValueError
         If there is no layer.
     """
-    layers = in_order("layers", layers, "of DiffStride layers")
-    return penalty([layer.plans for layer in layers], [layer.strides for layer in layers])
+    found = checked_layers(layers, DiffStride)
+    return penalty([layer.plans for layer in found], [layer.strides for layer in found])
 
 
 def _is_layer(node: Any) -> bool:
@@ -619,6 +621,11 @@ def _named_layers(model: Any) -> tuple[list[str], list[DiffStride]]:
         for path, node in jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_layer)
         if _is_layer(node)
     ]
+    if not found and any(base.__module__.startswith("flax.") for base in type(model).__mro__):
+        raise TypeError(
+            "model must be made of Equinox modules, got the Flax module "
+            f"{type(model).__name__}: use diffstride_jax.nnx_modules"
+        )
     return [name for name, _ in found], [layer for _, layer in found]
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from diffstride_backends.jax_backend import BACKEND, FLOATS, FUNCTIONAL
 from diffstride_backends.prepare import convolved_arrays
 
-from diffstride_core.arguments import check_float, initial_strides
+from diffstride_core.arguments import check_float, in_order, initial_strides
 from diffstride_core.convolution.checks import checked_convolution, checked_placement, kept_padding
 from diffstride_core.convolution.plan import ConvPlan
 from diffstride_core.plan import Plan
@@ -27,6 +27,8 @@ from diffstride_core.settings import Settings, make_settings
 
 STRIDES, WEIGHTS = "strides", "weights"
 """The labels that `stride_labels` returns."""
+
+LayerT = TypeVar("LayerT")
 
 
 class CompilationKey:
@@ -200,6 +202,16 @@ def penalty(plans: Sequence[PlanCache], strides: Sequence[jax.Array]) -> jax.Arr
     return FUNCTIONAL.bounded_complexity(bounds, list(map(parameter, strides)))
 
 
+def checked_layers(layers: Any, kind: type[LayerT]) -> list[LayerT]:
+    """Return layers of one kind, given in the order of the network."""
+    found = list(in_order("layers", layers, "of DiffStride layers"))
+    for layer in found:
+        if not isinstance(layer, kind):
+            hint = "; the layer of a convolution is its pool" if hasattr(layer, "pool") else ""
+            raise TypeError(f"layers must be DiffStride layers, got {type(layer).__name__}{hint}")
+    return found
+
+
 def current_plan(plans: PlanCache, shape: Sequence[int], strides: jax.Array) -> Plan:
     """Return the plan for an input at the present strides or, if they are traced, as last read."""
     return plans.plan_of(shape, BACKEND.host_values(strides))
@@ -228,15 +240,27 @@ def read_strides(names: Iterable[str], strides: list[jax.Array]) -> list[tuple[f
     Raises
     ------
     ValueError
-        If a stride is traced or not finite. In the second case the message names the layer.
+        If a stride is traced or not finite, or if the layers are an ensemble. The message names the
+        layer.
     """
     if any(isinstance(array, jax.core.Tracer) for array in strides):
         raise ValueError(
             "strides must have concrete values here, got traced ones: project or replan outside "
             "jax.jit"
         )
+    named = [
+        (f" of layer {name!r}" if name else "", array)
+        for name, array in zip(names, strides, strict=True)
+    ]
+    for name, array in named:
+        if array.ndim != 1:
+            raise ValueError(
+                f"strides{name} must have one axis, got shape {array.shape}: the members of an "
+                "ensemble that vmap makes share their output sizes, so they cannot have strides of "
+                "their own; keep the members in a list"
+            )
     values = [tuple(array.tolist()) for array in jax.device_get(strides)]
-    for name, value in zip(names, values, strict=True):
+    for (name, _), value in zip(named, values, strict=True):
         if not np.isfinite(value).all():
-            raise ValueError(f"strides of layer {name!r} must be finite, got {list(value)}")
+            raise ValueError(f"strides{name} must be finite, got {list(value)}")
     return values

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from flax.nnx.nn.linear import default_bias_init, default_kernel_init
 
-from diffstride_core.arguments import Limits, checked_shape, in_order, initial_strides
+from diffstride_core.arguments import Limits, checked_shape, initial_strides
 from diffstride_core.conventions import DEFAULT_CONVENTION
 from diffstride_core.convolution.checks import checked_placement, odd_kernel, per_axis, spatial_axes
 from diffstride_core.planning import plan_pool
@@ -22,6 +22,7 @@ from diffstride_jax.layers import (
     CompilationKey,
     check_kept_padding,
     check_new_convolution,
+    checked_layers,
     convolve_and_downsample,
     current_plan,
     downsample,
@@ -169,7 +170,7 @@ class DiffStride(nnx.Module):
     def to_dict(self) -> dict[str, Any]:
         """Return the layer's arguments, with its present strides, as plain values.
 
-        The values can be written as JSON, and make the same layer in every framework:
+        The values can be written as JSON, and make the same layer in every framework but Keras:
         ``DiffStride(**layer.to_dict())``. Strides below 1 count as 1, and are returned as 1.
         """
         return self.plans.settings.layer_arguments(self.strides[...].tolist())
@@ -568,12 +569,13 @@ def complexity_penalty(layers: Sequence[DiffStride]) -> jax.Array:
     Raises
     ------
     TypeError
-        If the layers are not in a sequence. A set, for example, has no order.
+        If the layers are not in a sequence, or not of this module's `DiffStride`. A set, for
+        example, has no order.
     ValueError
         If there is no layer.
     """
-    layers = in_order("layers", layers, "of DiffStride layers")
-    return penalty([layer.plans for layer in layers], [layer.strides[...] for layer in layers])
+    found = checked_layers(layers, DiffStride)
+    return penalty([layer.plans for layer in found], [layer.strides[...] for layer in found])
 
 
 def _named_layers(model: nnx.Module) -> dict[str, DiffStride]:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import keras
 
+from diffstride_core.arguments import integer
 from diffstride_core.plan import Plan
 from diffstride_keras.layers import DiffStride2d, StrideBounds
 
@@ -79,8 +80,16 @@ class UpdateSizes(keras.callbacks.Callback):  # type: ignore[misc]
 
     With PyTorch the callback is needed only for models compiled with ``jit_compile=True``.
 
+    Parameters
+    ----------
+    update_freq : int
+        Number of batches from one reading to the next, at least 1. A larger number compiles less
+        often. In between, sizes stay, and the window follows the strides.
+
     Raises
     ------
+    TypeError, ValueError
+        If `update_freq` is not a positive int.
     ValueError
         During training, if a stride is NaN or infinite. The message names the layer.
 
@@ -96,8 +105,12 @@ class UpdateSizes(keras.callbacks.Callback):  # type: ignore[misc]
     >>> history = model.fit(x, y, verbose=0, callbacks=[UpdateSizes()])
     """
 
-    def __init__(self) -> None:
+    def __init__(self, update_freq: int = 1) -> None:
         super().__init__()
+        self._update_freq = integer("update_freq", update_freq)
+        if self._update_freq < 1:
+            raise ValueError(f"update_freq must be at least 1, got {update_freq}")
+        self._batches = 0
         self._kept: dict[_Compiled, Mapping[str, Any]] = {}
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -107,7 +120,9 @@ class UpdateSizes(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Update the sizes."""
-        self._update()
+        self._batches += 1
+        if self._batches % self._update_freq == 0:
+            self._update()
 
     def on_train_end(self, logs: Any = None) -> None:
         """Update the sizes to strides that another callback has restored."""

@@ -267,7 +267,7 @@ class DiffStride(KeepsPrecision, Resize):
     def to_dict(self) -> dict[str, Any]:
         """Return the layer's arguments, with its present strides, as plain values.
 
-        The values can be written as JSON, and make the same layer in every framework:
+        The values can be written as JSON, and make the same layer in every framework but Keras:
         ``DiffStride2d(**layer.to_dict())``. Strides below 1 count as 1, and are returned as 1.
         """
         return self.settings.layer_arguments(whole(self.strides.detach()).tolist())
@@ -347,29 +347,11 @@ class DiffStride(KeepsPrecision, Resize):
         # Distributed strides would need the other processes, which do not print.
         if not (self.strides.is_meta or is_distributed(self.strides)):
             values = [f"{stride:.4g}" for stride in self.strides.tolist()]
-        shown = [
-            f"strides=[{', '.join(values)}]",
-            f"convention={settings.convention.name!r}",
-            f"smoothness={settings.smoothness:g}",
-        ]
+        shown = [f"strides=[{', '.join(values)}]", *settings.shown()]
         if self.strides.numel() < self.rank:
             shown.append("shared=True")
-        if settings.limits != (None, None):
-            shown.append(f"limits={settings.limits}")
-        if not settings.cropping:
-            shown.append("cropping=False")
         if not self.strides.requires_grad:
             shown.append("trainable=False")
-        if settings.norm != settings.convention.default_norm:
-            shown.append(f"norm={settings.norm!r}")
-        if settings.method != "auto":
-            shown.append(f"method={settings.method!r}")
-        if settings.axes != tuple(range(-self.rank, 0)):
-            shown.append(f"axes={settings.axes}")
-        if any(settings.size_offset):
-            shown.append(f"size_offset={settings.size_offset}")
-        if settings.multiple_of > 1:
-            shown.append(f"multiple_of={settings.multiple_of}")
         return ", ".join(shown)
 
     def _refresh(self, strides: torch.Tensor) -> None:

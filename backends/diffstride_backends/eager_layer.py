@@ -119,7 +119,7 @@ class EagerLayer(Generic[ArrayT]):
     def to_dict(self) -> dict[str, Any]:
         """Return the layer's arguments, with its present strides, as plain values.
 
-        The values can be written as JSON, and make the same layer in every framework:
+        The values can be written as JSON, and make the same layer in every framework but Keras:
         ``DiffStride(**layer.to_dict())``. Strides below 1 count as 1, and are returned as 1.
         """
         return self.settings.layer_arguments(self._values())
@@ -135,9 +135,9 @@ class EagerLayer(Generic[ArrayT]):
 
     def __repr__(self) -> str:
         values = ", ".join(f"{value:.4g}" for value in self.strides.tolist())
+        shared = ["shared=True"] if self.strides.size < len(self.settings.axes) else []
         return (
-            f"{type(self).__name__}([{values}], convention={self.settings.convention.name!r}, "
-            f"smoothness={self.settings.smoothness:g})"
+            f"{type(self).__name__}({', '.join([f'[{values}]', *self.settings.shown(), *shared])})"
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -85,7 +85,8 @@ class JaxBackend(Backend[jax.Array]):
         self, x: object, name: str = "x", like: jax.Array | None = None
     ) -> None:
         if not isinstance(x, jax.Array):
-            raise TypeError(f"{name} must be a jax.Array, got {type(x).__name__}")
+            hint = "; jax.numpy.asarray makes one" if isinstance(x, np.ndarray) else ""
+            raise TypeError(f"{name} must be a jax.Array, got {type(x).__name__}{hint}")
         check_float(name, str(x.dtype), FLOATS)
         if like is not None and x.dtype != like.dtype:
             raise TypeError(f"{name} must have the dtype of x, {like.dtype}, got {x.dtype}")
@@ -95,7 +96,10 @@ class JaxBackend(Backend[jax.Array]):
         if not isinstance(strides, jax.Array):  # for example in a module restored on the host
             raise TypeError(f"strides must be a jax.Array, got {type(strides).__name__}")
         if strides.dtype not in (jnp.float32, jnp.float64):
-            raise TypeError(f"strides must be float32 or float64, got dtype {strides.dtype}")
+            raise TypeError(
+                f"strides must be float32 or float64, got dtype {strides.dtype}; a model in half "
+                "precision keeps its strides in float32"
+            )
         _check_devices("strides", strides, like)
 
     def strides_from_host(  # noqa: D102

@@ -488,6 +488,7 @@ def attach(
     """Evaluate the forward pass and attach its derivative for autograd.
 
     Forward-mode differentiation has no attached derivative, so it differentiates the forward pass.
+    `torch.jit.trace` cannot record an attached derivative, so it records the forward pass.
     """
     if operation.pull_back is None:
         return evaluate(backend, operation, plan, arrays)
@@ -496,7 +497,7 @@ def attach(
     # Autocast would run the small products that build the operator in half precision.
     with without_autocast(x.device):
         transform = torch_private.active_transform()
-        if plain_autodiff.enabled or transform == "forward mode":
+        if plain_autodiff.enabled or transform == "forward mode" or torch_private.is_traced():
             return evaluate(backend, operation, plan, arrays)
         is_compiling = torch.compiler.is_compiling()
         if transform is None and not _has_gradient(arrays):

@@ -445,8 +445,11 @@ def test_doctests():
 
 @over_libraries
 def test_plans_are_shown_by_what_they_were_made_of(library):
-    layer = library.DiffStride([2.0, 3.0])
-    assert "PlanCache(strides=(2.0, 3.0), convention='nominal', smoothness=0.25)" in repr(layer)
+    layer = library.DiffStride([2.0, 3.0], axes=(-2, -1))
+    assert "PlanCache(last_read=(2.0, 3.0), convention='nominal', smoothness=0.25)" in repr(layer)
+    layer = library.DiffStride(2.0, axes=(-3, -2), limits=(1.0, 3.0), multiple_of=4)
+    shown = "smoothness=0.25, limits=(1.0, 3.0), axes=(-3, -2), multiple_of=4)"
+    assert shown in repr(layer)
 
 
 def test_strides_of_another_kind_than_jax_arrays_are_refused():

@@ -416,7 +416,7 @@ def test_a_key_of_no_size_promises_nothing(library):
     moved = replanned(library, with_strides(layer, 2.0, 2.001))
     assert library.compilation_key(moved) != before
     assert before != "key"
-    assert "strides=(2.0, 2.0)" in repr(before)
+    assert "last_read=(2.0, 2.0)" in repr(before)
 
 
 class OwnNnx(nnx.Module):

@@ -233,6 +233,42 @@ def test_saving_a_model(tmp_path, predicted):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript:DeprecationWarning")
+def test_a_model_is_exported_for_batches_of_any_size(tmp_path):
+    model = small_model(DiffStride2d((2.3, 1.7)))
+    images, path = random(3, 20, 20, 1), str(tmp_path / "model.onnx")
+    expected = to_host(model(images))
+    if over_jax:
+        import jax
+
+        shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 20, 20, 1"), "float32")
+        found = jax.export.export(jax.jit(lambda x: model(x)))(shape).call(images)
+    else:
+        import onnxruntime
+
+        model.export(path, format="onnx", verbose=False)
+        session = onnxruntime.InferenceSession(path)
+        (found,) = session.run(None, {session.get_inputs()[0].name: images})
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("update_freq", "sizes"), [(1, 3), (2, 2)])
+def test_sizes_are_updated_every_few_batches(update_freq, sizes):
+    layer = TracedLayer(2.0)
+    model = compiled_model(layer, optimizer=frozen())
+    move = Move(layer, [2.3, 2.0, 2.3, 2.6, 2.6, 2.6])
+    model.fit(*data(), batch_size=4, verbose=0, callbacks=[move, UpdateSizes(update_freq)])
+    assert len({id(held) for held in move.held}) == (sizes if over_jax else 1)
+    assert layer.plans.plan((1, 20, 20, 1)).output_sizes == SIZES[2.6]
+
+
+def test_the_update_frequency_is_checked():
+    with pytest.raises(ValueError, match="update_freq must be at least 1, got 0"):
+        UpdateSizes(0)
+    with pytest.raises(TypeError, match=r"update_freq must be an int, got 1\.5"):
+        UpdateSizes(1.5)
+
+
 def test_training_goes_on_from_a_file(tmp_path):
     x, y = data()
     model = compiled_model(DiffStride2d((2.0, 2.2)), optimizer=keras.optimizers.Adam(0.05))
