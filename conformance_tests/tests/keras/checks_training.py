@@ -233,7 +233,7 @@ def test_saving_a_model(tmp_path, predicted):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the exporter that Keras calls
+@pytest.mark.filterwarnings("ignore")  # of Keras and of the exporter that it calls
 def test_a_model_is_exported_for_batches_of_any_size(tmp_path):
     model = small_model(DiffStride2d((2.3, 1.7)))
     images, path = random(3, 20, 20, 1), str(tmp_path / "model.onnx")
