@@ -53,7 +53,7 @@ def pull_back(
 ) -> tuple[Array | None, ...]:
     """Return the gradients of J in the strides times the cotangent `g`.
 
-    dJ/dS_b(n) = -1/S_b(n) sum_{l >= n} prod_{l' <= l} 1/prod_a S_a(l'), for axis b of layer n.
+    dJ/dS_b(r) = -1/S_b(r) sum_{l >= r} prod_{l' <= l} 1/prod_a S_a(l'), for axis b of layer r.
     """
     used = _used(ops, bounds, strides)
     products = _products(used)

@@ -751,7 +751,7 @@ def complexity(strides_per_layer: Sequence[npt.ArrayLike]) -> tuple[float, list[
     Feature maps after layer `l` have ``prod_{l'<=l} 1/prod_a S_a(l')`` times the input's points::
 
         J          = sum_{l=1..D} prod_{l'=1..l} 1/prod_a S_a(l')
-        dJ/dS_b(n) = -1/S_b(n) sum_{l>=n} prod_{l'<=l} 1/prod_a S_a(l')
+        dJ/dS_b(r) = -1/S_b(r) sum_{l>=r} prod_{l'<=l} 1/prod_a S_a(l')
 
     Parameters
     ----------

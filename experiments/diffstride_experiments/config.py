@@ -230,7 +230,7 @@ class Training(Options):
 
     penalty: NonNegativeFloat = 1.0
     """Weight λ of the complexity penalty J for diffstride-penalised. Larger values make the network
-    cheaper."""
+    cheaper. In the study of CIFAR10 images, 0.01 and 0.03 were good trades, and 0.3 was not."""
 
     budget: Budget = "initial"
     """Multiply-adds per sample that diffstride-budget keeps to. initial: the multiply-adds at the

@@ -136,7 +136,7 @@ def _search(grid: Sequence[Row], learnt: Sequence[Row]) -> str:
     accuracies = sorted(row.accuracy.mean for row in grid)
     best = max(grid, key=lambda row: row.accuracy.mean)
     return markdown_table(
-        ["", "trainings", "seconds", "accuracy, %"],
+        ["", "training runs", "seconds", "accuracy, %"],
         [
             [
                 "search of fixed strides",

@@ -36,14 +36,18 @@ class StudyData(Options):
 
 
 class StudyOptions(Options):
-    """Run a study: a grid of short trainings, with tables and figures of the results.
+    """Run a study: a grid of short training runs, with tables and figures of the results.
 
-    Each training uses one thread. To continue an interrupted study, run the same command again.
-    Trainings that are already in the folder do not run again.
+    NAME is one of the studies below, as the first argument or as --name. Each training run uses one
+    thread. To continue an interrupted study, run the same command again: runs that are already in
+    the folder are not repeated.
     """
 
     name: StudyName
-    """Name of the study."""
+    """The study. demo: learnt beside fixed strides on digits, in about a minute. robustness-...:
+    several sets of initial strides, on digits, CIFAR10 images or recordings. controls: strides
+    held, another placement or convention, wider networks. budget: one cost from several starts.
+    penalty: factors of the complexity penalty. rate: learning rates of the strides."""
 
     data: StudyData = StudyData()
 

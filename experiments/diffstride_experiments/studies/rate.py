@@ -29,6 +29,7 @@ ADAMW = {
 TRAININGS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "SGD, one-cycle": ({}, (0.1, 0.3, 1.0)),
     "SGD, cosine": ({"optimizer.schedule": "cosine"}, (0.3,)),
+    "SGD, one-cycle, smoothness 0.25": ({"model.smoothness": 0.25}, (0.3,)),
     "SGD, one-cycle, smoothness 1": ({"model.smoothness": 1.0}, (0.3,)),
     "AdamW, one-cycle": (ADAMW, (0.03, 0.1)),
 }
