@@ -756,8 +756,8 @@ _TABLE = (
          "if plain_autodiff.enabled or transform", "if transform",
          "plain_autodiff lets the framework differentiate"),
         ("torch-attached-in-forward-mode",
-         "if plain_autodiff.enabled or transform == \"forward mode\":",
-         "if plain_autodiff.enabled:",
+         "if plain_autodiff.enabled or transform == \"forward mode\" or",
+         "if plain_autodiff.enabled or",
          "forward mode differentiates the forward pass"),
     )),
     ("torch", TORCH_BACKEND, "torch/test_precision_and_layouts.py", (
