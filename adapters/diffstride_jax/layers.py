@@ -88,11 +88,20 @@ def parameter(array: Any) -> Any:
     return jax.numpy.asarray(array) if isinstance(array, np.ndarray) else array
 
 
+def _check_strides(strides: jax.Array, x: jax.Array) -> None:
+    if getattr(strides, "dtype", None) in (np.float16, jax.numpy.bfloat16):
+        raise TypeError(
+            f"strides must be float32 or float64, got dtype {strides.dtype}; a model in half "
+            "precision keeps its strides in float32"
+        )
+    BACKEND.check_strides(strides, x)
+
+
 def downsample(plans: PlanCache, x: jax.Array, strides: jax.Array) -> jax.Array:
     """Return the output of a layer."""
     BACKEND.check_input(x)
     strides = parameter(strides)
-    BACKEND.check_strides(strides, x)
+    _check_strides(strides, x)
     return FUNCTIONAL.resample(current_plan(plans, x.shape, strides), x, strides)
 
 
@@ -172,7 +181,7 @@ def convolve_and_downsample(
     placement = checked_placement(placement, method)
     weight, strides, bias = map(parameter, (weight, strides, bias))
     x, weight, bias = convolved_arrays(BACKEND, x, weight, bias)
-    BACKEND.check_strides(strides, x)
+    _check_strides(strides, x)
     convolution = checked_convolution(
         x.shape,
         weight.shape,

@@ -96,10 +96,7 @@ class JaxBackend(Backend[jax.Array]):
         if not isinstance(strides, jax.Array):  # for example in a module restored on the host
             raise TypeError(f"strides must be a jax.Array, got {type(strides).__name__}")
         if strides.dtype not in (jnp.float32, jnp.float64):
-            raise TypeError(
-                f"strides must be float32 or float64, got dtype {strides.dtype}; a model in half "
-                "precision keeps its strides in float32"
-            )
+            raise TypeError(f"strides must be float32 or float64, got dtype {strides.dtype}")
         _check_devices("strides", strides, like)
 
     def strides_from_host(  # noqa: D102

@@ -27,7 +27,10 @@ def test_the_members_of_an_ensemble_cannot_be_projected(library):
 
 @over_libraries
 def test_the_penalty_takes_layers_of_its_library(library):
-    conv = ensemble(library)
+    if library is nnx_modules:
+        conv = library.DiffStrideConv(3, 4, (3, 3), rngs=nnx.Rngs(0))
+    else:
+        conv = library.DiffStrideConv(2, 3, 4, 3, key=jax.random.key(0))
     with pytest.raises(TypeError, match="got DiffStrideConv; the layer of a convolution is its po"):
         library.complexity_penalty([conv])
     with pytest.raises(TypeError, match="layers must be DiffStride layers, got int"):

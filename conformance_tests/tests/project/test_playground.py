@@ -57,10 +57,11 @@ def test_what_the_page_says_is_so(make_playground):
         found = make_playground.explained("photo", (2.0, 2.0), convention, smoothness)
         assert [axis.M for axis in found.axes] == sizes
 
-    assert "dS is largest at 3.5" in text
+    assert "dS is most negative at 3.5" in text
     strides = [stride for stride in make_playground.STRIDES if stride >= 3]
     found = [make_playground.explained("recording", s, "nominal", 0.25).dS for s in strides]
-    assert strides[np.argmax(np.abs(found))] == 3.5
+    assert strides[np.argmin(found)] == 3.5
+    assert min(found) < 0
     assert "the strongest tone of the caw, at 1.25 kHz" in text
     rate, samples = make_playground.recording()
     strongest = np.argmax(np.abs(np.fft.rfft(samples))) * rate / len(samples)
