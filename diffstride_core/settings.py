@@ -109,8 +109,8 @@ class Settings:
             **multiple,
         }
 
-    def shown(self) -> list[str]:
-        """Return the arguments as text: convention, smoothness, and what is not as by default."""
+    def shown(self, usual_axes: tuple[int, ...] = (-2, -1)) -> list[str]:
+        """Return the arguments as text: convention, smoothness, and what is not as usual."""
         shown = [f"convention={self.convention.name!r}", f"smoothness={self.smoothness:g}"]
         if self.limits != (None, None):
             shown.append(f"limits={self.limits}")
@@ -120,7 +120,7 @@ class Settings:
             shown.append(f"norm={self.norm!r}")
         if self.method != "auto":
             shown.append(f"method={self.method!r}")
-        if self.axes != tuple(range(-len(self.axes), 0)):
+        if self.axes != usual_axes:
             shown.append(f"axes={self.axes}")
         if any(self.size_offset):
             shown.append(f"size_offset={self.size_offset}")

@@ -621,7 +621,7 @@ def _named_layers(model: Any) -> tuple[list[str], list[DiffStride]]:
         for path, node in jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_layer)
         if _is_layer(node)
     ]
-    if not found and any(base.__module__.startswith("flax.") for base in type(model).__mro__):
+    if not found and any(base.__module__.startswith("flax.nnx") for base in type(model).__mro__):
         raise TypeError(
             "model must be made of Equinox modules, got the Flax module "
             f"{type(model).__name__}: use diffstride_jax.nnx_modules"

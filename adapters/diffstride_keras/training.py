@@ -84,7 +84,8 @@ class UpdateSizes(keras.callbacks.Callback):  # type: ignore[misc]
     ----------
     update_freq : int
         Number of batches from one reading to the next, at least 1. A larger number compiles less
-        often. In between, sizes stay, and the window follows the strides.
+        often. In between, sizes stay, and the window follows the strides. The callback also reads
+        the strides after the last batch of an epoch, for the validation.
 
     Raises
     ------
@@ -115,13 +116,14 @@ class UpdateSizes(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Read the strides, which may have changed since the last training."""
-        self._kept = {}
+        self._kept, self._batches = {}, 0
         self._update()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Update the sizes."""
         self._batches += 1
-        if self._batches % self._update_freq == 0:
+        is_last = batch + 1 == self.params.get("steps")
+        if is_last or self._batches % self._update_freq == 0:
             self._update()
 
     def on_train_end(self, logs: Any = None) -> None:

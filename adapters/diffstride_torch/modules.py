@@ -347,7 +347,7 @@ class DiffStride(KeepsPrecision, Resize):
         # Distributed strides would need the other processes, which do not print.
         if not (self.strides.is_meta or is_distributed(self.strides)):
             values = [f"{stride:.4g}" for stride in self.strides.tolist()]
-        shown = [f"strides=[{', '.join(values)}]", *settings.shown()]
+        shown = [f"strides=[{', '.join(values)}]", *settings.shown(tuple(range(-self.rank, 0)))]
         if self.strides.numel() < self.rank:
             shown.append("shared=True")
         if not self.strides.requires_grad:

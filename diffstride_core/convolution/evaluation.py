@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -64,7 +64,8 @@ def resize_products(plan: Plan, maps: int) -> list[Product]:
     maps : int
         Number of resized maps per image: the channels times the sizes of other axes.
     """
-    return [product for i, product in _products(plan, maps) if not plan.axes[i].use_fft]
+    order = tuple(itertools.chain.from_iterable(plan.steps))
+    return [product for i, product in _products(plan, maps, order) if not plan.axes[i].use_fft]
 
 
 def comparable_products(plan: Plan, maps: int) -> list[Product]:
@@ -80,21 +81,31 @@ def comparable_products(plan: Plan, maps: int) -> list[Product]:
     plan, maps
         As for `resize_products`.
     """
-    products = []
-    for i, product in _products(plan, maps):
-        most = fft_from_size(plan.axes[i].axis)
-        if plan.window.has_fft and plan.axes[i].size > most:
-            others = tuple(j for j in product.inputs if j != i)
-            product = Product(product.work * most, others, product.outputs)
-        products.append(product)
-    return products
+    order = tuple(itertools.chain.from_iterable(plan.steps))
+    long = [plan.window.has_fft and axis.size > fft_from_size(axis.axis) for axis in plan.axes]
+    # The engines take the axes in different orders. Where one may run, count the cheapest order.
+    orders = [order, *(itertools.permutations(order) if any(long) else ())]
+    every = [
+        [
+            _limited(product, i, fft_from_size(plan.axes[i].axis)) if long[i] else product
+            for i, product in _products(plan, maps, each)
+        ]
+        for each in orders
+    ]
+    return min(every, key=lambda found: sum(product.multiply_adds(plan) for product in found))
 
 
-def _products(plan: Plan, maps: int) -> Iterator[tuple[int, Product]]:
-    """Yield the axes of a resize in the order of application, with the matrix product of each."""
+def _limited(product: Product, axis: int, terms: int) -> Product:
+    """Return a product with a limited number of terms along one of its input axes."""
+    others = tuple(i for i in product.inputs if i != axis)
+    return Product(product.work * terms, others, product.outputs)
+
+
+def _products(plan: Plan, maps: int, order: Sequence[int]) -> Iterator[tuple[int, Product]]:
+    """Yield the axes of a resize in an order of application, with the matrix product of each."""
     terms = len(plan.window.terms(plan.axes))
     done: list[int] = []
-    for i in itertools.chain.from_iterable(plan.steps):
+    for i in order:
         left = tuple(j for j in range(len(plan.axes)) if j not in done)
         done.append(i)
         yield i, Product(maps * terms, left, tuple(done))

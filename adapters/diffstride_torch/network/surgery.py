@@ -194,7 +194,7 @@ def _line(done: Replaced, number: int) -> str:
         notes += f", size offset {'x'.join(f'{n:+d}' for n in offset)}"
     if done.never_cropped:
         notes += ", cannot crop at this size"
-    if done.only_averaged:
+    if done.only_averaged and done.layer.strides.requires_grad:
         notes += ", its stride gets no gradient: only a mean over all positions follows"
     return (
         f"{done.name} ({done.operation}, stride {stride}): layer {number} {where}, {sizes}{notes}"
@@ -398,6 +398,8 @@ class _Operation:
         Why the layer comes after the operation, if "before" was asked for.
     counterpart : torch.nn.Module or None
         The module that gets the layer: the operation, or a module that computes the same.
+    is_used : bool
+        Whether the model's output depends on it.
     is_averaged : bool
         Whether only the mean of its layer's output matters.
     group : _Group
@@ -434,13 +436,12 @@ class _Operation:
                 reason = why_not_replaceable(module, self.counterpart)
             if reason is None and len(offsets) > 1:
                 reason = "its calls would need layers of several size offsets"
-            if reason is None and not any(step.is_used for step in steps):
-                reason = "the model's output does not depend on it, so its stride would not learn"
             if is_pointwise(module):
                 self.placement = "before"
             elif self.counterpart is not None and reason is None and placement == "before":
                 self.why_after = why_not_before(self.counterpart, self.step.output_size)
                 self.placement = "before" if self.why_after is None else "after"
+        self.is_used = any(step.is_used for step in steps)
         mixes_positions = self.placement == "before" and not is_pointwise(module)
         self.is_averaged = not mixes_positions and all(step.is_averaged for step in steps)
         self.group = _Group(reason)
@@ -502,6 +503,7 @@ class _Traced(_Found):
             raise ValueError(f"{error}{_without_a_trace(model)}") from error
         self.operations = _operations(self.recording, placement, skipped, options)
         _group(self.recording, self.operations, options["trainable"])
+        _keep_unused(self.operations.values())
 
     def record(self) -> Trace:
         return Trace(self._model, self._example)
@@ -642,6 +644,16 @@ def _group(trace: Trace, operations: dict[str, _Operation], trainable: bool) -> 
         if done.placement == "before" and done.reads is not None and done.group.reason is None:
             first_reader = readers.setdefault((done.reads, done.stride), done)
             first_reader.group.join(done.group)
+
+
+def _keep_unused(operations: Iterable[_Operation]) -> None:
+    """Let operations keep their stride if the model's output depends on none of their group."""
+    used = {done.group.root() for done in operations if done.is_used}
+    for done in operations:
+        if done.group.root() not in used and done.group.own is None:
+            done.group.own = (
+                "the model's output does not depend on it, so its stride would not learn"
+            )
 
 
 def _way(step: Step | None) -> list[Step]:

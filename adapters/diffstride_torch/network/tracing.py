@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from diffstride_backends.torch_backend import is_distributed
-from diffstride_backends.torch_private import version_of
+from diffstride_backends.torch_private import has_hooks, version_of
 from torch import fx, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
@@ -130,8 +130,8 @@ class Step:
     is_used : bool
         Whether the model's output depends on the step. Always True without a trace.
     is_averaged : bool
-        Whether only the mean of the step's output over all positions matters. Always False without
-        a trace.
+        Whether only the mean of the step's output over all positions matters, as far as the trace
+        shows. Always False without a trace.
     """
 
     before: Step | None
@@ -315,7 +315,7 @@ class Trace(Recording):
         return used
 
     def _averaged_nodes(self, graph: fx.Graph) -> set[fx.Node]:
-        """Return the nodes whose output is read only by means, possibly after linear operations."""
+        """Return nodes whose output is read only by means, possibly after linear operations."""
         averaged: set[fx.Node] = set()
 
         def is_mean(node: fx.Node) -> bool:
@@ -352,7 +352,7 @@ class Trace(Recording):
         if not sources:
             return
         if node not in self._shapes:
-            if node.target is getattr or node.target == "size":
+            if _called(node) in (getattr, "size"):
                 return
             # A tuple of parts of a map, or the model's output.
             self._at[node] = self._at[sources[0]]
@@ -751,6 +751,11 @@ def _name(node: fx.Node, calls_of: Counter[str]) -> str:
     return name if calls_of[name] == 1 else f"{name} ({calls_of[name]})"
 
 
+def _called(node: fx.Node) -> Any:
+    """Return the function or the name of the method that a node calls, or None."""
+    return node.target if node.op in ("call_function", "call_method") else None
+
+
 def _can_change(rule: Rule) -> bool:
     """Return whether a rule that has kept one size may change another one."""
     if isinstance(rule, SlidingKernel):
@@ -803,7 +808,7 @@ def _rule(node: fx.Node, module: nn.Module | None, shapes: dict[fx.Node, Size]) 
         return Constant(output)
     (source, *_) = node.all_input_nodes
     size = shapes.get(source, ())[2:]
-    if node.target in _REDUCTIONS and _reduces_all_positions(node, len(shapes[source])):
+    if _called(node) in _REDUCTIONS and _reduces_all_positions(node, len(shapes[source])):
         return Constant(output)
     if node.target is functional.pad and _has_nodes(node.args[1:]):
         return None
@@ -820,29 +825,33 @@ def _rule(node: fx.Node, module: nn.Module | None, shapes: dict[fx.Node, Size]) 
 
 
 def _is_per_position(module: nn.Module | None) -> bool:
-    """Return whether a module is linear and computes each position from itself alone."""
-    if isinstance(module, CONVOLUTIONS):
+    """Return whether a module is known to be linear and to keep the positions apart."""
+    if module is None or has_hooks(module):
+        return False
+    if type(module) in CONVOLUTIONS:
         sliding = sliding_kernel_of(module)
         return (
             sliding is not None
             and {*sliding.kernel, *sliding.stride} == {1}
             and not any(sliding.padding)
         )
-    return isinstance(module, nn.Identity)
+    return type(module) is nn.Identity
 
 
 def _takes_mean(node: fx.Node, module: nn.Module | None, shapes: dict[fx.Node, Size]) -> bool:
-    """Return whether a call takes the mean over all positions."""
-    if isinstance(module, _ADAPTIVE_MEANS) or node.target in _ADAPTIVE_MEAN_CALLS:
+    """Return whether a call is known to take the mean over all positions."""
+    is_module = type(module) in _ADAPTIVE_MEANS and module is not None and not has_hooks(module)
+    if is_module or node.target in _ADAPTIVE_MEAN_CALLS:
         return math.prod(shapes[node][2:]) == 1
-    if node.target not in ("mean", torch.mean):
+    if _called(node) not in ("mean", torch.mean):
         return False
     (source, *_) = node.all_input_nodes
     return _reduces_all_positions(node, len(shapes[source]))
 
 
 def _reduces_all_positions(node: fx.Node, rank: int) -> bool:
-    dims = arguments_of(node, ("input", "dim")).get("dim")
+    given = arguments_of(node, ("input", "dim"))
+    dims = given.get("dim", given.get("axis"))
     if dims is None or _has_nodes(dims):
         return dims is None
     return {dim % rank for dim in per_axis(dims, 1)} >= set(range(2, rank))
@@ -923,4 +932,4 @@ _KEEPING_CALLS = {
 
 def _keeps_positions(node: fx.Node, module: nn.Module | None) -> bool:
     """Return whether a call keeps the positions, even if it mixes channels or permutes axes."""
-    return isinstance(module, _KEEPING_MODULES) or node.target in _KEEPING_CALLS
+    return isinstance(module, _KEEPING_MODULES) or _called(node) in _KEEPING_CALLS

@@ -232,7 +232,6 @@ def test_saving_a_model(tmp_path, predicted):
     np.testing.assert_allclose(other.predict(x, verbose=0), expected, atol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of Keras and of the exporter that it calls
 def test_a_model_is_exported_for_batches_of_any_size(tmp_path):
     model = small_model(DiffStride2d((2.3, 1.7)))
@@ -262,6 +261,16 @@ def test_sizes_are_updated_every_few_batches(update_freq, sizes):
     assert layer.plans.plan((1, 20, 20, 1)).output_sizes == SIZES[2.6]
 
 
+def test_validation_has_the_sizes_of_the_last_batch():
+    layer = TracedLayer(2.0)
+    model = compiled_model(layer, optimizer=frozen())
+    x, y = data(12)
+    callbacks = [Move(layer, [2.0, 2.0, 2.6]), UpdateSizes(update_freq=2)]
+    fit = model.fit(x, y, batch_size=4, verbose=0, validation_data=(x, y), callbacks=callbacks)
+    (found,) = fit.history["val_loss"]
+    np.testing.assert_allclose(found, model.evaluate(x, y, verbose=0), rtol=1e-5)
+
+
 def test_the_update_frequency_is_checked():
     with pytest.raises(ValueError, match="update_freq must be at least 1, got 0"):
         UpdateSizes(0)
@@ -269,6 +278,7 @@ def test_the_update_frequency_is_checked():
         UpdateSizes(1.5)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_file(tmp_path):
     x, y = data()
     model = compiled_model(DiffStride2d((2.0, 2.2)), optimizer=keras.optimizers.Adam(0.05))

@@ -175,6 +175,18 @@ def test_a_larger_stride_costs_less_whatever_the_engine(module, size):
     assert max(costs[i] / costs[i + 1] for i in range(199)) < 1.1
 
 
+@pytest.mark.parametrize("size", [(1021, 2003), (1009, 1031), (521, 523), (1024, 1031)])
+def test_a_larger_stride_costs_less_on_two_long_axes(size):
+    model = nn.Sequential(DiffStride2d((2.0, 3.0)))
+    penalty = flops_penalty(model, torch.zeros(1, 1, *size))
+    costs = []
+    for stride in torch.linspace(1.5, 3.5, 100):
+        with torch.no_grad():
+            model[0].strides[0] = stride
+        costs.append(penalty.multiply_adds())
+    assert costs == sorted(costs, reverse=True)
+
+
 def test_a_long_axis_counts_as_a_product_of_limited_length():
     for size, counted in ((384, 384), (2000, 384)):
         model = nn.Sequential(DiffStride1d(4.0))

@@ -201,12 +201,25 @@ class Unused(nn.Module):
 
     def __init__(self, *, writes=False):
         super().__init__()
-        self.used, self.unused, self.writes = conv(2), conv(2), writes
+        self.used, self.unused, self.writes = conv(2), conv(4), writes
 
     def forward(self, x):
         y, z = self.used(x), self.unused(x)
         if self.writes:
-            y.add_(z)
+            y[:, :, ::2, ::2].add_(z)
+        return y
+
+
+class UnusedSum(nn.Module):
+    """A model that adds two maps, and returns one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = conv(2), conv(2)
+
+    def forward(self, x):
+        y = self.used(x)
+        _ = y + self.unused(x)
         return y
 
 
@@ -226,6 +239,8 @@ def test_an_operation_without_influence_on_the_output_is_kept():
     model(images()).sum().backward()
     assert report.layers[0].strides.grad is not None
     report = replace_downsampling(Unused(writes=True), images())
+    assert [done.name for done in report.replaced] == ["used", "unused"]
+    report = replace_downsampling(UnusedSum(), images())
     assert [done.name for done in report.replaced] == ["used", "unused"]
     assert len(report.layers) == 1
 
@@ -256,6 +271,70 @@ def test_a_stride_that_only_a_mean_follows_is_named(tail, is_averaged, placement
     assert last.only_averaged == is_averaged[placement]
     assert (last.layer.strides.grad.abs().max() < 1e-9) == last.only_averaged
     assert ("its stride gets no gradient" in str(report)) == last.only_averaged
+
+
+class Rectified(nn.Conv2d):
+    """A convolution that is not linear."""
+
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+class Tail(nn.Module):
+    """A pooling before a module or a function whose name or arguments look like a mean."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.pool, self.mean, self.after = nn.MaxPool2d(2), nn.BatchNorm2d(3), after
+
+    def forward(self, x):
+        return self.after(self, self.pool(x))
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda model, x: model.mean(x).relu(),
+        lambda model, x: x.mean(axis=1, keepdim=True).square(),
+        lambda model, x: x.mean(-1).square(),
+    ],
+)
+def test_what_only_looks_like_a_mean_is_none(after):
+    torch.manual_seed(0)
+    model, x = Tail(after), images(32)
+    (done,) = replace_downsampling(model, x).replaced
+    model(x).sum().backward()
+    assert not done.only_averaged
+    assert done.layer.strides.grad.abs().min() > 0
+
+
+def _squaring(module):
+    module.register_forward_pre_hook(lambda _, inputs: (inputs[0].square(),))
+    return module
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        [Rectified(3, 4, 1), nn.AdaptiveAvgPool2d(1)],
+        [_squaring(nn.AdaptiveAvgPool2d(1))],
+        [_squaring(nn.Identity()), nn.AdaptiveAvgPool2d(1)],
+    ],
+)
+def test_hooks_and_subclasses_are_not_taken_for_linear(tail):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.MaxPool2d(2), *copy.deepcopy(tail)), images(32)
+    (done,) = replace_downsampling(model, x).replaced
+    model(x).square().sum().backward()
+    assert not done.only_averaged
+    assert done.layer.strides.grad.abs().max() > 1e-6
+
+
+def test_a_held_stride_that_a_mean_follows_is_not_remarked_on():
+    model = nn.Sequential(nn.AvgPool2d(2), Mean())
+    report = replace_downsampling(model, images(32), trainable=False)
+    assert report.replaced[0].only_averaged
+    assert "gradient" not in str(report)
 
 
 def _with_hook(module):
